@@ -1,0 +1,1 @@
+"""What training and service must agree on: the bundle, its registry, how a sequence looks, and the models."""

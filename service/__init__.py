@@ -1,0 +1,1 @@
+"""Online: events in, recommendations out. Never imports torch."""

@@ -1,0 +1,1 @@
+"""Offline: interactions in, a certified bundle out."""
