@@ -1,0 +1,104 @@
+"""The versions in an artifacts folder, and which of them is the champion.
+
+`artifacts/CURRENT` holds version names, one a line: the champion, then those it replaced, newest first. It is one
+small file replaced by rename, so that a reader sees the state before or after a promotion and nothing between.
+"""
+
+import fcntl
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from models.bundle import MANIFEST, BundleError, Manifest, read_bundle, read_manifest
+
+CURRENT = "CURRENT"
+_KEPT = 50  # promotions remembered, far more than anyone rolls back
+
+
+class RegistryError(Exception):
+    """A promotion or rollback that cannot be; the message says what to do instead."""
+
+
+class Registry:
+    """Bundles under one folder."""
+
+    def __init__(self, artifacts: Path) -> None:
+        self.artifacts = artifacts
+
+    def versions(self) -> list[str]:
+        """Names of all bundles, oldest first (by the manifest's time of creation); unreadable ones come last."""
+        if not self.artifacts.is_dir():
+            return []
+        names = [path.parent.name for path in self.artifacts.glob(f"*/{MANIFEST}") if path.parent.name[0] != "."]
+        return sorted(names, key=lambda name: (self._created(name), name))
+
+    def manifest(self, version: str) -> Manifest:
+        """Raises BundleError if it cannot be read."""
+        return read_manifest(self.folder(version))
+
+    def folder(self, version: str) -> Path:
+        """Where a version lives. Raises RegistryError for a name that is no version here."""
+        folder = self.artifacts / version
+        if Path(version).name != version or version.startswith(".") or not (folder / MANIFEST).is_file():
+            known = ", ".join(self.versions()) or "none"
+            raise RegistryError(f"there is no version {version!r} in {self.artifacts} (versions here: {known})")
+        return folder
+
+    def current(self) -> str | None:
+        """The champion's version, or None before the first promotion."""
+        promoted = self._promoted()
+        return promoted[0] if promoted else None
+
+    def promote(self, version: str) -> str | None:
+        """Verify a version, make it the champion and return the one it replaced.
+
+        Raises RegistryError if there is no such version, BundleError if it is damaged.
+        """
+        read_bundle(self.folder(version))
+        with self._locked():
+            promoted = self._promoted()
+            if promoted[:1] != [version]:
+                self._write([version, *promoted])
+            return next((name for name in promoted if name != version), None)
+
+    def rollback(self) -> str:
+        """Make the champion's predecessor the champion again and return it.
+
+        Raises RegistryError if there is none, BundleError if it is damaged.
+        """
+        with self._locked():
+            promoted = self._promoted()
+            if len(promoted) < 2:
+                raise RegistryError(f"there is no earlier champion in {self.artifacts} to roll back to")
+            read_bundle(self.folder(promoted[1]))
+            self._write(promoted[1:])
+            return promoted[1]
+
+    def _created(self, version: str) -> str:
+        try:
+            return read_manifest(self.artifacts / version).created
+        except BundleError:
+            return "~"  # after every date
+
+    def _promoted(self) -> list[str]:
+        try:
+            return (self.artifacts / CURRENT).read_text(encoding="utf-8").split()
+        except FileNotFoundError:
+            return []
+
+    def _write(self, promoted: list[str]) -> None:
+        descriptor, draft = tempfile.mkstemp(prefix=".current-", dir=self.artifacts)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write("\n".join(promoted[:_KEPT]) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        Path(draft).chmod(0o644)  # the service may run as another user
+        Path(draft).replace(self.artifacts / CURRENT)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with (self.artifacts / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield

@@ -1,0 +1,154 @@
+"""A bundle as a function: sequences in, vectors and rankings out, by onnxruntime.
+
+The service ranks with it, training evaluates bundles with it and `python -m models verify` replays golden inputs
+with it, so that what is certified is what runs.
+"""
+
+import os
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.bundle import Bundle, BundleError
+from models.sequence import Indices, pad, truncate
+
+Device = Literal["auto", "cpu", "cuda"]
+
+TOLERANCE = 1e-4  # of a score, against torch: twenty times the noise seen between the two on one machine
+EXCLUDED_SCORE = float(np.finfo(np.float32).min)  # finite stand-in for minus infinity inside the graph
+_BUCKETS = (8, 16, 32, 64, 128, 256)  # widths that a batch is cut into; padding costs at most half of a row
+_SMALL_BATCH = 4  # below this, one padded run costs less than several exact ones
+
+
+class DeviceError(Exception):
+    """The device asked for is not the one that onnxruntime gave; the message says what to do."""
+
+
+class Runtime:
+    """Encoder and ranker sessions over one bundle. Thread-safe: onnxruntime sessions are.
+
+    threads: intra-op threads, by default as many as the CPU quota allows.
+    Raises DeviceError if `device` is "cuda" and a session runs elsewhere, BundleError if a graph cannot be loaded.
+    """
+
+    def __init__(self, bundle: Bundle, *, device: Device = "auto", threads: int | None = None) -> None:
+        self.bundle = bundle
+        self.threads = threads or cpu_quota()
+        self._encoder = _session(bundle.encoder, device, self.threads)
+        self._ranker = _session(bundle.ranker, device, self.threads)
+        self.provider: str = self._encoder.get_providers()[0]
+
+    def encode(self, sequences: Sequence[Indices]) -> NDArray[np.float32]:
+        """Last-position vectors of histories given as item indices, oldest first: float32 (batch, dim).
+
+        Only the newest `manifest.length` entries are read. Histories of like length share a run, since a batch
+        padded to its longest history spends most of its time on padding.
+        """
+        newest = [truncate(sequence, self.bundle.manifest.length) for sequence in sequences]
+        if len(newest) <= _SMALL_BATCH:
+            return self._run_encoder(newest)
+        buckets = np.searchsorted(_BUCKETS, [len(sequence) for sequence in newest])
+        vectors = np.empty((len(newest), self.bundle.manifest.dim), np.float32)
+        for bucket in np.unique(buckets):
+            rows = np.flatnonzero(buckets == bucket)
+            vectors[rows] = self._run_encoder([newest[row] for row in rows])
+        return vectors
+
+    def rank(
+        self, vectors: NDArray[np.float32], excluded: Sequence[Indices], k: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The k best items of each row, best first, ties in item order: indices and scores, both (batch, k).
+
+        vectors (batch, dim); excluded: item indices a row that must not come back. Where fewer than k items remain,
+        the surplus entries score EXCLUDED_SCORE or less.
+        """
+        matrix, _ = pad(excluded)  # its padding excludes row 0, which is no item
+        if not (matrix == 0).any(axis=1).all():
+            matrix = np.pad(matrix, ((0, 0), (0, 1)))
+        feeds = {
+            "vectors": vectors,
+            "items": self.bundle.items,
+            "excluded": matrix,
+            "k": np.array([min(k, self.bundle.manifest.items)], np.int64),
+        }
+        indices, scores = self._ranker.run(["indices", "scores"], feeds)
+        return indices, scores
+
+    def replay_golden(self) -> None:
+        """Raise BundleError unless the golden inputs give the answers that torch gave."""
+        golden = self.bundle.golden
+        sequences = [row[:length] for row, length in zip(golden.sequences, golden.lengths, strict=True)]
+        vectors = self.encode(sequences)
+        _, scores = self.rank(vectors, list(golden.excluded), golden.scores.shape[1])
+        difference = max(_distance(vectors, golden.vectors), _distance(scores, golden.scores))
+        if not difference <= TOLERANCE:  # so written, a NaN fails too
+            raise BundleError(
+                f"{self.bundle.folder}: golden inputs come out {difference:.2g} away from torch's answers "
+                f"(at most {TOLERANCE:.0e} is allowed); do not serve it, export it again"
+            )
+
+    def _run_encoder(self, sequences: Sequence[Indices]) -> NDArray[np.float32]:
+        padded, lengths = pad(sequences)
+        return self._encoder.run(["vectors"], {"sequences": padded, "lengths": lengths})[0]  # type: ignore[no-any-return]
+
+
+def cpu_quota() -> int:
+    """CPUs this process may use: the affinity mask, cut by the control group's quota; at least 1."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return allowed
+    return allowed if quota == "max" else max(1, min(allowed, int(quota) // int(period)))
+
+
+def check_installation() -> None:
+    """Raise DeviceError if both onnxruntime packages are installed: they overwrite each other's files."""
+    found = [name for name in ("onnxruntime", "onnxruntime-gpu") if _installed(name)]
+    if len(found) != 1:
+        state = "both are" if found else "neither is"
+        raise DeviceError(
+            f"exactly one of onnxruntime and onnxruntime-gpu must be installed, {state}: "
+            "make a fresh environment with either recserve[service-cpu] or recserve[service-gpu]"
+        )
+
+
+def _session(graph: Path, device: Device, threads: int) -> Any:
+    import onnxruntime  # noqa: PLC0415 - so that check_installation can say first what is wrong with it
+
+    wanted = ["CPUExecutionProvider"]
+    if device == "cuda" or (device == "auto" and "CUDAExecutionProvider" in onnxruntime.get_available_providers()):
+        # TF32 rounds to 10 bits, far outside the tolerance that bundles are certified to.
+        wanted.insert(0, ("CUDAExecutionProvider", {"use_tf32": "0"}))  # type: ignore[arg-type]
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # two spinning sessions fight for cores
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(graph, options, providers=wanted)
+    except Exception as error:  # onnxruntime's own errors share no other base class
+        if device == "cuda":
+            raise DeviceError(f"device is cuda, but onnxruntime could not start it: {error}") from error
+        raise BundleError(f"{graph}: onnxruntime cannot load it: {error}") from error
+    if device == "cuda" and session.get_providers()[0] != "CUDAExecutionProvider":
+        raise DeviceError(
+            f"device is cuda, but onnxruntime runs on {session.get_providers()[0]}: install recserve[service-gpu] with "
+            "its CUDA and cuDNN libraries (onnxruntime's log above names the one it missed), or set device to cpu"
+        )
+    return session
+
+
+def _distance(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    return float(np.abs(found - expected).max()) if found.shape == expected.shape else float("inf")
+
+
+def _installed(name: str) -> bool:
+    try:
+        version(name)
+    except PackageNotFoundError:
+        return False
+    return True
