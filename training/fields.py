@@ -1,0 +1,86 @@
+"""Columns as they were read to ids, times and values, with null where a cell is none.
+
+What counts as an id, a moment or a number is decided here once, whichever kind of file a column came from.
+"""
+
+import polars as pl
+
+MAX_TIMESTAMP_MS = 4_133_980_800_000  # 2101-01-01; anything from there on, or before 1970, is no event's time
+_SECONDS_BELOW = 1e11  # as seconds the year 5138, as milliseconds March 1973: no log is near either
+_INSTANT = (
+    r"^(\d{4}-\d{2}-\d{2})(?:[Tt ](\d{2}:\d{2})(?::(\d{2}))?(?:[.,](\d{1,9}))?"
+    r"\s*(?:[Zz]|([+-])(\d{2}):?(\d{2}))?)?$"
+)
+
+
+class FieldError(ValueError):
+    """A column has a type that cannot hold what is asked of it; the message names the source and the column."""
+
+
+def ids(source: str, given: pl.Series) -> pl.Series:
+    """The ids as String; null where one is missing or of a wrong type."""
+    if given.dtype == pl.String:
+        if not given.str.contains(r"^[\[{]").any():
+            return given
+        # A JSON object or array where an id should be; a mere brace, as in a GUID, is not JSON and may stay.
+        nested = given.str.contains(r"^[\[{]") & given.str.json_path_match("$").is_not_null()
+        return given.set(nested.fill_null(False), None)
+    if given.dtype.is_float():
+        whole = given.is_finite() & (given == given.floor()) & (given.abs() < 2**53)
+        return given.set(~whole.fill_null(False), None).cast(pl.Int64).cast(pl.String)
+    if given.dtype.is_integer() or given.dtype in (pl.Categorical, pl.Enum, pl.Null):
+        return given.cast(pl.String)
+    raise FieldError(f"{source}: the {given.name} column is {given.dtype}; ids must be text or integers")
+
+
+def timestamps(source: str, given: pl.Series) -> tuple[pl.Series, pl.Series]:
+    """Epoch milliseconds Int64, null where there is no time, and True where something was there but is none."""
+    if given.dtype in (pl.Date, pl.Datetime):
+        return given.cast(pl.Datetime("ms")).cast(pl.Int64), given.is_null() & False
+    if not (given.dtype.is_numeric() or given.dtype in (pl.String, pl.Null)):
+        raise FieldError(f"{source}: the timestamp column is {given.dtype}; it must be numbers, text or dates")
+    present = given.is_not_null()
+    if given.dtype == pl.String:
+        present &= given.str.contains(r"\S").fill_null(False)
+        text = given.str.strip_chars()
+        numbers = text.cast(pl.Float64, strict=False)
+    else:
+        text = None
+        numbers = given.cast(pl.Float64)
+    not_a_number = numbers.is_nan().fill_null(False)
+    finite = numbers.set(~numbers.is_finite().fill_null(False), None)
+    median = finite.abs().median()
+    factor = 1000.0 if isinstance(median, float) and median < _SECONDS_BELOW else 1.0
+    # Past the limit the exact time no longer matters, and an integer may not hold it.
+    milliseconds = (finite * factor).round().clip(-1.0, float(MAX_TIMESTAMP_MS)).cast(pl.Int64)
+    infinite = numbers.is_infinite().fill_null(False)
+    milliseconds = milliseconds.set(infinite, MAX_TIMESTAMP_MS)
+    if text is not None and (present & numbers.is_null()).any():
+        milliseconds = milliseconds.zip_with(numbers.is_not_null(), _instants(text))
+    return milliseconds, present & milliseconds.is_null() & ~not_a_number
+
+
+def _instants(text: pl.Series) -> pl.Series:
+    """Epoch milliseconds of RFC 3339 and ISO 8601 times and dates, UTC where no zone is given; null where none."""
+    parts = text.str.extract_groups(_INSTANT).struct.unnest()
+    day, minute, second, fraction, sign, zone_hours, zone_minutes = (parts[name] for name in parts.columns)
+    local = (day + " " + minute.fill_null("00:00") + ":" + second.fill_null("00")).str.to_datetime(
+        "%Y-%m-%d %H:%M:%S", time_unit="ms", strict=False
+    )
+    past_second = fraction.fill_null("0").str.pad_end(3, "0").str.slice(0, 3).cast(pl.Int64)
+    offset = zone_hours.cast(pl.Int64).fill_null(0) * 60 + zone_minutes.cast(pl.Int64).fill_null(0)
+    east = (sign == "-").fill_null(False).cast(pl.Int64) * -2 + 1
+    return local.cast(pl.Int64) + past_second - offset * east * 60_000
+
+
+def values(source: str, given: pl.Series) -> tuple[pl.Series, pl.Series]:
+    """Float32, null where there is no value, and True where something was there but is no finite number."""
+    if given.dtype == pl.String:
+        present = given.str.contains(r"\S").fill_null(False)
+        numbers = given.str.strip_chars().cast(pl.Float32, strict=False)
+    elif given.dtype.is_numeric() or given.dtype in (pl.Boolean, pl.Null):
+        present = given.is_not_null()
+        numbers = given.cast(pl.Float32)
+    else:
+        raise FieldError(f"{source}: the value column is {given.dtype}; it must be numbers")
+    return numbers, present & ~numbers.is_finite().fill_null(False)

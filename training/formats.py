@@ -1,0 +1,140 @@
+"""Files to columns of text: the delimited, Parquet, JSON-lines and header-less formats the data comes in.
+
+Nothing is judged here: text stays text, so that an id like "007" survives, and whoever asked counts what is wrong
+with it. Only a file that cannot be read at all is an error.
+"""
+
+import gzip
+import json
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import polars as pl
+
+SUFFIXES = (".csv", ".tsv", ".inter", ".item", ".parquet", ".jsonl", ".ndjson", ".txt")  # all but Parquet also .gz
+_NO_SEPARATOR = "\x01"  # occurs in no text, so a delimited reader gives whole lines
+
+
+class FormatError(ValueError):
+    """A file is missing, unreadable or not in the format its name promises; the message names it and what to do."""
+
+
+def suffix_of(path: Path) -> str:
+    """The suffix that decides the format, ".gz" taken off and in lower case: one of SUFFIXES, else FormatError."""
+    name = path.name.lower()
+    bare = name.removesuffix(".gz")
+    suffix = Path(bare).suffix
+    if suffix not in SUFFIXES or (suffix == ".parquet" and name != bare):
+        raise FormatError(f"{path}: unknown kind of file; its name must end in one of {', '.join(SUFFIXES)} (or .gz)")
+    return suffix
+
+
+def content_of(path: Path) -> bytes:
+    """The bytes of a file, unpacked if its name ends in .gz; FormatError if that fails or there are none."""
+    try:
+        content = path.read_bytes()
+        if path.name.lower().endswith(".gz"):
+            content = gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise FormatError(f"{path}: cannot be read ({error}); check the path and that the file is complete") from error
+    if not content.strip():
+        raise FormatError(f"{path}: the file is empty")
+    return content
+
+
+def read_delimited(path: Path) -> pl.DataFrame:
+    """CSV with a comma and quotes; TSV, .inter and .item with tabs and none. Every column is String, null if empty.
+
+    The types in the header of .inter and .item ("user_id:token") are taken off. UTF-8 with or without a mark.
+    """
+    suffix = suffix_of(path)
+    try:
+        frame = pl.read_csv(
+            content_of(path),
+            separator="," if suffix == ".csv" else "\t",
+            quote_char='"' if suffix == ".csv" else None,
+            infer_schema=False,
+        )
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise FormatError(
+            f"{path}: not a readable {suffix} table ({_first_line(error)}); it must be UTF-8 with one header line and "
+            "the same number of fields in every line"
+        ) from error
+    if suffix in (".inter", ".item"):
+        names = [name.rsplit(":", 1)[0] for name in frame.columns]
+        if len(set(names)) != len(names):
+            raise FormatError(f"{path}: a column occurs twice in the header {frame.columns}")
+        frame.columns = names
+    return frame
+
+
+def read_parquet(path: Path, wanted: Sequence[str]) -> tuple[pl.DataFrame, list[str]]:
+    """Those of the wanted columns a Parquet file has, with their own types, and the names of all its columns."""
+    try:
+        present = list(pl.read_parquet_schema(path))
+        return pl.read_parquet(path, columns=[name for name in wanted if name in present]), present
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise FormatError(f"{path}: not a readable Parquet file ({_first_line(error)})") from error
+
+
+def read_lines(path: Path) -> pl.Series:
+    """The lines of a text file that are not blank, String."""
+    try:
+        lines = pl.read_csv(
+            content_of(path),
+            has_header=False,
+            new_columns=["line"],
+            separator=_NO_SEPARATOR,
+            quote_char=None,
+            infer_schema=False,
+        )["line"]
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise FormatError(f"{path}: not a text file in UTF-8 ({_first_line(error)})") from error
+    return lines.filter(lines.str.contains(r"\S"))
+
+
+def read_json_lines(path: Path, wanted: Sequence[str]) -> tuple[pl.DataFrame, list[str]]:
+    """Those of the wanted fields that any line has, as String, and `malformed`, True where a line is no JSON object.
+
+    Text and numbers come as they are written, an object or array as its JSON. The second value names the fields of
+    the first line that is an object.
+    """
+    lines = read_lines(path)
+    whole = lines.str.json_path_match("$")
+    objects = whole.str.starts_with("{").fill_null(False)
+    columns = {name: lines.str.json_path_match(_json_path(name)) for name in wanted}
+    found = {name: column for name, column in columns.items() if column.null_count() < len(column)}
+    fields = [] if not objects.any() else list(json.loads(lines.filter(objects)[0]))
+    return pl.DataFrame({**found, "malformed": ~objects}), fields
+
+
+def read_sequences(path: Path, *, header: str) -> pl.DataFrame:
+    """`user` and `item`, String, of a header-less file: "user item" or "user item item ..." a line, oldest first.
+
+    The two kinds need no telling apart: a line is a user and the items that follow. A line without an item gives one
+    row with item null. Users may recur when all lines have two words; in longer lines a user who recurs means that
+    the file is something else (often "user item rating time"), which is FormatError, as is a first word equal to
+    `header`.
+    """
+    words = read_lines(path).str.extract_all(r"\S+")
+    users = words.list.first()
+    if len(users) and users[0] == header:
+        raise FormatError(f"{path}: begins with a header line; name a table with columns .csv or .tsv")
+    if words.list.len().max() != 2 and users.n_unique() < len(users):
+        recurring = users.filter(users.is_duplicated())[0]
+        raise FormatError(
+            f"{path}: user {recurring!r} has more than one line, so the lines are not 'user item item ...'; write "
+            "one line per user, or give a table a header line and name it .csv or .tsv"
+        )
+    items = words.list.slice(1)
+    return pl.DataFrame({"user": users, "item": items}).explode("item")
+
+
+def _json_path(name: str) -> str:
+    escaped = name.replace("\\", "\\\\").replace("'", "\\'")
+    return f"$['{escaped}']"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0]

@@ -1,0 +1,249 @@
+"""Interaction logs in, checked columns out, with a count of every row that was dropped and why.
+
+A log is the one input nobody here controls. So every row passes the same checks whatever file it came from, a few bad
+rows are counted and left behind, and many are an error before any of them is learned from.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from training import fields, formats
+from training.fields import MAX_TIMESTAMP_MS
+
+MAX_ID_BYTES = 256  # the limit of the HTTP contract: a longer id could never be asked for
+
+
+class InteractionsError(ValueError):
+    """The files cannot be used; the message names the file or the reasons, and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Names of the columns to read. One that is named must be there.
+
+    None stands for "timestamp" and "value" (in .inter files "timestamp" and "rating"), read where a file has them.
+    """
+
+    user: str = "user_id"
+    item: str = "item_id"
+    timestamp: str | None = None
+    value: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Rows read and kept, and how many were dropped for which reason; a row counts under its first reason."""
+
+    rows_read: int
+    rows_kept: int
+    dropped: dict[str, int]
+
+    def __str__(self) -> str:
+        reasons = "".join(f"\n  {count:>10,}  {reason}" for reason, count in self.dropped.items())
+        return f"{self.rows_kept:,} of {self.rows_read:,} rows kept{reasons}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Interactions:
+    """Checked interactions, oldest first; where times tie or there are none, in the order they were read.
+
+    frame: user_id String, item_id String, timestamp Int64 in epoch ms (all null without timestamps), value Float32
+    (null where there is none). Repeated rows stay: a user may well do the same thing twice.
+    sha256 has a digest per source, in the order they were read.
+    """
+
+    frame: pl.DataFrame
+    report: Report
+    has_timestamps: bool
+    sha256: tuple[str, ...]
+
+    def extended(self, other: "Interactions") -> "Interactions":
+        """These and the other interactions, in time order; in a tie these come first. Duplicates are not removed.
+
+        Raises InteractionsError if only one of the two has timestamps, since they could not be ordered.
+        """
+        if self.has_timestamps != other.has_timestamps:
+            raise InteractionsError("only one of the two sets of interactions has timestamps; give both or neither")
+        dropped = dict(self.report.dropped)
+        for reason, count in other.report.dropped.items():
+            dropped[reason] = dropped.get(reason, 0) + count
+        return Interactions(
+            frame=_in_time_order(pl.concat([self.frame, other.frame])),
+            report=Report(
+                self.report.rows_read + other.report.rows_read, self.report.rows_kept + other.report.rows_kept, dropped
+            ),
+            has_timestamps=self.has_timestamps,
+            sha256=self.sha256 + other.sha256,
+        )
+
+
+def read_interactions(
+    paths: Sequence[Path], *, columns: Columns = Columns(), max_dropped: float = 0.01
+) -> Interactions:
+    """Read interaction files as one log, in the given order.
+
+    By suffix: .csv, .tsv, .jsonl or .ndjson, .inter (RecBole's atomic file, typed header), .txt without a header
+    ("user item" or "user item item ..." a line, oldest first), each also with .gz; and .parquet.
+
+    Ids are kept as written; integers become their decimal digits, and so do numbers with a fraction of zero in a
+    Parquet column of floats (there 3.0 is item "3"; any other fraction is a wrong type). Timestamps are RFC 3339 or
+    ISO dates (UTC unless they say otherwise) or numbers: seconds where the median of the file is below 1e11, else
+    milliseconds. Without a timestamp column the order of the rows counts.
+
+    Dropped and counted: ids that are empty, blank, over 256 UTF-8 bytes or of a wrong type; timestamps that are
+    missing, unreadable, before 1970 or after 2100; values that are not a finite number; lines that are not JSON.
+    Raises InteractionsError if a file or column is missing or unreadable, if more than max_dropped (a share) of the
+    rows are dropped, if no row is left, or if only some files have timestamps.
+    """
+    if not paths:
+        raise InteractionsError("no interaction file was given")
+    parts = []
+    digests = []
+    for path in paths:
+        try:
+            raw = _raw_columns(path, columns)
+            with path.open("rb") as file:
+                digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+        except (formats.FormatError, OSError) as error:
+            raise InteractionsError(str(error)) from error
+        parts.append((str(path), raw))
+    return _assembled(parts, tuple(digests), max_dropped)
+
+
+def interactions_from_frame(
+    frame: pl.DataFrame, *, source: str, columns: Columns = Columns(), max_dropped: float = 0.01
+) -> Interactions:
+    """The same checks for rows that are already in memory; `source` names them in errors.
+
+    The digest is that of the kept rows written as CSV. Raises InteractionsError as `read_interactions` does.
+    """
+    raw = _chosen(frame, frame.columns, columns, source=source, value_name="value")
+    checked = _assembled([(source, raw)], (), max_dropped)
+    digest = hashlib.sha256(checked.frame.write_csv().encode()).hexdigest()
+    return Interactions(checked.frame, checked.report, checked.has_timestamps, (digest,))
+
+
+def _raw_columns(path: Path, columns: Columns) -> pl.DataFrame:
+    """user and item, and timestamp, value and malformed where there are any, of one file, nothing checked."""
+    suffix = formats.suffix_of(path)
+    if suffix == ".txt":
+        for name in (columns.timestamp, columns.value):
+            if name is not None:
+                raise InteractionsError(f"{path}: a .txt file of sequences has no column {name!r}; do not name one")
+        return formats.read_sequences(path, header=columns.user)
+    value_name = "rating" if suffix == ".inter" else "value"
+    wanted = list(
+        dict.fromkeys([columns.user, columns.item, columns.timestamp or "timestamp", columns.value or value_name])
+    )
+    if suffix == ".parquet":
+        frame, present = formats.read_parquet(path, wanted)
+    elif suffix in (".jsonl", ".ndjson"):
+        frame, present = formats.read_json_lines(path, wanted)
+    else:
+        frame = formats.read_delimited(path)
+        present = frame.columns
+    return _chosen(frame, present, columns, source=str(path), value_name=value_name)
+
+
+def _chosen(
+    frame: pl.DataFrame, present: Sequence[str], columns: Columns, *, source: str, value_name: str
+) -> pl.DataFrame:
+    """The mapped columns under the names user, item, timestamp, value."""
+    wanted = {
+        "user": columns.user,
+        "item": columns.item,
+        "timestamp": columns.timestamp or ("timestamp" if "timestamp" in frame.columns else None),
+        "value": columns.value or (value_name if value_name in frame.columns else None),
+    }
+    chosen = []
+    for role, name in wanted.items():
+        if name is None:
+            continue
+        if name not in frame.columns:
+            raise InteractionsError(
+                f"{source}: no column {name!r} for the {role}; the columns are {', '.join(map(repr, present))}. "
+                f"Name the {role} column"
+            )
+        chosen.append(frame[name].alias(role))
+    if "malformed" in frame.columns:
+        chosen.append(frame["malformed"])
+    return pl.DataFrame(chosen)
+
+
+def _assembled(parts: Sequence[tuple[str, pl.DataFrame]], digests: tuple[str, ...], max_dropped: float) -> Interactions:
+    """Check every part, put the rows together, refuse too many drops."""
+    if not 0 <= max_dropped <= 1:
+        raise InteractionsError(f"max_dropped is {max_dropped}; it is a share of the rows, from 0 to 1")
+    timed = {source: "timestamp" in raw.columns for source, raw in parts}
+    if len(set(timed.values())) > 1:
+        without = ", ".join(source for source, has in timed.items() if not has)
+        raise InteractionsError(f"{without}: no timestamps, but other files have them; all files need them, or none")
+    try:
+        checked = [_checked(source, raw) for source, raw in parts]
+    except fields.FieldError as error:
+        raise InteractionsError(str(error)) from error
+    frame = pl.concat([kept for kept, _ in checked])
+    dropped: dict[str, int] = {}
+    for _, reasons in checked:
+        for reason, count in reasons.items():
+            dropped[reason] = dropped.get(reason, 0) + count
+    rows_read = sum(raw.height for _, raw in parts)
+    report = Report(rows_read, frame.height, dropped)
+    names = ", ".join(timed)
+    if rows_read - frame.height > max_dropped * rows_read:
+        raise InteractionsError(
+            f"{names}: {rows_read - frame.height:,} of {rows_read:,} rows are unusable, more than the share of "
+            f"{max_dropped:g} allowed; mend the rows or allow more.\n{report}"
+        )
+    if not frame.height:
+        raise InteractionsError(f"{names}: no interaction is left to learn from.\n{report}")
+    return Interactions(_in_time_order(frame), report, any(timed.values()), digests)
+
+
+def _in_time_order(frame: pl.DataFrame) -> pl.DataFrame:
+    times = frame["timestamp"]
+    if times.null_count() or times.is_sorted():
+        return frame
+    return frame.sort("timestamp", maintain_order=True)
+
+
+def _checked(source: str, raw: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
+    """The usable rows in the columns of Interactions.frame, and the count of the others by reason."""
+    absent = pl.repeat(None, raw.height, dtype=pl.Null, eager=True)
+    timed = "timestamp" in raw.columns
+    user, item = fields.ids(source, raw["user"]), fields.ids(source, raw["item"])
+    timestamp, unreadable = fields.timestamps(source, raw["timestamp"] if timed else absent)
+    value, no_number = fields.values(source, raw["value"] if "value" in raw.columns else absent)
+    frame = pl.DataFrame({"user_id": user, "item_id": item, "timestamp": timestamp, "value": value})
+    tests: list[tuple[str, pl.Series]] = []
+    if "malformed" in raw.columns:
+        tests.append(("line is not a JSON object", raw["malformed"]))
+    for role, given, ids in (("user", raw["user"], user), ("item", raw["item"], item)):
+        tests += [
+            (f"{role} id of a wrong type", ids.is_null() & given.is_not_null()),
+            (f"{role} id empty", ~ids.str.contains(r"\S").fill_null(False)),
+            (f"{role} id over {MAX_ID_BYTES} bytes", ids.str.len_bytes().fill_null(0) > MAX_ID_BYTES),
+        ]
+    if timed:
+        tests += [
+            ("timestamp unreadable", unreadable),
+            ("timestamp missing", timestamp.is_null()),
+            (
+                "timestamp before 1970 or after 2100",
+                ~timestamp.is_between(0, MAX_TIMESTAMP_MS, closed="left").fill_null(False),
+            ),
+        ]
+    tests.append(("value is not a finite number", no_number))
+
+    bad = pl.repeat(False, raw.height, dtype=pl.Boolean, eager=True)
+    reasons: dict[str, int] = {}
+    for reason, fails in tests:
+        count = int((fails & ~bad).sum())
+        if count:
+            reasons[reason] = count
+            bad |= fails
+    return (frame.filter(~bad) if reasons else frame), reasons

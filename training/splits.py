@@ -1,0 +1,141 @@
+"""Splits of a data set into what is learned, what steers the learning, and what judges it.
+
+The test part is sealed: nothing but `open_test` gives it out, and evaluation alone may call that, so no choice made
+while training can have looked at it. The train part is a copy that holds nothing of the other two.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.dataset import Dataset, DatasetError, Sequences
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Holdout:
+    """One target per user, and what the user did before it.
+
+    users int64 (n,), row numbers of the data set; histories, a sequence per target, never empty; targets int32 (n,),
+    rows of the vocabulary; strictly_later bool (n,), True where the target is later than the last event of the
+    history, which a tie in time is not. Without timestamps the order of the file is all there is, and every target
+    counts as strictly later.
+    """
+
+    users: NDArray[np.int64]
+    histories: Sequences
+    targets: NDArray[np.int32]
+    strictly_later: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        """Number of targets."""
+        return self.targets.size
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Split:
+    """The train sequences of all users of the data set (some may be empty), the validation targets, a sealed test.
+
+    train and the histories of validation share their arrays, which hold no held-out item. `left_out` counts users
+    without a target, by reason. `cuts_ms` are the times where validation and test begin, for a split by time.
+    """
+
+    train: Sequences
+    validation: Holdout
+    _test: Holdout = field(repr=False)
+    left_out: dict[str, int]
+    cuts_ms: tuple[int, int] | None = None
+
+
+def open_test(split: Split) -> Holdout:
+    """The sealed test part. For training.evaluate alone; a test holds that."""
+    return split._test
+
+
+def split_leave_one_out(dataset: Dataset) -> Split:
+    """Each user's last item is the test target, the one before it the validation target, the rest is for training.
+
+    The test history holds the validation item. Users with fewer than 3 interactions go whole to train, without a
+    target, and are counted. Raises DatasetError if no user has 3.
+    """
+    whole = dataset.sequences
+    split_users = whole.lengths >= 3
+    users = np.flatnonzero(split_users)
+    if not users.size:
+        raise DatasetError("no user has 3 interactions, so none can be split into train, validation and test")
+    train = Sequences(whole.items, whole.starts, whole.ends - 2 * split_users, whole.timestamps, whole.values).compact()
+    return Split(
+        train=train,
+        validation=_holdout(whole, users, whole.ends[users] - 2, train.take(users)),
+        _test=_holdout(whole, users, whole.ends[users] - 1),
+        left_out={"fewer than 3 interactions": int((~split_users).sum())},
+    )
+
+
+def split_by_time(dataset: Dataset, *, validation_share: float = 0.1, test_share: float = 0.1) -> Split:
+    """Two moments cut the log of everybody: before the first is for training, then comes validation, then test.
+
+    The moments are the times of the interactions that close to `validation_share + test_share` and `test_share` of
+    all interactions are not earlier than. Whatever happened exactly at a cut belongs to the later side, so a tie
+    never straddles it. A user's target is the first event in the window, the history everything before the window
+    began (for test: the validation window included). Users with events in a window and none before it have no
+    history to rank from: they are left out of it and counted; those without events in it are no loss.
+    Raises DatasetError without timestamps, with shares that are not above 0 and together below 1, or if ties leave a
+    part empty.
+    """
+    whole = dataset.sequences
+    times = whole.timestamps
+    if times is None:
+        raise DatasetError("a split by time needs timestamps and the interactions have none; split leave-one-out")
+    if not (validation_share > 0 and test_share > 0 and validation_share + test_share < 1):
+        raise DatasetError(
+            f"validation_share {validation_share} and test_share {test_share} must be above 0 and together below 1"
+        )
+    positions = [int(times.size * (1 - validation_share - test_share)), int(times.size * (1 - test_share))]
+    first_cut, second_cut = (int(time) for time in np.partition(times, positions)[positions])
+
+    before_first = whole.starts + _count_before(whole, times, first_cut)  # where a user's validation window begins
+    before_second = whole.starts + _count_before(whole, times, second_cut)
+    train = Sequences(whole.items, whole.starts, before_first, times, whole.values).compact()
+    has_validation = (before_first < before_second) & (before_first > whole.starts)
+    has_test = (before_second < whole.ends) & (before_second > whole.starts)
+    for part, present in (
+        ("train", train.items.size > 0),
+        ("validation", has_validation.any()),
+        ("test", has_test.any()),
+    ):
+        if not present:
+            raise DatasetError(
+                f"the {part} part is empty with cuts at {first_cut} and {second_cut} ms: too few users have events on "
+                "both sides of a cut; choose other shares or split leave-one-out"
+            )
+    validation_users, test_users = np.flatnonzero(has_validation), np.flatnonzero(has_test)
+    newcomers_first = (before_first < before_second) & (before_first == whole.starts)
+    newcomers_second = (before_second < whole.ends) & (before_second == whole.starts)
+    return Split(
+        train=train,
+        validation=_holdout(whole, validation_users, before_first[validation_users], train.take(validation_users)),
+        _test=_holdout(whole, test_users, before_second[test_users]),
+        left_out={
+            "no history before validation": int(newcomers_first.sum()),
+            "no history before test": int(newcomers_second.sum()),
+        },
+        cuts_ms=(first_cut, second_cut),
+    )
+
+
+def _count_before(sequences: Sequences, times: NDArray[np.int64], cut_ms: int) -> NDArray[np.int64]:
+    """How many of each user's events are earlier than the cut, int64 (users,)."""
+    earlier = np.concatenate(([0], np.cumsum(times < cut_ms, dtype=np.int64)))
+    return earlier[sequences.ends] - earlier[sequences.starts]
+
+
+def _holdout(
+    whole: Sequences, users: NDArray[np.int64], positions: NDArray[np.int64], histories: Sequences | None = None
+) -> Holdout:
+    """The events at these flat positions as targets, each after what its user did before."""
+    if histories is None:
+        histories = Sequences(whole.items, whole.starts[users], positions, whole.timestamps, whole.values)
+    times = whole.timestamps
+    later = np.ones(users.size, dtype=np.bool_) if times is None else times[positions] > times[positions - 1]
+    return Holdout(users=users, histories=histories, targets=whole.items[positions], strictly_later=later)
