@@ -1,0 +1,186 @@
+"""The event log as service and training agree on it: one Redis stream a partition, one entry an accepted event.
+
+Retraining reads what the service wrote, possibly months earlier and from another version. So keys, fields and
+encoding live here, once; every entry carries the number of its schema, and an entry that cannot be understood is an
+error rather than a guess. redis is imported by the functions that use it: models must load without it.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+if TYPE_CHECKING:
+    import redis
+
+PARTITIONS = 16  # spreads users and logs over a cluster; part of every key: another number is another, empty store
+SCHEMA = 1
+SEQUENCE_TYPES = ("interaction", "view", "click", "rating", "purchase")  # the default of which types count as history
+LAST_TIMESTAMP_MS = 2**53 - 1  # Redis computes in doubles, which are exact up to here
+
+_PAGE = 2_000  # entries a round trip: about half a megabyte, a few milliseconds of the server's one thread
+_CONNECT_TIMEOUT_S = 2.0
+_PAGE_TIMEOUT_S = 10.0  # a batch job waits longer than a request: the server may be rewriting its files
+
+
+class EventLogError(Exception):
+    """The log cannot be reached, or holds an entry that this version cannot read."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedEvent:
+    """One interaction as it was accepted.
+
+    `timestamp_ms` is milliseconds since 1970, 0 to 2**53 - 1; `value` is finite or None; `properties` is the bytes of
+    one JSON object or None. Raises ValueError for a time or a value outside of that, or an empty id.
+    """
+
+    user_id: str
+    item_id: str
+    event_id: str
+    type: str
+    timestamp_ms: int
+    value: float | None = None
+    recommendation_id: str | None = None
+    properties: bytes | None = None
+
+    def __post_init__(self) -> None:
+        if not (self.user_id and self.item_id and self.event_id and self.type):
+            raise ValueError(f"user_id, item_id, event_id and type must not be empty: {self}")
+        if not 0 <= self.timestamp_ms <= LAST_TIMESTAMP_MS:
+            raise ValueError(f"timestamp_ms is {self.timestamp_ms}; give milliseconds from 0 to {LAST_TIMESTAMP_MS}")
+        if self.value is not None and not math.isfinite(self.value):
+            raise ValueError(f"value is {self.value}; give a finite number or None")
+
+
+@dataclass(frozen=True, slots=True)
+class LogSize:
+    """Entries the streams hold, and entries they once held and no longer do (trimmed or erased)."""
+
+    held: int
+    trimmed: int
+
+
+def partition_of(user_id: str) -> int:
+    """Partition of a user, 0 to PARTITIONS - 1: the same in every process and release (CRC-32 of the UTF-8 bytes)."""
+    return zlib.crc32(user_id.encode()) % PARTITIONS
+
+
+def log_key(partition: int) -> str:
+    """Stream of a partition. The braces are a cluster hash tag: it lies beside the state of the partition's users."""
+    return f"recserve:{{{partition}}}:log"
+
+
+def encode(event: LoggedEvent) -> list[str | bytes]:
+    """Fields of a stream entry: name, value, name, value ...
+
+    Every entry has all fields in one order, absent ones empty, because Redis stores the names of such entries once.
+    """
+    return [
+        *("schema", str(SCHEMA)),
+        *("user_id", event.user_id),
+        *("item_id", event.item_id),
+        *("event_id", event.event_id),
+        *("type", event.type),
+        *("timestamp_ms", str(event.timestamp_ms)),
+        *("value", "" if event.value is None else repr(float(event.value))),
+        *("recommendation_id", event.recommendation_id or ""),
+        *("properties", event.properties or b""),
+    ]
+
+
+def decode(entry: tuple[bytes, Mapping[bytes, bytes]]) -> LoggedEvent:
+    """Event of a stream entry (entry id, fields) as a client without `decode_responses` returns it.
+
+    Raises EventLogError if the entry has another schema, lacks a field or holds what `encode` never writes.
+    """
+    entry_id, fields = entry
+    schema = fields.get(b"schema", b"").decode(errors="replace")
+    if schema != str(SCHEMA):
+        raise EventLogError(
+            f"log entry {entry_id.decode()} has schema '{schema}', this version reads {SCHEMA}: "
+            "read it with the version that wrote it, or a later one"
+        )
+    try:
+        return LoggedEvent(
+            user_id=fields[b"user_id"].decode(),
+            item_id=fields[b"item_id"].decode(),
+            event_id=fields[b"event_id"].decode(),
+            type=fields[b"type"].decode(),
+            timestamp_ms=int(fields[b"timestamp_ms"]),
+            value=float(fields[b"value"]) if fields[b"value"] else None,
+            recommendation_id=fields[b"recommendation_id"].decode() or None,
+            properties=fields[b"properties"] or None,
+        )
+    except KeyError as error:
+        raise EventLogError(f"log entry {entry_id.decode()} has no field {error.args[0].decode()}") from error
+    except ValueError as error:
+        raise EventLogError(f"log entry {entry_id.decode()} is damaged: {error}") from error
+
+
+def connect(url: str) -> redis.Redis:
+    """Client for reading the log, with timeouts of seconds: right for a batch job, far too patient for a request.
+
+    Nothing is sent yet. Raises EventLogError if redis is not installed or the URL is not one.
+    """
+    try:
+        import redis  # noqa: PLC0415
+    except ImportError as error:
+        raise EventLogError("reading the event log needs redis: pip install redis") from error
+    try:
+        return redis.Redis.from_url(
+            url,
+            socket_connect_timeout=_CONNECT_TIMEOUT_S,
+            socket_timeout=_PAGE_TIMEOUT_S,
+            retry=redis.retry.Retry(redis.backoff.NoBackoff(), 1),  # the client's own default is up to ten
+            decode_responses=False,
+        )
+    except ValueError as error:
+        raise EventLogError(f"not the URL of a Redis server (redis://, rediss:// or unix://): {error}") from error
+
+
+def read_events(client: redis.Redis) -> Iterator[LoggedEvent]:
+    """Every event in the log, one partition after the other, each in the order of arrival; bounded memory.
+
+    Events that arrive while it reads may be included. Raises EventLogError as `decode` does, or if the server fails.
+    """
+    for partition in range(PARTITIONS):
+        start = "-"
+        while page := _page(client, log_key(partition), start):
+            for entry in page:
+                yield decode(entry)
+            start = "(" + page[-1][0].decode()
+
+
+def log_size(client: redis.Redis) -> LogSize:
+    """How many events `read_events` can give, and how many were accepted but are gone from the log.
+
+    Raises EventLogError if the server fails.
+    """
+    held = added = 0
+    for key in map(log_key, range(PARTITIONS)):
+        with _asking(key):
+            if client.exists(key):
+                info = client.xinfo_stream(key)
+                held += info["length"]
+                added += info["entries-added"]
+    return LogSize(held=held, trimmed=added - held)
+
+
+def _page(client: redis.Redis, key: str, start: str) -> list[tuple[bytes, dict[bytes, bytes]]]:
+    with _asking(key):
+        return cast(list[tuple[bytes, dict[bytes, bytes]]], client.xrange(key, min=start, count=_PAGE))
+
+
+@contextmanager
+def _asking(key: str) -> Iterator[None]:
+    import redis  # noqa: PLC0415
+
+    try:
+        yield
+    except (redis.RedisError, OSError) as error:
+        raise EventLogError(f"cannot read the event log {key}: {error}") from error

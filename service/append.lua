@@ -1,0 +1,74 @@
+-- Takes events of one user into the user's history, the record of ids already taken, and the partition's log.
+--
+-- Redis runs a script alone and writes its effects to disk as one transaction, so the three cannot disagree.
+-- All reads come before the first write, and the one write that can fail comes first: a failure leaves nothing half done.
+--
+-- KEYS  history  MessagePack array, five values an event, oldest first: timestamp_ms, event_id, item_id, type, value
+--       record   twelve bytes an event, in order of arrival: digest of the event id, second of arrival (big-endian)
+--       log      stream of the partition
+-- ARGV  history_length, history_ttl_s, record_length, record_ttl_s, log_length, now_s, then the events as a MessagePack
+--       array of {timestamp_ms, event_id, item_id, type, value or false, digest, in_sequence, log fields}
+-- Gives the number of events that were new.
+
+local STRIDE = 5
+local DIGEST = 8
+local ENTRY = 12
+
+local history_length, history_ttl_s = tonumber(ARGV[1]), tonumber(ARGV[2])
+local record_length, record_ttl_s = tonumber(ARGV[3]), tonumber(ARGV[4])
+local log_length, now_s = ARGV[5], tonumber(ARGV[6])
+local events = cmsgpack.unpack(ARGV[7])
+
+-- Lua's own `<` on strings follows the locale of the server; byte order is the same everywhere.
+local function later(time_a, id_a, time_b, id_b)
+  if time_a ~= time_b then return time_a > time_b end
+  for i = 1, math.min(#id_a, #id_b) do
+    local a, b = string.byte(id_a, i), string.byte(id_b, i)
+    if a ~= b then return a > b end
+  end
+  return #id_a > #id_b
+end
+
+local stored = redis.call('GET', KEYS[1])
+local window = stored and cmsgpack.unpack(stored) or {}
+local in_window = {}
+for i = 2, #window, STRIDE do in_window[window[i]] = true end
+
+local record = redis.call('GET', KEYS[2]) or ''
+local from = 1
+while from <= #record and struct.unpack('>I4', record, from + DIGEST) <= now_s - record_ttl_s do from = from + ENTRY end
+record = string.sub(record, from)
+local recorded = {}
+for i = 1, #record, ENTRY do recorded[string.sub(record, i, i + DIGEST - 1)] = true end
+
+local logged, taken, moved = {}, { record }, false
+for _, event in ipairs(events) do
+  local timestamp_ms, event_id, digest = event[1], event[2], event[6]
+  if not (in_window[event_id] or recorded[digest]) then
+    recorded[digest] = true
+    taken[#taken + 1] = digest .. struct.pack('>I4', now_s)
+    logged[#logged + 1] = event[8]
+    if event[7] then
+      moved = true
+      local at = #window -- move what is later up by one event; nearly always that is nothing
+      while at > 0 and later(window[at - 4], window[at - 3], timestamp_ms, event_id) do
+        for i = at, at - 4, -1 do window[i + STRIDE] = window[i] end
+        at = at - STRIDE
+      end
+      for i = 1, STRIDE do window[at + i] = event[i] end
+    end
+  end
+end
+
+if #logged == 0 then return 0 end
+
+for _, fields in ipairs(logged) do
+  redis.call('XADD', KEYS[3], 'MAXLEN', '~', log_length, '*', unpack(fields))
+end
+redis.call('SET', KEYS[2], string.sub(table.concat(taken), -record_length * ENTRY), 'EX', record_ttl_s)
+if moved then
+  local kept = {}
+  for i = math.max(1, #window - history_length * STRIDE + 1), #window do kept[#kept + 1] = window[i] end
+  redis.call('SET', KEYS[1], cmsgpack.pack(kept), 'EX', history_ttl_s)
+end
+return #logged
