@@ -43,10 +43,11 @@ def content_of(path: Path) -> bytes:
     return content
 
 
-def read_delimited(path: Path) -> pl.DataFrame:
+def read_delimited(path: Path) -> tuple[pl.DataFrame, dict[str, str]]:
     """CSV with a comma and quotes; TSV, .inter and .item with tabs and none. Every column is String, null if empty.
 
-    The types in the header of .inter and .item ("user_id:token") are taken off. UTF-8 with or without a mark.
+    .inter and .item declare types in their header ("user_id:token"): these are taken off the names and come as the
+    second value, type by name; it is empty for CSV and TSV. UTF-8, with or without a byte order mark.
     """
     suffix = suffix_of(path)
     try:
@@ -61,19 +62,21 @@ def read_delimited(path: Path) -> pl.DataFrame:
             f"{path}: not a readable {suffix} table ({_first_line(error)}); it must be UTF-8 with one header line and "
             "the same number of fields in every line"
         ) from error
-    if suffix in (".inter", ".item"):
-        names = [name.rsplit(":", 1)[0] for name in frame.columns]
-        if len(set(names)) != len(names):
-            raise FormatError(f"{path}: a column occurs twice in the header {frame.columns}")
-        frame.columns = names
-    return frame
+    if suffix not in (".inter", ".item"):
+        return frame, {}
+    header = [name.rpartition(":") if ":" in name else (name, ":", "token") for name in frame.columns]
+    types = {name: declared for name, _, declared in header}
+    if len(types) != len(header):
+        raise FormatError(f"{path}: a column occurs twice in the header {frame.columns}")
+    frame.columns = list(types)
+    return frame, types
 
 
-def read_parquet(path: Path, wanted: Sequence[str]) -> tuple[pl.DataFrame, list[str]]:
-    """Those of the wanted columns a Parquet file has, with their own types, and the names of all its columns."""
+def read_parquet(path: Path, wanted: Sequence[str] | None = None) -> tuple[pl.DataFrame, list[str]]:
+    """Those of the wanted columns (all if None) a Parquet file has, with their types, and the names of all."""
     try:
         present = list(pl.read_parquet_schema(path))
-        return pl.read_parquet(path, columns=[name for name in wanted if name in present]), present
+        return pl.read_parquet(path, columns=[name for name in present if wanted is None or name in wanted]), present
     except (pl.exceptions.PolarsError, OSError) as error:
         raise FormatError(f"{path}: not a readable Parquet file ({_first_line(error)})") from error
 

@@ -144,7 +144,7 @@ def _raw_columns(path: Path, columns: Columns) -> pl.DataFrame:
     elif suffix in (".jsonl", ".ndjson"):
         frame, present = formats.read_json_lines(path, wanted)
     else:
-        frame = formats.read_delimited(path)
+        frame, _ = formats.read_delimited(path)
         present = frame.columns
     return _chosen(frame, present, columns, source=str(path), value_name=value_name)
 

@@ -1,0 +1,174 @@
+"""What is known about items (titles, genres, brands), as columns with one entry per vocabulary row.
+
+Aligned with the rows of the item matrix, so that filters, pre-training and titles need no look-up by id.
+"""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from training import formats
+from training.dataset import Vocabulary
+
+ITEM_COLUMN = "item_id"
+TITLE_COLUMNS = ("title", "movie_title", "name")
+LIST_COLUMN = "attributes"  # where the lists of {"item": [attribute, ...]} go
+
+
+class AttributesError(ValueError):
+    """The file cannot be used; the message names it, the item or column, and what to do."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Attributes:
+    """Attribute columns, each a list with one entry per vocabulary row, None where nothing is known (row 0 always).
+
+    An entry is text, a number, a bool or a list of these. missing_items counts items of the vocabulary that the file
+    lacks, unknown_items those of the file that the vocabulary lacks.
+    """
+
+    columns: dict[str, list[object]]
+    missing_items: int
+    unknown_items: int
+
+    def title(self, row: int) -> str | None:
+        """The item's name, from the first of TITLE_COLUMNS there is; None if it has none."""
+        for name in TITLE_COLUMNS:
+            if name in self.columns:
+                title = self.columns[name][row]
+                return None if title is None else str(title)
+        return None
+
+
+def read_attributes(path: Path, vocabulary: Vocabulary) -> Attributes:
+    """Read item attributes and line them up with the vocabulary.
+
+    By suffix: .item (RecBole's atomic file; token_seq becomes a list of words, except in a title column, and float a
+    number), .csv and .tsv (text as it is), .jsonl or .ndjson and .parquet (their own types; dates become ISO text), all
+    with a column `item_id`; .json, an object from item id to an object of attributes or to a list of attribute ids
+    (then the column is "attributes"). All but Parquet may end in .gz.
+    Raises AttributesError if the file is unreadable, has no item column, has an item twice, or a value of
+    another type.
+    """
+    try:
+        ids, columns = _read_json(path) if _is_json(path) else _read_table(path)
+    except formats.FormatError as error:
+        raise AttributesError(str(error)) from error
+    rows = [vocabulary.index_of(item_id) for item_id in ids]
+    known = [row for row in rows if row is not None]
+    if len(set(known)) < len(known):
+        repeated, _ = Counter(known).most_common(1)[0]
+        raise AttributesError(f"{path}: item {vocabulary.ids[repeated]!r} occurs twice; keep one row per item")
+    aligned: dict[str, list[object]] = {}
+    for name, values in columns.items():
+        column: list[object] = [None] * vocabulary.rows
+        for row, value in zip(rows, values, strict=True):
+            if row is not None:
+                column[row] = value
+        aligned[name] = column
+    return Attributes(aligned, missing_items=vocabulary.items - len(known), unknown_items=len(rows) - len(known))
+
+
+def _is_json(path: Path) -> bool:
+    return path.name.lower().removesuffix(".gz").endswith(".json")
+
+
+def _read_json(path: Path) -> tuple[list[str], dict[str, list[object]]]:
+    try:
+        content = json.loads(formats.content_of(path))
+    except ValueError as error:
+        if isinstance(error, formats.FormatError):
+            raise
+        raise AttributesError(f"{path}: not JSON in UTF-8 ({error})") from error
+    if not isinstance(content, dict):
+        raise AttributesError(f"{path}: must hold one JSON object, from item id to its attributes; for rows use .jsonl")
+    if all(isinstance(entry, list) for entry in content.values()):
+        content = {item_id: {LIST_COLUMN: entry} for item_id, entry in content.items()}
+    for item_id, entry in content.items():
+        if not isinstance(entry, dict):
+            raise AttributesError(f"{path}: item {item_id!r} has {entry!r}; all items need an object, or all a list")
+    return list(content), _by_column(path, content.items())
+
+
+def _read_table(path: Path) -> tuple[list[str], dict[str, list[object]]]:
+    suffix = formats.suffix_of(path)
+    if suffix in (".jsonl", ".ndjson"):
+        return _read_json_lines(path)
+    if suffix == ".parquet":
+        frame, _ = formats.read_parquet(path)
+        types: dict[str, str] = {}
+    elif suffix in (".csv", ".tsv", ".item"):
+        frame, types = formats.read_delimited(path)
+    else:
+        raise AttributesError(f"{path}: attributes come as .item, .json, .jsonl, .csv, .tsv or .parquet")
+    if ITEM_COLUMN not in frame.columns:
+        raise AttributesError(
+            f"{path}: no column {ITEM_COLUMN!r}; the columns are {', '.join(map(repr, frame.columns))}"
+        )
+    columns = {name: _typed(path, frame[name], types.get(name, "")) for name in frame.columns if name != ITEM_COLUMN}
+    items = frame[ITEM_COLUMN]
+    if not (items.dtype == pl.String or items.dtype.is_integer()):
+        raise AttributesError(f"{path}: the column {ITEM_COLUMN!r} is {items.dtype}; ids must be text or integers")
+    return items.cast(pl.String).fill_null("").to_list(), columns
+
+
+def _typed(path: Path, column: pl.Series, declared: str) -> list[object]:
+    """A column as the file declares it: RecBole's words, or the type Parquet gave."""
+    if declared == "token_seq" and column.name not in TITLE_COLUMNS:
+        column = column.str.extract_all(r"\S+")
+    elif declared in ("float", "float_seq"):
+        numbers = column if declared == "float" else column.str.extract_all(r"\S+")
+        try:
+            column = numbers.cast(pl.Float64 if declared == "float" else pl.List(pl.Float64))
+        except pl.exceptions.PolarsError as error:
+            raise AttributesError(f"{path}: column {column.name!r} is declared {declared} but holds text") from error
+    elif column.dtype in (pl.Date, pl.Datetime):
+        column = column.dt.to_string("iso:strict")
+    return [_entry(path, f"column {column.name!r}", value) for value in column.to_list()]
+
+
+def _read_json_lines(path: Path) -> tuple[list[str], dict[str, list[object]]]:
+    rows: list[tuple[str, Mapping[str, object]]] = []
+    for number, line in enumerate(formats.read_lines(path).to_list(), start=1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise AttributesError(f"{path}: line {number} is not JSON ({error})") from error
+        item_id = row.pop(ITEM_COLUMN, None) if isinstance(row, dict) else None
+        if not isinstance(item_id, str | int) or isinstance(item_id, bool):
+            raise AttributesError(
+                f"{path}: line {number} must be an object whose {ITEM_COLUMN!r} is text or an integer"
+            )
+        rows.append((str(item_id), row))
+    return [item_id for item_id, _ in rows], _by_column(path, rows)
+
+
+def _by_column(path: Path, rows: Iterable[tuple[str, Mapping[str, object]]]) -> dict[str, list[object]]:
+    """Objects, one per item, as columns; an attribute an item does not have is None."""
+    columns: dict[str, list[object]] = {}
+    count = 0
+    for count, (item_id, row) in enumerate(rows, start=1):
+        for name, value in row.items():
+            column = columns.setdefault(name, [])
+            column.extend([None] * (count - 1 - len(column)))
+            column.append(_entry(path, f"item {item_id!r}, attribute {name!r}", value))
+    for column in columns.values():
+        column.extend([None] * (count - len(column)))
+    return columns
+
+
+def _entry(path: Path, where: str, value: object) -> object:
+    """The value if a bundle can hold it as JSON; a number that is not finite counts as unknown."""
+    elements = value if isinstance(value, list) else [value]
+    for element in elements:
+        if not (element is None or isinstance(element, str | int | float | bool)):
+            raise AttributesError(
+                f"{path}: {where} is {value!r}; it must be text, a number, true, false or null, or a list of these"
+            )
+    known = [None if isinstance(element, float) and not math.isfinite(element) else element for element in elements]
+    return known if isinstance(value, list) else known[0]
