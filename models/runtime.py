@@ -21,7 +21,7 @@ Device = Literal["auto", "cpu", "cuda"]
 TOLERANCE = 1e-4  # of a score, against torch: twenty times the noise seen between the two on one machine
 EXCLUDED_SCORE = float(np.finfo(np.float32).min)  # finite stand-in for minus infinity inside the graph
 _BUCKETS = (8, 16, 32, 64, 128, 256)  # widths that a batch is cut into; padding costs at most half of a row
-_SMALL_BATCH = 4  # below this, one padded run costs less than several exact ones
+_SMALL_BATCH = 8  # below this, one padded run costs less than several exact ones
 
 
 class DeviceError(Exception):
@@ -41,6 +41,9 @@ class Runtime:
         self._encoder = _session(bundle.encoder, device, self.threads)
         self._ranker = _session(bundle.ranker, device, self.threads)
         self.provider: str = self._encoder.get_providers()[0]
+        # An encoder that embeds items takes the matrix as an input: it is in memory once, not also in the graph.
+        reads_items = any(graph_input.name == "items" for graph_input in self._encoder.get_inputs())
+        self._encoder_feeds = {"items": bundle.items} if reads_items else {}
 
     def encode(self, sequences: Sequence[Indices]) -> NDArray[np.float32]:
         """Last-position vectors of histories given as item indices, oldest first: float32 (batch, dim).
@@ -93,7 +96,8 @@ class Runtime:
 
     def _run_encoder(self, sequences: Sequence[Indices]) -> NDArray[np.float32]:
         padded, lengths = pad(sequences)
-        return self._encoder.run(["vectors"], {"sequences": padded, "lengths": lengths})[0]  # type: ignore[no-any-return]
+        feeds = {"sequences": padded, "lengths": lengths, **self._encoder_feeds}
+        return self._encoder.run(["vectors"], feeds)[0]  # type: ignore[no-any-return]
 
 
 def cpu_quota() -> int:

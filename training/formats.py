@@ -130,8 +130,9 @@ def read_sequences(path: Path, *, header: str) -> pl.DataFrame:
             f"{path}: user {recurring!r} has more than one line, so the lines are not 'user item item ...'; write "
             "one line per user, or give a table a header line and name it .csv or .tsv"
         )
-    items = words.list.slice(1)
-    return pl.DataFrame({"user": users, "item": items}).explode("item")
+    # A null list explodes to a row in every version of polars, an empty one does not.
+    items = pl.when(pl.col("item").list.len() > 0).then(pl.col("item"))
+    return pl.DataFrame({"user": users, "item": words.list.slice(1)}).with_columns(items).explode("item")
 
 
 def _json_path(name: str) -> str:

@@ -43,4 +43,4 @@ def build_ranker() -> bytes:
     graph = helper.make_graph(nodes, "ranker", inputs, outputs)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
     onnx.checker.check_model(model, full_check=True)
-    return model.SerializeToString()
+    return bytes(model.SerializeToString())

@@ -1,0 +1,103 @@
+"""Training batches: windows of the train sequences, grouped by length so that almost nothing is padding.
+
+The order of the data is a function of (seed, epoch) alone: a resumed run sees what an uninterrupted one would have.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.sequence import pad_flat
+from training.dataset import Sequences
+
+_POOL = 32  # batches whose windows are sorted by length together: more saves padding, fewer mixes lengths better
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Windows with the item that follows each position.
+
+    users int64 (batch,); inputs and targets int64 (batch, width), right-padded with 0: targets[b, i] follows
+    inputs[b, i].
+    """
+
+    users: NDArray[np.int64]
+    inputs: NDArray[np.int64]
+    targets: NDArray[np.int64]
+
+
+class Windows:
+    """Every train interaction but each user's first as a target, in windows of at most `length` inputs.
+
+    A history longer than that is cut every `stride` positions at places that change with the epoch, so that no item
+    is always at a window's thin beginning; a stride below `length` makes windows overlap.
+    """
+
+    def __init__(self, sequences: Sequences, *, length: int, stride: int | None, batch: int, seed: int) -> None:
+        self.sequences = sequences.compact()
+        self.length, self.stride, self.batch, self.seed = length, stride or length, batch, seed
+        self._trainable = np.flatnonzero(self.sequences.lengths >= 2)
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """All batches of one epoch, in an order drawn from (seed, epoch)."""
+        generator = np.random.default_rng([self.seed, epoch])
+        users, starts, lengths = self._cut(generator)
+        order = generator.permutation(len(users))
+        pool = self.batch * _POOL
+        for begin in range(0, len(order), pool):
+            chosen = order[begin : begin + pool]
+            chosen = chosen[np.argsort(lengths[chosen], kind="stable")]
+            batches = [chosen[at : at + self.batch] for at in range(0, len(chosen), self.batch)]
+            for number in generator.permutation(len(batches)):
+                rows = batches[number]
+                inputs = pad_flat(self.sequences.items, starts[rows], lengths[rows])
+                targets = pad_flat(self.sequences.items, starts[rows] + 1, lengths[rows])
+                yield Batch(users[rows], inputs, targets)
+
+    def count(self, epoch: int) -> int:
+        """Windows in an epoch, for a progress bar."""
+        return len(self._cut(np.random.default_rng([self.seed, epoch]))[0])
+
+    def _cut(self, generator: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Owner, first flat position and number of inputs of every window: int64 (windows,) each.
+
+        A window ends at a user's last input, and `shift`, `shift + stride`, ... inputs before it, until one reaches
+        the beginning.
+        """
+        users = self._trainable
+        inputs = self.sequences.lengths[users] - 1
+        shifts = np.where(inputs > self.length, generator.integers(1, self.stride + 1, len(users)), 0)
+        beyond = np.maximum(inputs - shifts - self.length, 0)
+        counts = np.where(inputs > self.length, 2 + -(-beyond // self.stride), 1)
+        owner = np.repeat(np.arange(len(users)), counts)
+        nth = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        ends = inputs[owner] - np.where(nth > 0, shifts[owner] + (nth - 1) * self.stride, 0)
+        begins = np.maximum(ends - self.length, 0)
+        return users[owner], self.sequences.starts[users[owner]] + begins, ends - begins
+
+
+class NegativeSampler:
+    """Items drawn uniformly from those a user has no train interaction with, as SASRec's paper does."""
+
+    def __init__(self, sequences: Sequences, items: int) -> None:
+        compact = sequences.compact()
+        self.rows = items + 1
+        owners = np.repeat(np.arange(len(compact), dtype=np.int64), compact.lengths)
+        self._seen = np.unique(owners * self.rows + compact.items)
+
+    def draw(self, users: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.int64]:
+        """One negative for each entry of users (targets,): int64 (targets,), from 1 to items.
+
+        A user who has seen nearly everything may get a seen item after 20 draws; it is then as good as any.
+        """
+        drawn = generator.integers(1, self.rows, len(users))
+        for _ in range(20):
+            keys = users * self.rows + drawn
+            positions = np.minimum(np.searchsorted(self._seen, keys), len(self._seen) - 1)
+            clashes = np.flatnonzero(self._seen[positions] == keys)
+            if not len(clashes):
+                break
+            drawn[clashes] = generator.integers(1, self.rows, len(clashes))
+        return drawn

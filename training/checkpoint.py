@@ -1,0 +1,98 @@
+"""A training run on disk, in one safetensors file: weights, best weights, optimiser, generator state and progress.
+
+One file replaced by rename is a checkpoint or none; no pickle, so that a stranger's file cannot run code.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message names the file and the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a run stands after an epoch. `identity` is a digest of configuration, data, split and seed."""
+
+    identity: str
+    epoch: int
+    best_epoch: int
+    best: float
+    seconds: float
+    sequences: int
+    finished: bool
+
+
+def save(
+    path: Path, progress: Progress, model: nn.Module, best: dict[str, Tensor], optimiser: torch.optim.Optimizer
+) -> None:
+    """Write a checkpoint from which a run continues as if it had not stopped."""
+    tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors |= {f"best/{name}": tensor for name, tensor in best.items()}
+    for number, state in optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser/{number}/{name}": tensor for name, tensor in state.items()}
+    tensors["generator/cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["generator/cuda"] = torch.cuda.get_rng_state()
+    draft = path.with_suffix(".draft")
+    save_file(
+        {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()},
+        draft,
+        metadata={"progress": json.dumps(asdict(progress))},
+    )
+    draft.replace(path)
+
+
+def read_progress(path: Path) -> Progress:
+    """Where the run stands. Raises CheckpointError if the file is no checkpoint."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return Progress(**json.loads(file.metadata()["progress"]))
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: is not a checkpoint of a training run: {error}") from error
+
+
+def restore(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Put everything back where `save` took it from, and return the best weights."""
+    parts = _tensors(path)
+    _load(path, model, parts["model"])
+    states: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in parts["optimiser"].items():
+        number, _, field = name.partition("/")
+        states.setdefault(int(number), {})[field] = tensor
+    optimiser.load_state_dict(optimiser.state_dict() | {"state": states})
+    torch.set_rng_state(parts["generator"]["cpu"])
+    if "cuda" in parts["generator"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state(parts["generator"]["cuda"])
+    return parts["best"]
+
+
+def load_best(path: Path, model: nn.Module) -> None:
+    """Set a model to the run's best weights. Raises CheckpointError if they do not fit it."""
+    _load(path, model, _tensors(path)["best"])
+
+
+def _tensors(path: Path) -> dict[str, dict[str, Tensor]]:
+    parts: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "optimiser": {}, "generator": {}}
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - a safetensors file is no mapping
+                part, _, rest = name.partition("/")
+                parts[part][rest] = file.get_tensor(name)
+    except (SafetensorError, OSError, KeyError) as error:
+        raise CheckpointError(f"{path}: is not a checkpoint of a training run: {error}") from error
+    return parts
+
+
+def _load(path: Path, model: nn.Module, weights: dict[str, Tensor]) -> None:
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: its weights do not fit this model: {error}") from error

@@ -1,0 +1,193 @@
+"""A finished run becomes a bundle: weights -> ONNX -> proven equal to torch -> published.
+
+Nothing is published unless onnxruntime's scores agree with torch's over a grid of batch sizes and history lengths,
+through the very code that will serve them.
+"""
+
+import logging
+import tempfile
+import warnings
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from models.bundle import Content, Golden, Manifest, Parity, read_bundle, write_bundle
+from models.runtime import EXCLUDED_SCORE, TOLERANCE, Runtime
+from models.sasrec import SASRec
+from models.sequence import Indices, pad, truncate
+from training.ranker import OPSET, build_ranker
+from training.run import RunFolder
+
+_PARITY_BATCHES = (1, 2, 3, 7, 64)
+_PARITY_CASES = 57  # random histories beside those at the edges
+_GOLDEN_CASES = 16
+_K = 10
+
+
+class ExportError(RuntimeError):
+    """The exported graphs do not compute what torch computes; nothing was published."""
+
+
+class _Encoder(nn.Module):
+    """What is exported: the last position alone."""
+
+    def __init__(self, model: SASRec) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, sequences: Tensor, lengths: Tensor) -> Tensor:
+        return self.model.encode(sequences, lengths)
+
+
+def export(run: RunFolder, artifacts: Path, *, version: str | None = None) -> Path:
+    """Publish a finished run as `artifacts/<version>` and return that folder.
+
+    The version defaults to the time and the configuration's name. Raises RunError if the run is not finished,
+    ExportError if the graphs differ from torch, BundleError if the version exists.
+    """
+    spec, metrics, model = run.spec(), run.metrics(), run.model()
+    now = datetime.now(UTC)
+    manifest = Manifest(
+        version=version or f"{now:%Y%m%d-%H%M%S}-{spec.name}",
+        created=now.isoformat(timespec="seconds"),
+        model=spec.config.model.name,
+        items=model.items,
+        dim=model.config.dim,
+        length=model.config.length,
+        config=spec.config.model_dump(mode="json"),
+        seed=spec.seed,
+        data=spec.data,
+        metrics={part: metrics[part] for part in ("validation", "test", "baselines")},
+        parity=Parity(cases=0, largest_difference=0.0, top_k_agreed=False),
+    )
+    content = Content(
+        manifest=manifest,
+        encoder=encoder_graph(model),
+        ranker=build_ranker(),
+        items=model.item_matrix().detach().numpy(),
+        ids=run.ids(),
+        popularity=run.popularity(),
+        attributes=run.attributes(),
+        golden=golden(model),
+    )
+    parity = certify(content, model)
+    certified = Content(
+        manifest=manifest.model_copy(update={"parity": parity}),
+        **{name: getattr(content, name) for name in Content.__slots__ if name != "manifest"},
+    )
+    return write_bundle(artifacts, certified)
+
+
+def encoder_graph(model: SASRec) -> bytes:
+    """The encoder as ONNX, serialised.
+
+    Inputs: sequences int64 (batch, length), right-padded with 0, and lengths int64 (batch,), both dimensions dynamic;
+    items float32 (rows, dim), the item matrix.
+    Output: vectors float32 (batch, dim).
+    """
+    batch, length = torch.export.Dim("batch", min=1), torch.export.Dim("length", min=1, max=model.config.length)
+    example = (torch.ones(2, 3, dtype=torch.int64), torch.tensor([3, 2]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's notes to its own developers
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        program = torch.onnx.export(
+            _Encoder(model).eval(),
+            example,
+            dynamo=True,
+            verbose=False,
+            opset_version=OPSET,
+            input_names=["sequences", "lengths"],
+            output_names=["vectors"],
+            dynamic_shapes={"sequences": {0: batch, 1: length}, "lengths": {0: batch}},
+        )
+    if program is None:
+        raise ExportError("torch's exporter returned no program")
+    graph = program.model_proto
+    _share_items(graph.graph, rows=model.items + 1, dim=model.config.dim)
+    onnx.checker.check_model(graph)
+    return bytes(graph.SerializeToString())
+
+
+def _share_items(graph: onnx.GraphProto, *, rows: int, dim: int) -> None:
+    """Make the item embedding an input of the graph instead of a constant in it.
+
+    It is the bundle's item matrix once more: as an input it is mapped memory that all processes share, and the file
+    stays small whatever the catalogue (a constant would meet protobuf's limit of 2 GiB at eight million items).
+    """
+    constants = [tensor for tensor in graph.initializer if list(tensor.dims) == [rows, dim] and "item" in tensor.name]
+    if len(constants) != 1:
+        raise ExportError(f"expected one item embedding in the graph, found {[tensor.name for tensor in constants]}")
+    graph.initializer.remove(constants[0])
+    for node in graph.node:
+        node.input[:] = ["items" if name == constants[0].name else name for name in node.input]
+    graph.input.append(onnx.helper.make_tensor_value_info("items", onnx.TensorProto.FLOAT, ["rows", dim]))
+
+
+def golden(model: SASRec) -> Golden:
+    """Random histories, an empty and an over-long one among them, with torch's answers."""
+    generator = np.random.default_rng(0)
+    longest = model.config.length
+    lengths = [0, 1, longest, longest + 5, *generator.integers(1, longest + 1, _GOLDEN_CASES - 4)]
+    histories = _random_histories(generator, model.items, lengths)
+    vectors, indices, scores = _torch_answers(model, histories)
+    sequences, padded_lengths = pad(histories)
+    return Golden(sequences, padded_lengths, sequences, vectors, indices, scores)
+
+
+def certify(content: Content, model: SASRec) -> Parity:
+    """Compare onnxruntime with torch over the grid, from a bundle in a temporary folder.
+
+    Raises ExportError with the worst difference if any score is more than 1e-4 away, or a top-k differs by more than
+    an exchange of equal scores.
+    """
+    generator = np.random.default_rng(1)
+    longest = model.config.length
+    edges = [0, 1, 2, longest // 2, longest - 1, longest, longest + 7]
+    histories = _random_histories(generator, model.items, [*edges, *generator.integers(0, longest + 8, _PARITY_CASES)])
+    vectors, indices, scores = _torch_answers(model, histories)
+    cases, worst, agreed = 0, 0.0, True
+    with tempfile.TemporaryDirectory() as folder:
+        runtime = Runtime(read_bundle(write_bundle(Path(folder), content)), device="cpu")
+        runtime.replay_golden()
+        for batch in _PARITY_BATCHES:
+            for rows in np.array_split(np.arange(len(histories)), -(-len(histories) // batch)):
+                chosen = [histories[row] for row in rows]
+                found = runtime.encode(chosen)
+                found_indices, found_scores = runtime.rank(found, chosen, _K)
+                difference = max(np.abs(found - vectors[rows]).max(), np.abs(found_scores - scores[rows]).max())
+                worst = max(worst, float(difference)) if np.isfinite(difference) else float("inf")
+                same = (found_indices == indices[rows]) | (np.abs(found_scores - scores[rows]) <= TOLERANCE)
+                agreed &= bool(same.all())
+                cases += len(rows)
+    if not (worst <= TOLERANCE and agreed):
+        raise ExportError(
+            f"onnxruntime and torch differ by {worst:.2g} (at most {TOLERANCE:.0e} is allowed) over {cases} histories, "
+            f"top-{_K} {'agree' if agreed else 'differ'}; nothing was published"
+        )
+    return Parity(cases=cases, largest_difference=worst, top_k_agreed=agreed)
+
+
+def _random_histories(generator: np.random.Generator, items: int, lengths: list[int]) -> list[NDArray[np.int64]]:
+    return [generator.integers(1, items + 1, length) for length in lengths]
+
+
+@torch.no_grad()
+def _torch_answers(
+    model: SASRec, histories: list[NDArray[np.int64]]
+) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
+    """Vectors, and the top-k without the history: the obvious way, one history at a time, unpadded, all positions."""
+    newest: list[Indices] = [truncate(history, model.config.length) for history in histories]
+    inputs = [torch.from_numpy(history if len(history) else np.zeros(1, np.int64)) for history in newest]
+    vectors = torch.stack([model(sequence[None])[0, -1] for sequence in inputs])
+    scores = vectors @ model.item_matrix().T
+    scores[:, 0] = EXCLUDED_SCORE
+    for row, history in enumerate(histories):
+        scores[row, torch.from_numpy(history)] = EXCLUDED_SCORE
+    best = torch.sort(scores, dim=1, descending=True, stable=True)
+    k = min(_K, model.items)
+    return vectors.numpy(), best.indices[:, :k].numpy(), best.values[:, :k].numpy()

@@ -1,0 +1,179 @@
+"""A training run as a folder: what went in, how it went, and everything that export needs without the data.
+
+run.json             configuration, data files with their digests, split, seed
+metrics.jsonl        a line an epoch
+checkpoint.safetensors
+vocabulary.json  popularity.npy  attributes.json
+metrics.json         validation, test, baselines, time: written last, so a folder with it is a finished run
+curves.png
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from models.bundle import DataWindow
+from models.sasrec import SASRec
+from models.zoo import build
+from training import checkpoint
+from training.attributes import Attributes, read_attributes
+from training.baselines import popularity
+from training.config import Config
+from training.dataset import Dataset, build_dataset
+from training.interactions import Columns, Interactions, read_interactions
+from training.splits import Split, split_by_time, split_leave_one_out
+
+SplitName = Literal["loo", "time"]
+
+RUN, METRICS, EPOCHS = "run.json", "metrics.json", "metrics.jsonl"
+CHECKPOINT = "checkpoint.safetensors"
+
+
+class RunError(ValueError):
+    """A run folder that cannot be used for what was asked; the message says what to do instead."""
+
+
+class RunSpec(BaseModel):
+    """What a run is made from, as its run.json says."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str  # of the configuration
+    config: Config
+    split: SplitName
+    seed: int
+    files: list[Path]
+    columns: Columns
+    attributes: Path | None
+    data: DataWindow
+
+    @property
+    def identity(self) -> str:
+        """Digest of what decides the result: a checkpoint is continued only by a run with the same."""
+        deciding = self.model_dump_json(include={"config", "split", "seed", "data"})
+        return hashlib.sha256(deciding.encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prepared:
+    """Data ready to train on."""
+
+    interactions: Interactions
+    dataset: Dataset
+    split: Split
+    attributes: Attributes | None
+
+
+def prepare(
+    interactions: Interactions, config: Config, *, split: SplitName, attributes: Path | None = None
+) -> Prepared:
+    """Interactions -> data set -> split, by the configuration's rules."""
+    dataset = build_dataset(
+        interactions,
+        min_user_interactions=config.data.min_user_interactions,
+        min_item_interactions=config.data.min_item_interactions,
+    )
+    known = read_attributes(attributes, dataset.vocabulary) if attributes else None
+    parts = split_leave_one_out(dataset) if split == "loo" else split_by_time(dataset)
+    return Prepared(interactions, dataset, parts, known)
+
+
+def data_window(files: list[Path], prepared: Prepared) -> DataWindow:
+    """What the data is, for run.json and the bundle's manifest; sources without a file are called events."""
+    names = [path.name for path in files]
+    digests = prepared.interactions.sha256
+    names += ["events"] * (len(digests) - len(names))
+    times = prepared.dataset.sequences.timestamps
+    return DataWindow(
+        files=dict(zip(names, digests, strict=True)),
+        users=len(prepared.dataset.users),
+        items=prepared.dataset.vocabulary.items,
+        interactions=prepared.dataset.sequences.interactions,
+        first_ms=None if times is None else int(times.min()),
+        last_ms=None if times is None else int(times.max()),
+    )
+
+
+class RunFolder:
+    """One run on disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def begin(self, spec: RunSpec, prepared: Prepared) -> None:
+        """Write what went in. Raises RunError if the folder holds another run."""
+        if (self.path / RUN).exists() and self.spec().identity != spec.identity:
+            raise RunError(
+                f"{self.path} holds another run (its data, configuration, split or seed differ); give another --output"
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._write_json("vocabulary.json", prepared.dataset.vocabulary.ids)
+        np.save(self.path / "popularity.npy", popularity(prepared.split.train, prepared.dataset.vocabulary.items))
+        if prepared.attributes is not None:
+            self._write_json("attributes.json", prepared.attributes.columns)
+        (self.path / RUN).write_text(spec.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+    def finish(self, metrics: dict[str, object]) -> None:
+        """Write metrics.json, which makes the run a finished one."""
+        self._write_json(METRICS, metrics, indent=2)
+
+    def spec(self) -> RunSpec:
+        """Raises RunError if this is no run."""
+        try:
+            return RunSpec.model_validate_json((self.path / RUN).read_bytes())
+        except (OSError, ValidationError) as error:
+            raise RunError(f"{self.path} is not the folder of a training run: {error}") from error
+
+    def metrics(self) -> dict[str, Any]:
+        """The finished run's figures. Raises RunError if it is not finished."""
+        if not (self.path / METRICS).is_file():
+            raise RunError(
+                f"{self.path} has no {METRICS}: the run is not finished; the same train command continues it"
+            )
+        return json.loads((self.path / METRICS).read_bytes())  # type: ignore[no-any-return]
+
+    def epochs(self) -> list[dict[str, float]]:
+        """What metrics.jsonl holds, oldest first."""
+        log = self.path / EPOCHS
+        return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
+
+    def model(self) -> SASRec:
+        """The model with the run's best weights, in evaluation mode."""
+        model = build(self.spec().config.model, len(self.ids()) - 1)
+        checkpoint.load_best(self.path / CHECKPOINT, model)
+        return model.eval()
+
+    def ids(self) -> list[str]:
+        """External id of every item row; row 0 is padding."""
+        return json.loads((self.path / "vocabulary.json").read_bytes())  # type: ignore[no-any-return]
+
+    def popularity(self) -> NDArray[np.float32]:
+        """Train interactions of every item row."""
+        return np.load(self.path / "popularity.npy", allow_pickle=False)  # type: ignore[no-any-return]
+
+    def attributes(self) -> dict[str, list[Any]] | None:
+        """Attribute columns by name, one entry an item row, or None."""
+        path = self.path / "attributes.json"
+        return json.loads(path.read_bytes()) if path.exists() else None
+
+    def data(self) -> Prepared:
+        """The run's data again, read from its files. Raises RunError if they have changed since."""
+        spec = self.spec()
+        if "events" in spec.data.files:
+            raise RunError(f"{self.path} was trained on events of a live store, which cannot be read a second time")
+        interactions = read_interactions(spec.files, columns=spec.columns, max_dropped=spec.config.data.max_dropped)
+        prepared = prepare(interactions, spec.config, split=spec.split)
+        if data_window(spec.files, prepared) != spec.data:
+            raise RunError(f"{self.path}: the data files are not those the run was trained on (their sha256 differ)")
+        return prepared
+
+    def _write_json(self, name: str, value: object, *, indent: int | None = None) -> None:
+        draft = self.path / f".{name}.draft"
+        draft.write_text(json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent) + "\n", "utf-8")
+        draft.replace(self.path / name)
