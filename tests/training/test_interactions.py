@@ -1,0 +1,409 @@
+"""Every format gives the same columns, and every kind of bad row is dropped and counted, and many are refused."""
+
+import datetime
+import gzip
+from pathlib import Path
+
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from training.interactions import Columns, Interactions, InteractionsError, interactions_from_frame, read_interactions
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+SECOND = 1_700_000_000  # an arbitrary moment, in epoch seconds
+
+
+def rows(interactions: Interactions) -> list[tuple[object, ...]]:
+    return interactions.frame.rows()
+
+
+def written(path: Path, text: str) -> Path:
+    content = text.encode()
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    return path
+
+
+CSV = f"user_id,item_id,timestamp,value\n7,a,{SECOND},4\nx,007,{SECOND + 1},\n7,b,{SECOND + 2},1.5\n"
+JSONL = (
+    f'{{"user_id": 7, "item_id": "a", "timestamp": {SECOND}, "value": 4}}\n\n'
+    f'{{"item_id": "007", "user_id": "x", "timestamp": {SECOND + 1}, "more": [1]}}\n'
+    f'{{"user_id": "7", "item_id": "b", "timestamp": "{SECOND + 2}", "value": 1.5}}\n'
+)
+INTER = CSV.replace("user_id,item_id,timestamp,value", "user_id:token,item_id:token,timestamp:float,rating:float")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("log.csv", CSV),
+        ("LOG.CSV", CSV),
+        ("log.csv.gz", CSV),
+        ("log.csv", "\ufeff" + CSV),
+        ("log.csv", CSV.replace("\n", "\r\n")),
+        ("log.tsv", CSV.replace(",", "\t")),
+        ("log.tsv.gz", CSV.replace(",", "\t")),
+        ("log.inter", INTER.replace(",", "\t")),
+        ("log.inter.gz", INTER.replace(",", "\t")),
+        ("log.jsonl", JSONL),
+        ("log.ndjson", JSONL),
+        ("log.jsonl.gz", JSONL),
+    ],
+)
+def test_every_text_format_gives_the_same_columns(tmp_path: Path, name: str, text: str) -> None:
+    log = read_interactions([written(tmp_path / name, text)])
+
+    assert rows(log) == [
+        ("7", "a", SECOND * 1000, 4.0),
+        ("x", "007", (SECOND + 1) * 1000, None),
+        ("7", "b", (SECOND + 2) * 1000, 1.5),
+    ]
+    assert log.has_timestamps
+    assert (log.report.rows_read, log.report.rows_kept, log.report.dropped) == (3, 3, {})
+    assert log.frame.schema == {
+        "user_id": pl.String,
+        "item_id": pl.String,
+        "timestamp": pl.Int64,
+        "value": pl.Float32,
+    }
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        [SECOND, SECOND + 1],
+        [float(SECOND), SECOND + 1.0],
+        [SECOND * 1000, SECOND * 1000 + 1000],
+        [f"{SECOND}", f"{SECOND + 1}"],
+        pl.Series([SECOND * 1000, SECOND * 1000 + 1000]).cast(pl.Datetime("ms")),
+        pl.Series([SECOND * 10**6, SECOND * 10**6 + 10**6]).cast(pl.Datetime("us", "Asia/Tokyo")),
+    ],
+)
+def test_parquet_columns_keep_their_meaning_whatever_their_type(tmp_path: Path, times: object) -> None:
+    path = tmp_path / "log.parquet"
+    pl.DataFrame({"user_id": [1, 2], "item_id": [3.0, 4.0], "timestamp": times, "extra": [None, "x"]}).write_parquet(
+        path
+    )
+
+    log = read_interactions([path])
+
+    assert rows(log) == [("1", "3", SECOND * 1000, None), ("2", "4", SECOND * 1000 + 1000, None)]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1 10\n1 11\n2 10\n1 12\n", [("1", "10"), ("1", "11"), ("2", "10"), ("1", "12")]),
+        (
+            "1 10 11 10\n2\t12  13 \r\n\n3 9",
+            [("1", "10"), ("1", "11"), ("1", "10"), ("2", "12"), ("2", "13"), ("3", "9")],
+        ),
+    ],
+)
+@pytest.mark.parametrize("name", ["log.txt", "log.txt.gz"])
+def test_header_less_text_is_pairs_or_sequences(
+    tmp_path: Path, name: str, text: str, expected: list[tuple[str, str]]
+) -> None:
+    log = read_interactions([written(tmp_path / name, text)])
+
+    assert [row[:2] for row in rows(log)] == expected
+    assert not log.has_timestamps
+    assert log.frame["timestamp"].null_count() == len(expected)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["1 10 5 881250949\n1 11 3 881250950\n2 10 4 881250951\n", "user_id item_id\n1 2\n", "user_id item_id rating\n"],
+)
+def test_a_table_that_poses_as_sequences_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(InteractionsError, match=r"name (a table|it) .*\.csv or \.tsv"):
+        read_interactions([written(tmp_path / "log.txt", text)])
+
+
+def test_a_user_without_items_in_a_text_file_is_a_dropped_row(tmp_path: Path) -> None:
+    log = read_interactions([written(tmp_path / "log.txt", "1 10 11\n2\n")], max_dropped=0.5)
+
+    assert [row[:2] for row in rows(log)] == [("1", "10"), ("1", "11")]
+    assert log.report.dropped == {"item id empty": 1}
+
+
+def test_ties_in_time_keep_the_order_of_the_files_and_of_their_rows(tmp_path: Path) -> None:
+    first = written(tmp_path / "b.csv", "user_id,item_id,timestamp\nu,late,20\nu,x,10\nu,y,10\n")
+    second = written(tmp_path / "a.csv", "user_id,item_id,timestamp\nu,a,10\nu,early,5\n")
+
+    log = read_interactions([first, second])
+
+    assert log.frame["item_id"].to_list() == ["early", "x", "y", "a", "late"]
+    assert log.frame["timestamp"].to_list() == [5_000, 10_000, 10_000, 10_000, 20_000]
+    assert len(log.sha256) == 2
+
+
+def test_without_timestamps_the_order_of_the_rows_stays(tmp_path: Path) -> None:
+    log = read_interactions([written(tmp_path / "a.csv", "user_id,item_id\nu,z\nu,a\nu,z\n")])
+
+    assert rows(log) == [("u", "z", None, None), ("u", "a", None, None), ("u", "z", None, None)]
+    assert not log.has_timestamps
+
+
+def test_columns_can_have_other_names(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.csv", f"who,what,when,stars,timestamp\nu,i,{SECOND},3,1\n")
+
+    log = read_interactions([path], columns=Columns(user="who", item="what", timestamp="when", value="stars"))
+
+    assert rows(log) == [("u", "i", SECOND * 1000, 3.0)]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("role", ["user", "item", "timestamp", "value"])
+def test_a_named_column_that_is_missing_is_an_error_with_the_columns_there_are(
+    tmp_path: Path, suffix: str, role: str
+) -> None:
+    path = tmp_path / f"log.{suffix}"
+    frame = pl.DataFrame({"user_id": ["u"], "item_id": ["i"], "timestamp": [1], "value": [1.0]})
+    {"csv": frame.write_csv, "jsonl": frame.write_ndjson, "parquet": frame.write_parquet}[suffix](path)
+
+    with pytest.raises(InteractionsError) as caught:
+        read_interactions([path], columns=Columns(**{role: "absent"}))
+
+    assert f"{path}: no column 'absent' for the {role}" in str(caught.value)
+    assert "'user_id', 'item_id', 'timestamp', 'value'" in str(caught.value)
+
+
+GOOD = {"user_id": "u", "item_id": "i", "timestamp": str(SECOND), "value": "1"}
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        ({"user_id": ""}, "user id empty"),
+        ({"user_id": None}, "user id empty"),
+        ({"user_id": " \t"}, "user id empty"),
+        ({"item_id": ""}, "item id empty"),
+        ({"user_id": "é" * 128 + "x"}, "user id over 256 bytes"),
+        ({"item_id": "x" * 257}, "item id over 256 bytes"),
+        ({"item_id": '{"id": 3}'}, "item id of a wrong type"),
+        ({"user_id": "[3]"}, "user id of a wrong type"),
+        ({"timestamp": ""}, "timestamp missing"),
+        ({"timestamp": None}, "timestamp missing"),
+        ({"timestamp": "NaN"}, "timestamp missing"),
+        ({"timestamp": "yesterday"}, "timestamp unreadable"),
+        ({"timestamp": "2024-02-30"}, "timestamp unreadable"),
+        ({"timestamp": "2024-01-01T25:00:00Z"}, "timestamp unreadable"),
+        ({"timestamp": "-1"}, "timestamp before 1970 or after 2100"),
+        ({"timestamp": "1969-12-31T23:59:59Z"}, "timestamp before 1970 or after 2100"),
+        ({"timestamp": "inf"}, "timestamp before 1970 or after 2100"),
+        ({"timestamp": "1e300"}, "timestamp before 1970 or after 2100"),
+        ({"timestamp": "2101-01-01"}, "timestamp before 1970 or after 2100"),
+        ({"timestamp": "4133980800"}, "timestamp before 1970 or after 2100"),
+        ({"value": "good"}, "value is not a finite number"),
+        ({"value": "nan"}, "value is not a finite number"),
+        ({"value": "-inf"}, "value is not a finite number"),
+        ({"user_id": "", "timestamp": "x", "value": "x"}, "user id empty"),
+    ],
+)
+def test_a_bad_row_is_dropped_and_counted_under_its_first_reason(bad: dict[str, str | None], reason: str) -> None:
+    frame = pl.DataFrame([GOOD, GOOD | bad, GOOD], schema=dict.fromkeys(GOOD, pl.String))
+
+    log = interactions_from_frame(frame, source="events", max_dropped=0.5)
+
+    assert log.report.dropped == {reason: 1}
+    assert (log.report.rows_read, log.report.rows_kept, log.frame.height) == (3, 2, 2)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"user_id": "é" * 128},
+        {"item_id": "x" * 256},
+        {"item_id": "{3F2504E0-4F89-41D3-9A0C-0305E82C3301}"},
+        {"timestamp": "0"},
+        {"timestamp": "4133980799"},
+        {"value": ""},
+        {"value": None},
+    ],
+)
+def test_a_row_at_the_limit_is_kept(row: dict[str, str | None]) -> None:
+    frame = pl.DataFrame([GOOD, GOOD | row], schema=dict.fromkeys(GOOD, pl.String))
+
+    assert interactions_from_frame(frame, source="events", max_dropped=0).report.rows_kept == 2
+
+
+@pytest.mark.parametrize("bad", [2.5, float("nan"), float("inf"), 2.0**60])
+def test_a_fraction_is_no_id(bad: float) -> None:
+    frame = pl.DataFrame({"user_id": [3.0, bad], "item_id": [1, 2]})
+
+    log = interactions_from_frame(frame, source="events", max_dropped=0.5)
+
+    assert log.frame["user_id"].to_list() == ["3"]
+    assert log.report.dropped == {"user id of a wrong type": 1}
+
+
+def test_a_line_that_is_not_json_is_dropped_and_counted(tmp_path: Path) -> None:
+    good = '{"user_id": "u", "item_id": "i"}\n'
+    path = written(tmp_path / "log.jsonl", good + "not json\n[1]\n" + good + good.rstrip()[:-3])
+
+    log = read_interactions([path], max_dropped=0.6)
+
+    assert log.report.dropped == {"line is not a JSON object": 3}
+    assert log.report.rows_kept == 2
+
+
+def test_the_share_of_dropped_rows_may_reach_the_limit_and_not_pass_it(tmp_path: Path) -> None:
+    def log(bad: int) -> Path:
+        return written(tmp_path / "log.csv", "user_id,item_id\n" + "u,i\n" * (100 - bad) + ",i\n" * bad)
+
+    assert read_interactions([log(1)]).report.dropped == {"user id empty": 1}
+    with pytest.raises(InteractionsError, match=r"2 of 100 rows are unusable(.|\n)*2  user id empty"):
+        read_interactions([log(2)])
+    assert read_interactions([log(2)], max_dropped=0.02).report.rows_kept == 98
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("log.csv", b""),
+        ("log.csv", b"\n\n"),
+        ("log.csv", b"user_id,item_id\n"),
+        ("log.csv", b"user_id,item_id\nu,i\nu,i,extra\n"),
+        ("log.csv", b'user_id,item_id\nu,"i\nu,i\n'),
+        ("log.csv", b"user_id,item_id\n\xff\xfe,i\n"),
+        ("log.csv", b"user_id\n1\n"),
+        ("log.inter", b"user_id:token\tuser_id:float\n1\t2\n"),
+        ("log.tsv.gz", b"not gzip"),
+        ("log.tsv.gz", gzip.compress(b"user_id\titem_id\n" + b"u\ti\n" * 999)[:-9]),
+        ("log.jsonl", b"[]"),
+        ("log.jsonl", b"\x00\x01\x02"),
+        ("log.parquet", b"user_id,item_id\n"),
+        ("log.parquet", b""),
+        ("log.txt", b"1\n2\n"),
+        ("log.xlsx", b"PK"),
+        ("log.parquet.gz", b"PAR1"),
+    ],
+)
+def test_a_malformed_file_is_refused_in_a_sentence_that_names_it(tmp_path: Path, name: str, content: bytes) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+
+    with pytest.raises(InteractionsError, match=name.replace(".", r"\.")):
+        read_interactions([path])
+
+
+def test_a_missing_file_a_folder_and_no_file_at_all_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "folder.csv").mkdir()
+    for paths in ([tmp_path / "absent.csv"], [tmp_path / "absent.parquet"], [tmp_path / "folder.csv"], []):
+        with pytest.raises(InteractionsError):
+            read_interactions(paths)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        pl.DataFrame({"user_id": [[1]], "item_id": ["i"]}),
+        pl.DataFrame({"user_id": ["u"], "item_id": [True]}),
+        pl.DataFrame({"user_id": ["u"], "item_id": ["i"], "timestamp": [True]}),
+        pl.DataFrame({"user_id": ["u"], "item_id": ["i"], "value": [[1.0]]}),
+    ],
+)
+def test_a_column_whose_type_cannot_hold_it_is_refused(tmp_path: Path, frame: pl.DataFrame) -> None:
+    path = tmp_path / "log.parquet"
+    frame.write_parquet(path)
+
+    with pytest.raises(InteractionsError, match=r"log\.parquet: the \w+ column is"):
+        read_interactions([path])
+
+
+def test_files_with_and_without_timestamps_do_not_mix(tmp_path: Path) -> None:
+    timed = written(tmp_path / "timed.csv", "user_id,item_id,timestamp\nu,i,1\n")
+    untimed = written(tmp_path / "untimed.csv", "user_id,item_id\nu,i\n")
+
+    with pytest.raises(InteractionsError, match=r"untimed\.csv: no timestamps"):
+        read_interactions([timed, untimed])
+    with pytest.raises(InteractionsError, match="timestamps"):
+        read_interactions([timed]).extended(read_interactions([untimed]))
+
+
+def test_the_unit_of_numbers_is_judged_per_file(tmp_path: Path) -> None:
+    seconds = written(tmp_path / "s.csv", f"user_id,item_id,timestamp\nu,a,{SECOND}\nu,b,{SECOND}.25\n")
+    milliseconds = written(tmp_path / "ms.csv", f"user_id,item_id,timestamp\nu,c,{SECOND}500\n")
+
+    log = read_interactions([seconds, milliseconds])
+
+    assert log.frame["timestamp"].to_list() == [SECOND * 1000, SECOND * 1000 + 250, SECOND * 1000 + 500]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2024-03-01", 1_709_251_200_000),
+        ("2024-03-01T12:30:00Z", 1_709_296_200_000),
+        ("2024-03-01t12:30:00z", 1_709_296_200_000),
+        ("2024-03-01 12:30", 1_709_296_200_000),
+        ("2024-03-01T12:30:00.5+02:00", 1_709_289_000_500),
+        ("2024-03-01T12:30:00.123456-0530", 1_709_316_000_123),
+        ("1709296200", 1_709_296_200_000),
+    ],
+)
+def test_times_are_read_as_rfc_3339_or_numbers_even_mixed(text: str, expected: int) -> None:
+    frame = pl.DataFrame({"user_id": ["u", "u"], "item_id": ["a", "b"], "timestamp": [text, "4102444800"]})
+
+    assert interactions_from_frame(frame, source="events").frame["timestamp"][0] == expected
+
+
+@given(
+    st.datetimes(datetime.datetime(1970, 1, 2), datetime.datetime(2100, 12, 30)),
+    st.integers(-14 * 60, 14 * 60),
+)
+def test_any_rfc_3339_time_is_the_moment_the_standard_library_says(moment: datetime.datetime, offset: int) -> None:
+    aware = moment.replace(tzinfo=datetime.timezone(datetime.timedelta(minutes=offset)))
+    frame = pl.DataFrame({"user_id": ["u"], "item_id": ["i"], "timestamp": [aware.isoformat()]})
+
+    epoch = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+    expected = (aware - epoch) // datetime.timedelta(milliseconds=1)
+    assert interactions_from_frame(frame, source="events").frame["timestamp"][0] == expected
+
+
+def test_extending_keeps_time_order_duplicates_and_both_reports(tmp_path: Path) -> None:
+    log = read_interactions(
+        [written(tmp_path / "log.csv", "user_id,item_id,timestamp\nu,a,10\nu,b,30\n,x,1\n")], max_dropped=0.5
+    )
+    frame = pl.DataFrame({"user_id": ["u", "u", ""], "item_id": ["b", "c", "x"], "timestamp": [30, 20, 20]})
+    events = interactions_from_frame(frame, source="events", max_dropped=0.5)
+
+    both = log.extended(events)
+
+    assert both.frame["item_id"].to_list() == ["a", "c", "b", "b"]
+    assert (both.report.rows_read, both.report.rows_kept, both.report.dropped) == (6, 4, {"user id empty": 2})
+    assert both.sha256 == log.sha256 + events.sha256
+
+
+def test_the_digest_follows_the_content(tmp_path: Path) -> None:
+    first = read_interactions([written(tmp_path / "a.csv", "user_id,item_id\nu,i\n")])
+    same = read_interactions([written(tmp_path / "b.csv", "user_id,item_id\nu,i\n")])
+    other = read_interactions([written(tmp_path / "c.csv", "user_id,item_id\nu,j\n")])
+
+    assert first.sha256 == same.sha256 != other.sha256
+
+
+@pytest.mark.parametrize(
+    ("name", "columns", "interactions", "users", "items"),
+    [
+        ("ml-100k/ml-100k.inter", Columns(), 100_000, 943, 1_682),
+        ("beauty/Beauty.txt", Columns(), 198_502, 22_363, 12_101),
+        ("ml-1m/ml-1m.txt.gz", Columns(), 999_611, 6_040, 3_416),
+        # 279 of its 1,000,209 ratings have no timestamp.
+        ("ml-1m/ratings.tsv.gz", Columns(item="movie_id", value="rating"), 999_930, 6_040, None),
+    ],
+)
+def test_published_files_have_their_published_sizes(
+    name: str, columns: Columns, interactions: int, users: int, items: int | None
+) -> None:
+    path = SHARED / name
+    if not path.is_file():
+        pytest.skip(f"{path} is not here")
+
+    log = read_interactions([path], columns=columns)
+
+    assert log.report.rows_kept == interactions
+    assert log.frame["user_id"].n_unique() == users
+    assert items is None or log.frame["item_id"].n_unique() == items
