@@ -7,7 +7,8 @@
 --       record   twelve bytes an event, in order of arrival: digest of the event id, second of arrival (big-endian)
 --       log      stream of the partition
 -- ARGV  history_length, history_ttl_s, record_length, record_ttl_s, log_length, now_s, then the events as a MessagePack
---       array of {timestamp_ms, event_id, item_id, type, value or false, digest, in_sequence, log fields}
+--       array of {timestamp_ms, event_id, item_id, type, value or false, digest, in_sequence, log fields}; the first five
+--       go to the history as they are
 -- Gives the number of events that were new.
 
 local STRIDE = 5

@@ -37,6 +37,7 @@ RECORD_TTL_S = 24 * 3600  # how long a client may repeat an event that has alrea
 RECORD_LENGTH = 2_048  # ids remembered a user: two full requests of 1,000 events; 24 KiB at most
 STRIDE = 5  # values an event in a packed history
 ITEM_ID = 2  # where among them the item id is
+USUAL_TYPE = "interaction"  # packed as an empty string, which saves a quarter of a typical history
 ATTEMPTS = 2  # the second meets a fresh connection, which is what a restarted server needs
 # What a connection can raise: RuntimeError is uvloop's word for a transport that the peer has closed.
 CONNECTION_ERRORS = (RedisConnectionError, RedisTimeoutError, OSError, RuntimeError)
@@ -126,8 +127,7 @@ class SequenceStore:
         """Close all connections; calls under way fail."""
         for client in (self._reader, self._writer):
             try:
-                await client.aclose()
-                await client.connection_pool.disconnect()
+                await client.aclose(close_connection_pool=True)
             except (RedisError, OSError) as error:  # closing a connection to a dead server is still closing it
                 logger.debug("closing a connection to the sequence store: %s", error)
 
@@ -167,7 +167,9 @@ class SequenceStore:
         value: Any = await self._call(self._reader, lambda client: client.get(key))
         flat = _unpack(value, user_id) if value else []
         return [
-            HistoryEvent(event_id, item_id, type_, timestamp_ms, None if number is False else float(number))
+            HistoryEvent(
+                event_id, item_id, type_ or USUAL_TYPE, timestamp_ms, None if number is False else float(number)
+            )
             for timestamp_ms, event_id, item_id, type_, number in zip(*[iter(flat)] * STRIDE, strict=True)
         ]
 
@@ -200,7 +202,7 @@ class SequenceStore:
                 event.timestamp_ms,
                 event.event_id,
                 event.item_id,
-                event.type,
+                "" if event.type == USUAL_TYPE else event.type,
                 False if event.value is None else event.value,  # nil would leave a hole in a Lua table
                 hashlib.blake2b(event.event_id.encode(), digest_size=8).digest(),
                 event.type in settings.sequence_types,

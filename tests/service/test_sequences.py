@@ -1,0 +1,365 @@
+"""The sequence store against a real server, compared with a few slow lines of Python."""
+
+import asyncio
+import itertools
+import logging
+import time
+from collections.abc import AsyncIterator, Iterable, Iterator
+from operator import attrgetter
+
+import pytest
+import redis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from models import eventlog
+from service.sequences import AppendResult, Event, HistoryEvent, SequenceStore, StoreSettings, StoreUnavailable
+
+pytestmark = pytest.mark.anyio
+
+both_event_loops = pytest.mark.parametrize(
+    "anyio_backend", [("asyncio", {"use_uvloop": False}), ("asyncio", {"use_uvloop": True})], ids=["asyncio", "uvloop"]
+)
+
+
+def event(name: str, at: int, *, user: str = "ann", type_: str = "interaction", value: float | None = None) -> Event:
+    return Event(user, f"item-{name}", name, type_, at, value)
+
+
+def oracle(events: Iterable[Event], user: str, length: int) -> list[str]:
+    distinct = {e.event_id: e for e in events if e.user_id == user and e.type == "interaction"}
+    newest = sorted(distinct.values(), key=lambda e: (e.timestamp_ms, e.event_id.encode()))[-length:]
+    return [e.item_id for e in newest]
+
+
+@pytest.fixture
+async def store(store_url: str) -> AsyncIterator[SequenceStore]:
+    async with SequenceStore.connect(store_url) as opened:
+        yield opened
+
+
+@pytest.fixture
+def client(store_url: str) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(store_url) as opened:
+        yield opened
+
+
+async def test_items_come_back_oldest_first_and_an_unknown_user_has_none(store: SequenceStore) -> None:
+    await store.append([event("b", 20), event("a", 10), event("c", 30, user="bob")])
+    assert await store.histories(["bob", "nobody", "ann"]) == [["item-c"], [], ["item-a", "item-b"]]
+    assert await store.histories([]) == []
+    assert await store.history("nobody") == []
+
+
+async def test_an_event_comes_back_as_it_was_given(store: SequenceStore) -> None:
+    values = [None, 0.0, 1.0, -1.5, 0.1, 1 / 3, 5e-324, 1e300, 2.0**53 + 2, 2.0**63, -(2.0**63), 2.0**64, 1e18]
+    names = ["é", "日本" * 40, "nul\0in it", 'quo"te', "{brace}", "x" * 256, *(f"id{i}" for i in range(7))]
+    given_ = [
+        Event(
+            "ann {0} \0 é",
+            f"item {name}",
+            name,
+            ("click", "interaction")[i % 2],
+            eventlog.LAST_TIMESTAMP_MS - 50 + i,
+            value,
+        )
+        for i, (name, value) in enumerate(zip(names, values, strict=True))
+    ]
+    await store.append(given_)
+    assert await store.history("ann {0} \0 é") == [
+        HistoryEvent(e.event_id, e.item_id, e.type, e.timestamp_ms, e.value) for e in given_
+    ]
+
+
+async def test_a_repeated_event_counts_once_and_changes_nothing(store: SequenceStore, client: redis.Redis) -> None:
+    events = [event("a", 10), event("b", 20), event("seen", 30, type_="impression")]
+    assert await store.append([*events, events[0]]) == AppendResult(accepted=3, duplicates=1)
+    for key in client.scan_iter("*"):
+        if client.type(key) == b"string":
+            client.expire(key, 100)
+    before = {key: (client.dump(key), client.ttl(key)) for key in client.scan_iter("*")}
+    assert await store.append(events) == AppendResult(accepted=0, duplicates=3)
+    assert {key: (client.dump(key), client.ttl(key)) for key in client.scan_iter("*")} == before
+
+
+async def test_the_same_event_id_of_two_users_is_two_events(store: SequenceStore) -> None:
+    assert (await store.append([event("a", 1), event("a", 1, user="bob")])).accepted == 2
+
+
+async def test_equal_times_are_ordered_by_the_bytes_of_the_event_id(store: SequenceStore) -> None:
+    names = ["é", "b", "B", "_", "a", "aa", "a\0b", "Z", "ab", "0"]
+    await store.append([event(name, 7) for name in names])
+    assert [e.event_id for e in await store.history("ann")] == sorted(names, key=str.encode)
+
+
+@pytest.mark.parametrize("extra", [-1, 0, 1])
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_a_history_keeps_exactly_the_newest_n(store_url: str, extra: int, at_once: bool) -> None:
+    async with SequenceStore.connect(store_url, StoreSettings(history_length=5)) as store:
+        events = [event(f"e{i}", i) for i in range(5 + extra)]
+        for part in [events] if at_once else [[e] for e in events]:
+            await store.append(part)
+        assert (await store.histories(["ann"]))[0] == [e.item_id for e in events[-5:]]
+
+
+async def test_an_event_older_than_a_full_history_is_logged_and_not_shown(store_url: str, client: redis.Redis) -> None:
+    async with SequenceStore.connect(store_url, StoreSettings(history_length=2)) as store:
+        await store.append([event("b", 20), event("c", 30)])
+        assert await store.append([event("a", 10)]) == AppendResult(accepted=1, duplicates=0)
+        assert await store.append([event("a", 10)]) == AppendResult(accepted=0, duplicates=1)
+        assert await store.histories(["ann"]) == [["item-b", "item-c"]]
+    assert [e.event_id for e in eventlog.read_events(client)] == ["b", "c", "a"]
+
+
+async def test_an_impression_goes_to_the_log_only(store_url: str, client: redis.Redis) -> None:
+    async with SequenceStore.connect(store_url, StoreSettings(sequence_types=("buy",))) as store:
+        await store.append([event("a", 1, type_="buy"), event("b", 2, type_="impression"), event("c", 3)])
+        assert await store.histories(["ann"]) == [["item-a"]]
+    assert [e.event_id for e in eventlog.read_events(client)] == ["a", "b", "c"]
+
+
+@st.composite
+def arrivals(draw: st.DrawFn) -> tuple[list[Event], list[list[Event]]]:
+    """Distinct events, and requests in which each of them arrives at least once, in any order."""
+    one = st.builds(
+        event,
+        st.sampled_from(["a", "B", "_", "é", "aa", "b", "Z", "0", "日", "\0", "ab", "zz"]),
+        st.integers(0, 4),
+        user=st.sampled_from(["ann", "bob"]),
+        type_=st.sampled_from(["interaction", "interaction", "impression"]),
+    )
+    events = draw(st.lists(one, min_size=1, max_size=16, unique_by=lambda e: (e.user_id, e.event_id)))
+    repeated = draw(st.lists(st.sampled_from(events), max_size=8))
+    stream = draw(st.permutations(events + repeated))
+    cuts = sorted(draw(st.lists(st.integers(0, len(stream)), max_size=6)))
+    return events, [stream[a:b] for a, b in itertools.pairwise([0, *cuts, len(stream)])]
+
+
+@given(arrivals())
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+async def test_order_splitting_and_repetition_change_nothing(
+    store_url: str, arrived: tuple[list[Event], list[list[Event]]]
+) -> None:
+    events, requests = arrived
+    client = redis.Redis.from_url(store_url)
+    client.flushall()
+    async with SequenceStore.connect(store_url, StoreSettings(history_length=4)) as store:
+        results = [await store.append(request) for request in requests]
+        assert await store.histories(["ann", "bob"]) == [oracle(events, user, 4) for user in ("ann", "bob")]
+    assert sum(r.accepted for r in results) == len(events)
+    assert sum(r.duplicates for r in results) == sum(map(len, requests)) - len(events)
+    key = attrgetter("user_id", "event_id")
+    assert sorted(eventlog.read_events(client), key=key) == sorted(events, key=key)
+    client.close()
+
+
+async def test_a_batch_of_a_thousand_in_reverse_is_what_it_would_be_one_by_one(store: SequenceStore) -> None:
+    events = [event(f"e{i:04d}", i) for i in range(1000)]
+    await store.append(events[::-2])
+    assert (await store.append(events[::-1])).duplicates == 500
+    assert (await store.histories(["ann"]))[0] == oracle(events, "ann", 50)
+
+
+async def test_every_key_expires_or_is_bounded(store_url: str, client: redis.Redis) -> None:
+    async with SequenceStore.connect(store_url, StoreSettings(log_max_events=300)) as store:
+        for start in range(0, 3000, 1000):
+            await store.append([event(f"{i}", i) for i in range(start, start + 1000)])
+    ages = {key: client.ttl(key) for key in client.scan_iter("*") if client.type(key) == b"string"}
+    streams = [key for key in client.scan_iter("*") if client.type(key) == b"stream"]
+    assert sorted(ages.values()) == [24 * 3600, 90 * 24 * 3600]
+    assert max(client.strlen(key) for key in ages) <= 2048 * 12
+    assert len(streams) == 1
+    assert 300 <= client.xlen(streams[0]) < 400  # whole nodes of a hundred are trimmed
+    assert eventlog.log_size(client).trimmed == 3000 - client.xlen(streams[0])
+
+
+async def test_event_ids_are_remembered_for_a_day(store_url: str) -> None:
+    now = 1_700_000_000.0
+    settings_ = StoreSettings(history_length=1)
+    async with SequenceStore.connect(store_url, settings_, clock=lambda: now) as store:
+        await store.append([event("old", 1), event("new", 2)])  # the history of one holds "new" alone
+        now += 24 * 3600 - 1
+        assert (await store.append([event("old", 1)])).duplicates == 1
+        now += 1
+        assert (await store.append([event("old", 1), event("new", 2)])) == AppendResult(accepted=1, duplicates=1)
+        assert (await store.append([event("old", 1)])).duplicates == 1
+        assert await store.histories(["ann"]) == [["item-new"]]
+
+
+async def test_fifty_events_take_at_most_three_kilobytes(store: SequenceStore, client: redis.Redis) -> None:
+    events = [
+        Event("ann", f"item{i:04d}", f"evnt{i:04d}", "interaction", 1_700_000_000_000 + i, 4.5) for i in range(50)
+    ]
+    await store.append(events)
+    sizes = {key.decode(): client.memory_usage(key, samples=0) for key in client.scan_iter("*:[hd]:*")}
+    print(sizes)
+    assert len(sizes) == 2
+    assert sum(sizes.values()) <= 3 * 1024
+
+
+async def test_a_server_that_forgot_the_script_is_taught_it_again(store: SequenceStore, client: redis.Redis) -> None:
+    await store.append([event("a", 1)])
+    client.script_flush()
+    assert await store.append([event("a", 1), event("b", 2), event("c", 3, user="bob")]) == AppendResult(2, 1)
+
+
+async def test_a_server_without_memory_stores_nothing(store: SequenceStore, client: redis.Redis) -> None:
+    client.config_set("maxmemory", "1")
+    try:
+        with pytest.raises(StoreUnavailable, match="maxmemory"):
+            await store.append([event("a", 1)])
+    finally:
+        client.config_set("maxmemory", "0")
+    assert client.dbsize() == 0
+    assert await store.append([event("a", 1)]) == AppendResult(accepted=1, duplicates=0)
+
+
+async def test_one_damaged_history_does_not_fail_the_others(
+    store: SequenceStore, client: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    await store.append([event("a", 1), event("b", 1, user="bob")])
+    key = next(client.scan_iter("*:h:ann"))
+    client.set(key, b"\xc1")
+    with caplog.at_level(logging.ERROR):
+        assert await store.histories(["ann", "bob"]) == [[], ["item-b"]]
+    assert "ann" in caplog.text
+    length = eventlog.log_size(client).held
+    with pytest.raises(StoreUnavailable):
+        await store.append([event("c", 2)])
+    assert eventlog.log_size(client).held == length
+
+
+@pytest.mark.parametrize("field", ["timestamp_ms", "value", "item_id"])
+def test_an_event_that_could_not_be_stored_exactly_is_refused(field: str) -> None:
+    good = {"user_id": "u", "item_id": "i", "event_id": "e", "type": "t", "timestamp_ms": 0, "value": 0.0}
+    bad = {"timestamp_ms": 2**53, "value": float("nan"), "item_id": ""}
+    with pytest.raises(ValueError, match=field):
+        Event(**{**good, field: bad[field]})
+
+
+@both_event_loops
+async def test_a_server_that_never_answers_fails_a_read_within_120_ms() -> None:
+    accepted = []
+    server = await asyncio.start_server(lambda _reader, writer: accepted.append(writer), "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    elapsed = []
+    async with SequenceStore.connect(f"redis://127.0.0.1:{port}", StoreSettings(max_connections=2)) as store:
+        for _ in range(3):
+            start = time.perf_counter()
+            results = await asyncio.gather(*(store.histories(["ann"]) for _ in range(50)), return_exceptions=True)
+            elapsed.append(time.perf_counter() - start)
+            assert {type(r) for r in results} == {StoreUnavailable}
+        with pytest.raises(StoreUnavailable, match="50 ms"):
+            await store.ping()
+    assert min(elapsed) < 0.12  # the fastest of three: a busy machine only adds
+    for writer in accepted:
+        writer.close()
+    server.close()
+
+
+async def test_nobody_listening_is_said_at_once() -> None:
+    async with SequenceStore.connect("redis://:secret@127.0.0.1:1") as store:
+        start = time.perf_counter()
+        with pytest.raises(StoreUnavailable, match=r"127\.0\.0\.1:1") as raised:
+            await store.append([event("a", 1)])
+        assert time.perf_counter() - start < 0.1
+    assert "secret" not in str(raised.value)
+
+
+async def test_something_else_listening_is_unavailable() -> None:
+    async def answer(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with SequenceStore.connect(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}") as store:
+        with pytest.raises(StoreUnavailable):
+            await store.histories(["ann"])
+        with pytest.raises(StoreUnavailable):
+            await store.append([event("a", 1)])
+    server.close()
+
+
+@both_event_loops
+async def test_the_first_call_after_the_server_is_back_works(killable_store) -> None:
+    settings_ = StoreSettings(max_connections=8)
+    async with SequenceStore.connect(killable_store.url, settings_) as store:
+        await asyncio.gather(*(store.append([event(f"{i}", i)]) for i in range(8)))  # several pooled connections
+        await asyncio.gather(*(store.histories(["ann"]) for _ in range(8)))
+        killable_store.kill()
+        with pytest.raises(StoreUnavailable):
+            await store.histories(["ann"])
+        with pytest.raises(StoreUnavailable):
+            await store.append([event("x", 100)])
+        killable_store.start()
+        assert len((await store.histories(["ann"]))[0]) == 8
+        assert await store.append([event("x", 100)]) == AppendResult(accepted=1, duplicates=0)
+        results = await asyncio.gather(*(store.histories(["ann"]) for _ in range(16)))
+        assert {len(r[0]) for r in results} == {9}
+
+
+@both_event_loops
+async def test_a_restart_between_calls_goes_unnoticed(killable_store) -> None:
+    async with SequenceStore.connect(killable_store.url) as store:
+        await store.append([event("a", 1)])
+        await store.histories(["ann"])
+        killable_store.kill()
+        killable_store.start()
+        assert await store.histories(["ann"]) == [["item-a"]]
+        assert await store.append([event("a", 1), event("b", 2)]) == AppendResult(accepted=1, duplicates=1)
+
+
+async def test_a_server_that_stalls_and_goes_on_is_used_again(killable_store) -> None:
+    async with SequenceStore.connect(killable_store.url) as store:
+        await store.append([event("a", 1)])
+        killable_store.pause()
+        with pytest.raises(StoreUnavailable, match="500 ms"):
+            await store.append([event("b", 2)])
+        with pytest.raises(StoreUnavailable, match="50 ms"):
+            await store.histories(["ann"])
+        killable_store.resume()
+        await store.append([event("b", 2)])  # the unanswered attempts may have been carried out
+        assert await store.histories(["ann"]) == [["item-a", "item-b"]]
+
+
+@both_event_loops
+async def test_cancelled_calls_leave_neither_wrong_answers_nor_lost_connections(store_url: str) -> None:
+    users = [f"user{i}" for i in range(20)]
+    async with SequenceStore.connect(store_url, StoreSettings(max_connections=2)) as store:
+        await store.append([event(user, 1, user=user) for user in users])
+
+        async def read(index: int) -> None:
+            task = asyncio.create_task(store.histories([users[index % 20]]))
+            for _ in range(index % 13):  # cancelled at every stage of a call
+                await asyncio.sleep(0)
+            if index % 3:
+                task.cancel()
+            answer = (await asyncio.gather(task, return_exceptions=True))[0]
+            assert isinstance(answer, asyncio.CancelledError) or answer == [[f"item-{users[index % 20]}"]]
+
+        for start in range(0, 400, 8):
+            await asyncio.gather(*(read(index) for index in range(start, start + 8)))
+        assert await store.histories(users) == [[f"item-{user}"] for user in users]
+
+
+async def test_durability_is_confirmed_or_warned_about(store: SequenceStore, client: redis.Redis) -> None:
+    assert await store.durability() is None
+    client.config_set("appendfsync", "everysec")
+    try:
+        assert "appendfsync is everysec" in str(await store.durability())
+    finally:
+        client.config_set("appendfsync", "always")
+
+
+async def test_durability_that_may_not_be_checked_is_said_to_be_unknown(store_url: str, client: redis.Redis) -> None:
+    client.execute_command("ACL", "SETUSER", "limited", "on", ">word", "~*", "+@all", "-config")
+    try:
+        url = store_url.replace("unix://", "unix://limited:word@")
+        async with SequenceStore.connect(url) as limited:
+            await limited.append([event("a", 1)])
+            warning = str(await limited.durability())
+    finally:
+        client.execute_command("ACL", "DELUSER", "limited")
+    assert "could not check" in warning
+    assert "word" not in warning
