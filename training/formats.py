@@ -77,7 +77,7 @@ def read_parquet(path: Path, wanted: Sequence[str] | None = None) -> tuple[pl.Da
     try:
         present = list(pl.read_parquet_schema(path))
         return pl.read_parquet(path, columns=[name for name in present if wanted is None or name in wanted]), present
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:  # damaged pages panic
         raise FormatError(f"{path}: not a readable Parquet file ({_first_line(error)})") from error
 
 

@@ -1,0 +1,160 @@
+"""Every format of item attributes lines up with the vocabulary, and says what did not match."""
+
+import datetime
+import gzip
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from training.attributes import Attributes, AttributesError, read_attributes
+from training.dataset import Vocabulary, build_dataset
+from training.interactions import read_interactions
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+VOCABULARY = Vocabulary(("", "20", "10", "30"))  # the files below know 10, 20 and 99
+
+
+def read(path: Path, content: str) -> Attributes:
+    data = content.encode()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return read_attributes(path, VOCABULARY)
+
+
+@pytest.mark.parametrize("name", ["a.item", "a.item.gz"])
+def test_a_recbole_item_file_gives_titles_whole_and_token_sequences_as_lists(tmp_path: Path, name: str) -> None:
+    header = (
+        "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\tscore:float\tweights:float_seq\n"
+    )
+    rows = '10\tToy "Story"\t1995\tAnimation Comedy\t1.5\t1 2.5\n99\tX\t1\tY\t1\t1\n20\tGold Eye\t\t\t\t\n'
+
+    attributes = read(tmp_path / name, header + rows)
+
+    assert attributes.columns == {
+        "movie_title": [None, "Gold Eye", 'Toy "Story"', None],
+        "release_year": [None, None, "1995", None],
+        "class": [None, None, ["Animation", "Comedy"], None],
+        "score": [None, None, 1.5, None],
+        "weights": [None, None, [1.0, 2.5], None],
+    }
+    assert (attributes.missing_items, attributes.unknown_items) == (1, 1)
+    assert [attributes.title(row) for row in range(4)] == [None, "Gold Eye", 'Toy "Story"', None]
+
+
+@pytest.mark.parametrize(("name", "separator"), [("a.csv", ","), ("a.tsv", "\t"), ("a.csv.gz", ",")])
+def test_a_table_stays_text(tmp_path: Path, name: str, separator: str) -> None:
+    text = "title,item_id,price\nTea,10,007\nJam,20,\nInk,99,3\n".replace(",", separator)
+
+    attributes = read(tmp_path / name, text)
+
+    assert attributes.columns == {"title": [None, "Jam", "Tea", None], "price": [None, None, "007", None]}
+    assert (attributes.missing_items, attributes.unknown_items) == (1, 1)
+
+
+def test_json_from_item_to_a_list_of_attribute_ids(tmp_path: Path) -> None:
+    attributes = read(tmp_path / "a.json", '{"10": [3, 1], "20": [], "99": [7]}')
+
+    assert attributes.columns == {"attributes": [None, [], [3, 1], None]}
+    assert attributes.title(1) is None
+
+
+def test_json_from_item_to_an_object(tmp_path: Path) -> None:
+    attributes = read(tmp_path / "a.json", '{"10": {"name": "Tea", "price": 2.5}, "20": {"hot": true, "price": NaN}}')
+
+    assert attributes.columns == {
+        "name": [None, None, "Tea", None],
+        "price": [None, None, 2.5, None],
+        "hot": [None, True, None, None],
+    }
+    assert attributes.title(2) == "Tea"
+
+
+def test_json_lines_with_text_or_integer_ids(tmp_path: Path) -> None:
+    attributes = read(tmp_path / "a.jsonl", '{"item_id": 10, "title": 1984}\n\n{"item_id": "20", "tags": ["x"]}\n')
+
+    assert attributes.columns == {"title": [None, None, 1984, None], "tags": [None, ["x"], None, None]}
+    assert attributes.title(2) == "1984"
+
+
+def test_parquet_keeps_types_and_writes_dates_as_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    day = datetime.date(2024, 2, 29)
+    frame = pl.DataFrame({"item_id": [10, 20], "day": [day, None], "tags": [["x"], None], "n": [1, 2]})
+    frame.write_parquet(path)
+
+    assert read_attributes(path, VOCABULARY).columns == {
+        "day": [None, None, "2024-02-29", None],
+        "tags": [None, None, ["x"], None],
+        "n": [None, 2, 1, None],
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "id,title\n10,Tea\n", "no column 'item_id'; the columns are 'id', 'title'"),
+        ("a.csv", "item_id,title\n10,Tea\n20,Jam\n10,Ink\n", "item '10' occurs twice"),
+        ("a.csv", "", "empty"),
+        ("a.item", "item_id:token\tscore:float\n10\tgood\n", "'score' is declared float"),
+        ("a.json", '{"10": [1]', "not JSON"),
+        ("a.json", "[]", "one JSON object"),
+        ("a.json", '{"10": [1], "20": {}}', "all items need an object, or all a list"),
+        ("a.json", '{"10": 5}', "item '10' has 5"),
+        ("a.json", '{"10": {"maker": {"name": "x"}}}', "item '10', attribute 'maker'"),
+        ("a.json", '{"10": [[1]]}', "a list of these"),
+        ("a.jsonl", '{"item_id": 10}\n{"item_id": 2', "line 2 is not JSON"),
+        ("a.jsonl", '{"title": "Tea"}\n', "line 1 must be an object"),
+        ("a.jsonl", '{"item_id": true}\n', "line 1 must be an object"),
+        ("a.jsonl", "[1]\n", "line 1 must be an object"),
+        ("a.parquet", "no parquet", "Parquet"),
+        ("a.txt", "10 20\n", r"attributes come as"),
+        ("a.zip", "PK", "unknown kind of file"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_refused_in_a_sentence(
+    tmp_path: Path, name: str, content: str, message: str
+) -> None:
+    with pytest.raises(AttributesError, match=message) as caught:
+        read(tmp_path / name, content)
+
+    assert str(tmp_path / name) in str(caught.value)
+
+
+def test_a_file_that_is_not_there_or_not_text_is_refused(tmp_path: Path) -> None:
+    for name in ("absent.csv", "absent.json", "absent.parquet"):
+        with pytest.raises(AttributesError, match="absent"):
+            read_attributes(tmp_path / name, VOCABULARY)
+    (tmp_path / "latin.json").write_bytes('{"10": ["é"]}'.encode("latin-1"))
+    with pytest.raises(AttributesError, match="UTF-8"):
+        read_attributes(tmp_path / "latin.json", VOCABULARY)
+
+
+@pytest.mark.parametrize("column", [[{"a": 1}], [b"x"], [datetime.timedelta(1)]])
+def test_a_parquet_column_no_bundle_can_hold_is_refused(tmp_path: Path, column: list[object]) -> None:
+    path = tmp_path / "a.parquet"
+    pl.DataFrame({"item_id": ["10"], "odd": column}).write_parquet(path)
+
+    with pytest.raises(AttributesError, match="'odd'"):
+        read_attributes(path, VOCABULARY)
+
+
+@pytest.mark.parametrize(
+    ("log", "attributes", "column", "title"),
+    [
+        ("ml-100k/ml-100k.inter", "ml-100k/ml-100k.item", "class", True),
+        ("beauty/Beauty.txt", "beauty/Beauty_item2attributes.json", "attributes", False),
+        ("beauty/Beauty.txt", "beauty/Beauty_items.tsv", "asin", True),
+        ("ml-1m/ml-1m.txt.gz", "ml-1m/item_map.tsv", "genres", True),
+    ],
+)
+def test_published_attributes_cover_every_item(log: str, attributes: str, column: str, title: bool) -> None:
+    if not (SHARED / log).is_file():
+        pytest.skip(f"{SHARED / log} is not here")
+    vocabulary = build_dataset(read_interactions([SHARED / log])).vocabulary
+
+    found = read_attributes(SHARED / attributes, vocabulary)
+
+    assert (found.missing_items, found.unknown_items) == (0, 0)
+    assert len(found.columns[column]) == vocabulary.rows
+    assert found.columns[column][0] is None
+    assert (found.title(1) is not None) == title
