@@ -1,0 +1,172 @@
+"""`python -m service`: serve recommendations, or make a key.
+
+Whatever stops it from starting is one sentence on stderr and exit status 2.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+from models.bundle import BundleError
+from models.runtime import DeviceError, check_installation
+from service import logs
+from service.auth import new_key
+from service.settings import BadSettings, Settings, load
+
+logger = logging.getLogger(__name__)
+
+_EPILOG = """examples:
+  python -m service serve --embedded                       with a store of its own under artifacts/store
+  python -m service serve --redis redis://127.0.0.1:6379
+  python -m service key                                    a new key, for listening beyond this machine
+
+every option is also a variable, RECSERVE_PORT=9000 for example; the option wins"""
+
+
+class StartError(Exception):
+    """The service cannot start; the message says what to do."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m service",
+        description="The HTTP service: events in, recommendations out.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    serve = commands.add_parser("serve", help="answer requests until told to stop")
+    serve.add_argument("--host", help="address to listen on (127.0.0.1); beyond this machine it needs keys")
+    serve.add_argument("--port", help="port to listen on (8000); 0 takes any free one")
+    serve.add_argument("--artifacts", type=Path, help="folder of bundles (artifacts)")
+    store = serve.add_mutually_exclusive_group()
+    store.add_argument("--redis", metavar="URL", help="sequence store to use: redis://, rediss:// or unix://")
+    store.add_argument("--embedded", action="store_true", default=None, help="start a sequence store of its own")
+    serve.add_argument("--data", type=Path, metavar="DIR", help="where the embedded store keeps its files")
+    serve.add_argument("--device", help="auto, cpu or cuda (auto)")
+    serve.add_argument("--threads", help="CPU threads of one ranking (the CPU quota)")
+    serve.add_argument("--log-level", help="debug, info, warning or error (info)")
+    commands.add_parser("key", help="print a new API key and its hash")
+    options = vars(parser.parse_args(arguments))
+    try:
+        if options.pop("command") == "key":
+            return _key()
+        settings = load(options)
+        check_installation()
+        return _serve(settings)
+    except (BadSettings, BundleError, DeviceError, StartError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:  # told to stop before it had started
+        return 0
+
+
+def _key() -> int:
+    key, key_hash = new_key()
+    print(f"key   {key}   (for the client; it is not stored and cannot be shown again)")
+    print(f"hash  {key_hash}")
+    print(f"RECSERVE_API_KEY_HASHES='{json.dumps({key_hash: ['recommend', 'events']})}'")
+    return 0
+
+
+def _serve(settings: Settings) -> int:
+    import uvloop  # noqa: PLC0415 - `key` and `--help` should not wait for a web framework
+
+    logs.configure(settings.log_level)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # until the server is up and drains instead
+    with (
+        _bound(settings.host, settings.port) as listener,
+        _store(settings) as store_url,
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
+        runner.run(_run(settings, store_url, listener))
+    return 0
+
+
+async def _run(settings: Settings, store_url: str, listener: socket.socket) -> None:
+    import uvicorn  # noqa: PLC0415
+
+    from service.app import running  # noqa: PLC0415
+
+    class Server(uvicorn.Server):
+        """Leaves signals to us: its own way ends the process by the signal instead of with status 0."""
+
+        @contextlib.contextmanager
+        def capture_signals(self) -> Generator[None, None, None]:
+            yield
+
+    async with running(settings, store_url) as app:
+        config = uvicorn.Config(
+            app,
+            loop="none",
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=75,  # longer than the idle timeout of the usual proxies, so that they close first
+            timeout_graceful_shutdown=max(1, round(settings.drain_s)),
+        )
+        server = Server(config)
+
+        def stop() -> None:
+            server.force_exit = server.should_exit  # asked twice: do not wait for requests under way
+            server.should_exit = True
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, stop)
+        host, port = listener.getsockname()[:2]
+        logger.info("serving on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+        try:
+            await server.serve(sockets=[listener])
+        except OSError as error:
+            raise StartError(f"cannot listen on {host} port {port}: {error}") from error
+        logger.info("stopped")
+
+
+@contextlib.contextmanager
+def _bound(host: str, port: int) -> Iterator[socket.socket]:
+    """A socket that holds the port, so that a port in use is found before anything is loaded."""
+    listener: socket.socket | None = None
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        if listener is not None:
+            listener.close()
+        raise StartError(
+            f"cannot listen on {host} port {port} ({error.strerror}); choose another with --port"
+        ) from error
+    with listener:
+        yield listener
+
+
+@contextlib.contextmanager
+def _store(settings: Settings) -> Iterator[str]:
+    """URL of the sequence store, running while entered if it is our own."""
+    if settings.redis is not None:
+        yield settings.redis
+        return
+    from service.embedded import EmbeddedStore, EmbeddedStoreError  # noqa: PLC0415 - needs an extra package
+
+    embedded = EmbeddedStore(settings.store_folder)
+    try:
+        embedded.__enter__()
+    except EmbeddedStoreError as error:
+        raise StartError(str(error)) from error
+    with contextlib.closing(embedded):
+        yield embedded.url
+
+
+if __name__ == "__main__":
+    sys.exit(main())

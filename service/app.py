@@ -1,0 +1,98 @@
+"""The application: everything it is made of, created in order and closed in reverse."""
+
+import logging
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from fastapi_offline import FastAPIOffline
+from pydantic.json_schema import models_json_schema
+
+from models import VERSION
+from service import errors
+from service.auth import Keys
+from service.batcher import Batcher
+from service.engine import Engine
+from service.intake import Intake
+from service.metrics import Metrics
+from service.recommender import Recommender
+from service.requests import RequestScope
+from service.routes import Services, router
+from service.schemas import EventRequest, EventsRequest, ProblemResponse, RecommendRequest
+from service.sequences import SequenceStore, StoreSettings
+from service.settings import Settings
+from service.slot import Slot
+
+logger = logging.getLogger(__name__)
+
+
+@asynccontextmanager
+async def running(settings: Settings, store_url: str) -> AsyncIterator[FastAPI]:
+    """The application with everything behind it open. Run it without a lifespan: this is it.
+
+    Raises BundleError if there is a champion and it must not serve, DeviceError if the device is not there.
+    """
+    metrics = Metrics()
+
+    def on_load(engine: Engine) -> None:
+        metrics.model_loaded(engine.version, engine.bundle.manifest.model, engine.provider)
+
+    async with AsyncExitStack() as stack:
+        slot = Slot(
+            settings.artifacts,
+            device=settings.device,
+            threads=settings.threads,
+            poll_s=settings.poll_s,
+            on_load=on_load,
+            on_refuse=lambda refused: metrics.refused_versions.inc(),
+        )
+        await stack.enter_async_context(slot)
+        store = SequenceStore.connect(store_url, StoreSettings(sequence_types=settings.sequence_types))
+        await stack.enter_async_context(store)
+        if (warning := await store.durability()) is not None:
+            logger.warning("%s", warning)
+        scoring = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="scoring"))
+        recommender = Recommender(store, lambda: slot.engine, scoring, metrics)
+        batcher = Batcher(
+            recommender.recommend,
+            max_batch=settings.max_batch,
+            max_waiting=settings.max_waiting,
+            stuck_s=settings.stuck_s,
+            on_batch=metrics.batch_size.observe,
+        )
+        await stack.enter_async_context(batcher)
+        intake = Intake(store, lambda: slot.engine, metrics)
+        yield create_app(Services(Keys(settings.api_key_hashes), slot, batcher, intake, metrics))
+
+
+def create_app(services: Services) -> FastAPI:
+    """Routes, errors and documentation over open services."""
+    app = FastAPIOffline(
+        title="recserve",
+        version=VERSION,
+        description="Next-item recommendations from an interaction log: post events, ask for recommendations.",
+        docs_url="/docs",
+        redoc_url=None,
+    )
+    app.state.services = services
+    app.include_router(router)
+    app.add_middleware(RequestScope)
+    errors.install(app)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """The generated description, with the schemas of bodies that the routes parse themselves."""
+    if app.openapi_schema is None:
+        schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        own = [(model, "validation") for model in (EventRequest, EventsRequest, RecommendRequest, ProblemResponse)]
+        _, definitions = models_json_schema(own, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
+        components = schema.setdefault("components", {})
+        components.setdefault("schemas", {}).update(definitions["$defs"])
+        components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        app.openapi_schema = schema
+    return app.openapi_schema

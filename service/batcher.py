@@ -1,0 +1,133 @@
+"""Calls that arrive while one batch runs share the next one.
+
+There is no timer to tune: an idle service answers at once, and a busy one fills its batches by itself. What waits is
+bounded, because a queue that grows turns overload into timeouts. A failed batch fails its members only.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from types import TracebackType
+from typing import Generic, Self, TypeVar
+
+Call = TypeVar("Call")
+Answer = TypeVar("Answer")
+
+logger = logging.getLogger(__name__)
+
+
+class Overloaded(Exception):  # noqa: N818 - a condition, as in 503
+    """The queue is full."""
+
+
+class Closed(Exception):  # noqa: N818 - a condition, as in 503
+    """The batcher has stopped, or the batch was given up because it is stopping."""
+
+
+class Batcher(Generic[Call, Answer]):
+    """Collects calls into batches for `run`, which takes a list and gives as many answers. Enter it to start.
+
+    At most max_batch calls run together and max_waiting wait; a batch that takes longer than stuck_s counts as stuck.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[Sequence[Call]], Awaitable[Sequence[Answer]]],
+        *,
+        max_batch: int,
+        max_waiting: int,
+        stuck_s: float,
+        on_batch: Callable[[int], None] = lambda size: None,
+    ) -> None:
+        self._run = run
+        self._max_batch = max_batch
+        self._max_waiting = max_waiting
+        self._stuck_s = stuck_s
+        self._on_batch = on_batch
+        self._waiting: deque[tuple[Call, asyncio.Future[Answer]]] = deque()
+        self._arrived = asyncio.Event()
+        self._worker: asyncio.Task[None] | None = None
+        self._busy_since: float | None = None
+
+    async def __aenter__(self) -> Self:
+        self._worker = asyncio.create_task(self._work(), name="batcher")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await worker
+        while self._waiting:
+            _refuse([self._waiting.popleft()[1]], Closed("the service is shutting down"))
+
+    @property
+    def alive(self) -> bool:
+        """Whether calls are being answered: the worker runs, and its batch is not stuck."""
+        running = self._worker is not None and not self._worker.done()
+        return running and (self._busy_since is None or time.monotonic() - self._busy_since < self._stuck_s)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    async def submit(self, call: Call) -> Answer:
+        """Answer of one call. Raises Overloaded at once if the queue is full, or whatever its batch failed with."""
+        if self._worker is None or self._worker.done():
+            raise Closed("the service is shutting down")
+        if len(self._waiting) >= self._max_waiting:
+            raise Overloaded(f"{self._max_waiting} requests are waiting already")
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._waiting.append((call, future))
+        self._arrived.set()
+        return await future
+
+    async def _work(self) -> None:
+        while True:
+            await self._arrived.wait()
+            batch = self._take()
+            if batch:
+                self._on_batch(len(batch))
+                self._busy_since = time.monotonic()
+                await self._answer(batch)
+                self._busy_since = None
+
+    def _take(self) -> list[tuple[Call, asyncio.Future[Answer]]]:
+        """Everything that waits, up to max_batch; a caller who has gone costs nothing."""
+        batch: list[tuple[Call, asyncio.Future[Answer]]] = []
+        while self._waiting and len(batch) < self._max_batch:
+            entry = self._waiting.popleft()
+            if not entry[1].done():
+                batch.append(entry)
+        if not self._waiting:
+            self._arrived.clear()
+        return batch
+
+    async def _answer(self, batch: list[tuple[Call, asyncio.Future[Answer]]]) -> None:
+        futures = [future for _, future in batch]
+        try:
+            answers = await self._run([call for call, _ in batch])
+            if len(answers) != len(batch):
+                raise RuntimeError(f"a batch of {len(batch)} got {len(answers)} answers")
+        except asyncio.CancelledError:
+            _refuse(futures, Closed("the service is shutting down"))
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is its members' and not the worker's
+            logger.error("a batch of %d failed: %r", len(batch), error)
+            _refuse(futures, error)
+            return
+        for future, answer in zip(futures, answers, strict=True):
+            if not future.done():
+                future.set_result(answer)
+
+
+def _refuse(futures: Sequence[asyncio.Future[Answer]], error: Exception) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_exception(error)

@@ -1,0 +1,88 @@
+"""Queries to rankings, over one bundle: what runs on the scoring thread.
+
+It speaks in indices; who the user is and what an item is called is decided elsewhere.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.bundle import Bundle
+from models.runtime import EXCLUDED_SCORE, Runtime
+from models.sequence import PADDING
+
+_WARM_UP_BATCHES = (1, 8, 64)
+_WARM_UP_WIDTH = 40  # ids excluded: those of a usual history
+
+
+class EngineError(Exception):
+    """The model gave something that cannot be ranked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A history as known item indices, oldest first, the indices that must not come back, and how many should."""
+
+    sequence: NDArray[np.int64]
+    excluded: NDArray[np.int64]
+    k: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """Item indices, best first, and their scores; fewer than k where fewer are eligible."""
+
+    indices: list[int]
+    scores: list[float]
+
+
+class Engine:
+    """Ranks with one bundle. Nothing to close: its sessions go with the last batch that refers to it."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        popularity = self.bundle.popularity[1:]
+        self._by_popularity: NDArray[np.int64] = np.argsort(-popularity, kind="stable") + 1  # ties in item order
+
+    @property
+    def bundle(self) -> Bundle:
+        return self._runtime.bundle
+
+    @property
+    def version(self) -> str:
+        return self.bundle.manifest.version
+
+    @property
+    def provider(self) -> str:
+        return self._runtime.provider
+
+    def rank(self, queries: Sequence[Query]) -> list[Ranking]:
+        """One ranking for each query, in one run of the ranker. Raises EngineError if the model gives no numbers."""
+        if not queries:
+            return []
+        vectors = self._runtime.encode([query.sequence for query in queries])
+        if not np.isfinite(vectors).all():
+            raise EngineError(f"{self.version} gave a vector that is not finite")
+        most = max(query.k for query in queries)
+        indices, scores = self._runtime.rank(vectors, [query.excluded for query in queries], most)
+        eligible = (scores > EXCLUDED_SCORE).sum(axis=1)  # sorted, so that these come first
+        counts = [min(query.k, int(found)) for query, found in zip(queries, eligible, strict=True)]
+        return [
+            Ranking(indices[row, :count].tolist(), scores[row, :count].tolist()) for row, count in enumerate(counts)
+        ]
+
+    def popular(self, excluded: NDArray[np.int64], k: int) -> Ranking:
+        """The k most popular items that are not excluded, ties in item order; the score is the popularity."""
+        head = self._by_popularity[: k + len(excluded)]
+        chosen = head[~np.isin(head, excluded)][:k] if len(excluded) else head
+        return Ranking(chosen.tolist(), self.bundle.popularity[chosen].tolist())
+
+    def warm_up(self) -> None:
+        """Run every path once at several batch sizes, so that the first request finds memory and kernels ready."""
+        items, length = self.bundle.manifest.items, self.bundle.manifest.length
+        for batch in _WARM_UP_BATCHES:
+            sequences = [(np.arange(row % (length + 1)) + row) % items + 1 for row in range(batch)]
+            excluded = np.full(_WARM_UP_WIDTH, PADDING, np.int64)
+            self.rank([Query(sequence, excluded, 10) for sequence in sequences])

@@ -1,0 +1,133 @@
+"""Events on their way in: each is checked by itself, then all good ones are stored in one step.
+
+One bad event in a batch must not cost the others, and one that was not stored is never acknowledged.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+from pydantic import ValidationError
+
+from service.engine import Engine
+from service.errors import Problem, describe, field_errors, shorten, unavailable
+from service.metrics import Metrics
+from service.schemas import MAX_AHEAD_MS, MAX_EVENTS, EventRequest, default_event_id
+from service.sequences import Event, SequenceStore, StoreUnavailable
+
+logger = logging.getLogger(__name__)
+
+
+class Intake:
+    """Checks and stores events. `now` gives epoch seconds."""
+
+    def __init__(
+        self,
+        store: SequenceStore,
+        live: Callable[[], Engine | None],
+        metrics: Metrics,
+        *,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._live = live
+        self._metrics = metrics
+        self._now = now
+        self._last_ms = 0
+
+    async def take(self, body: object) -> dict[str, Any]:
+        """Store the events of a parsed body and return the response.
+
+        Raises Problem if the body is no event and no list of events, if none is acceptable, or if the store is down.
+        """
+        received = _received(body)
+        accepted: list[Event] = []
+        rejected: list[dict[str, Any]] = []
+        problems: list[dict[str, Any]] = []
+        latest_ms = int(self._now() * 1000) + MAX_AHEAD_MS
+        for index, raw in enumerate(received):
+            found = self._check(raw, latest_ms)
+            if isinstance(found, Event):
+                accepted.append(found)
+            else:
+                rejected.append({"index": index, "code": found[0]["code"], "detail": describe(found[0])})
+                problems += [{"index": index, **entry} for entry in found]
+        self._metrics.events_rejected.inc(len(rejected))
+        if not accepted:
+            first = rejected[0]
+            raise Problem(
+                "no_valid_event",
+                f"none of {len(received)} event(s) can be accepted; event {first['index']}: {first['detail']}",
+                errors=problems[:20],
+            )
+        try:
+            result = await self._store.append(accepted)
+        except StoreUnavailable as error:
+            self._metrics.store_write_errors.inc()
+            logger.warning("events were not stored: %s", error)
+            raise unavailable(
+                "store_unavailable", "the events could not be stored; send the same events again"
+            ) from error
+        self._metrics.events_accepted.inc(result.accepted)
+        self._metrics.events_duplicate.inc(result.duplicates)
+        engine = self._live()
+        known = engine.bundle.index_of if engine is not None else {}
+        return {
+            "accepted": result.accepted,
+            "duplicates": result.duplicates,
+            "rejected": rejected,
+            "unknown_items": sum(event.item_id not in known for event in accepted),
+        }
+
+    def _check(self, raw: object, latest_ms: int) -> Event | list[dict[str, Any]]:
+        """The event as it will be stored, or what is wrong with it."""
+        try:
+            event = EventRequest.model_validate(raw)
+        except ValidationError as error:
+            return field_errors(error)
+        timestamp_ms = event.timestamp
+        if timestamp_ms is None:
+            timestamp_ms = self._next_ms()
+        elif timestamp_ms > latest_ms:
+            detail = "must not be more than 5 minutes ahead of the service's clock"
+            return [{"field": "timestamp", "code": "timestamp_ahead", "detail": detail, "value": shorten(timestamp_ms)}]
+        return Event(
+            user_id=event.user_id,
+            item_id=event.item_id,
+            event_id=event.event_id or default_event_id(event.user_id, event.item_id, event.type, timestamp_ms),
+            type=event.type,
+            timestamp_ms=timestamp_ms,
+            value=event.value,
+            recommendation_id=event.recommendation_id,
+            properties=None if event.properties is None else orjson.dumps(event.properties),
+        )
+
+    def _next_ms(self) -> int:
+        """Server time, but never the same twice: events sent without a time keep the order they were sent in."""
+        self._last_ms = max(int(self._now() * 1000), self._last_ms + 1)
+        return self._last_ms
+
+
+def _received(body: object) -> list[object]:
+    """The events of a body, unchecked."""
+    if not isinstance(body, dict):
+        raise Problem("invalid_request", f"the body is {shorten(body)}; send one event, or an object with 'events'")
+    if "events" not in body:
+        return [body]
+    surplus = sorted(body.keys() - {"events"})
+    if surplus:
+        detail = "is not a field beside 'events'"
+        errors = [
+            {"field": name, "code": "extra_forbidden", "detail": detail, "value": shorten(body[name])}
+            for name in surplus[:20]
+        ]
+        raise Problem("invalid_request", f"{surplus[0][:80]} {detail}; leave it out", errors=errors)
+    events = body["events"]
+    if not isinstance(events, list) or not 1 <= len(events) <= MAX_EVENTS:
+        found = f"{len(events)} events" if isinstance(events, list) else shorten(events)
+        detail = f"must be a list of 1 to {MAX_EVENTS} events"
+        error = {"field": "events", "code": "events_count", "detail": detail, "value": found}
+        raise Problem("invalid_request", f"events is {found}: {detail}", errors=[error])
+    return events

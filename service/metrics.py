@@ -1,0 +1,82 @@
+"""What the service counts, in Prometheus's text format.
+
+Observed where it happens, in routes and batches: a wrapper around every call would cost more than most calls do.
+"""
+
+import time
+from types import TracebackType
+from typing import Self
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
+
+from service.errors import Problem
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_LATENCY_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5)
+_BATCH = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+class Metrics:
+    """All metrics, in a registry of their own, so that two services in one process do not share counts."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = Counter("recserve_requests", "Requests answered", ["route", "status"], registry=self.registry)
+        self._latency = Histogram(
+            "recserve_request_seconds", "Time to an answer", ["route"], buckets=_LATENCY_S, registry=self.registry
+        )
+        events = Counter("recserve_events", "Events by what became of them", ["outcome"], registry=self.registry)
+        self.events_accepted = events.labels("accepted")
+        self.events_duplicate = events.labels("duplicate")
+        self.events_rejected = events.labels("rejected")
+        self.batch_size = Histogram(
+            "recserve_batch_size", "Requests ranked together", buckets=_BATCH, registry=self.registry
+        )
+        self.waiting = Gauge("recserve_waiting_requests", "Requests in the queue", registry=self.registry)
+        store_errors = Counter(
+            "recserve_store_errors", "Calls of the sequence store that failed", ["call"], registry=self.registry
+        )
+        self.store_read_errors = store_errors.labels("read")
+        self.store_write_errors = store_errors.labels("write")
+        degraded = Counter(
+            "recserve_degraded_answers", "Answers given without a part", ["missing"], registry=self.registry
+        )
+        self.degraded_store = degraded.labels("state_store")
+        self.refused_versions = Counter(
+            "recserve_refused_versions", "Champions that failed their test", registry=self.registry
+        )
+        self.ready = Gauge("recserve_ready", "1 when a tested bundle serves", registry=self.registry)
+        self._model = Info("recserve_model", "The bundle that serves", registry=self.registry)
+
+    def observed(self, route: str) -> "Observation":
+        """Context manager that counts what happens inside it as one request to a route."""
+        return Observation(self._requests, self._latency, route)
+
+    def model_loaded(self, version: str, model: str, provider: str) -> None:
+        self._model.info({"version": version, "model": model, "provider": provider})
+        self.ready.set(1)
+
+    def text(self) -> bytes:
+        return generate_latest(self.registry)
+
+
+class Observation:
+    """One request: its time, and 200 or the status of the problem that ended it."""
+
+    __slots__ = ("_latency", "_requests", "_route", "_started")
+
+    def __init__(self, requests: Counter, latency: Histogram, route: str) -> None:
+        self._requests = requests
+        self._latency = latency
+        self._route = route
+
+    def __enter__(self) -> Self:
+        self._started = time.perf_counter()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        status = 200 if error is None else error.status if isinstance(error, Problem) else 500
+        self._requests.labels(self._route, str(status)).inc()
+        self._latency.labels(self._route).observe(time.perf_counter() - self._started)

@@ -1,0 +1,124 @@
+"""The use case: history to query to ranking, and what happens when a part is down.
+
+It answers whole batches, so that all stored histories come in one round trip, and it takes the live engine once for
+each, so that a swap never falls inside an answer. Reads degrade: without the store it ranks from what the request
+brought, and without any history it gives what is popular.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.engine import Engine, Query, Ranking
+from service.metrics import Metrics
+from service.sequences import SequenceStore, StoreUnavailable
+
+logger = logging.getLogger(__name__)
+
+_STORE_PAUSE_S = 0.5  # after a failed read: those who wait behind it get their answer without waiting for another
+_NOTHING: NDArray[np.int64] = np.empty(0, np.int64)
+
+
+class NoModel(Exception):  # noqa: N818 - a condition, as in 503
+    """There is no bundle to rank with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a caller asks for. user_id is given where the stored history is wanted; `history` goes behind it."""
+
+    user_id: str | None
+    history: list[str]
+    k: int
+    exclude_seen: bool
+    exclude_item_ids: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendation:
+    """Items best first, by which model, and how they came about."""
+
+    model_version: str
+    history_length: int
+    source: str  # "model" or "popular"
+    degraded: bool  # the stored history was wanted and could not be read
+    items: list[tuple[str, float]]
+
+
+class Recommender:
+    """Answers batches of wishes with whatever engine is live."""
+
+    def __init__(
+        self, store: SequenceStore, live: Callable[[], Engine | None], executor: Executor, metrics: Metrics
+    ) -> None:
+        self._store = store
+        self._live = live
+        self._executor = executor
+        self._metrics = metrics
+        self._store_pause_until = 0.0
+
+    async def recommend(self, wishes: Sequence[Wish]) -> list[Recommendation]:
+        """One recommendation for each wish, all from one bundle. Raises NoModel if there is none."""
+        stored = await self._stored(sorted({wish.user_id for wish in wishes if wish.user_id is not None}))
+        engine = self._live()
+        if engine is None:
+            raise NoModel
+        histories = [_whole_history(wish, stored) for wish in wishes]
+        queries = [_query(engine, wish, history) for wish, history in zip(wishes, histories, strict=True)]
+        rankings: list[Ranking | None] = [None] * len(queries)
+        usable = [index for index, query in enumerate(queries) if len(query.sequence)]
+        if usable:
+            loop = asyncio.get_running_loop()
+            ranked = await loop.run_in_executor(self._executor, engine.rank, [queries[index] for index in usable])
+            for index, ranking in zip(usable, ranked, strict=True):
+                rankings[index] = ranking
+        ids = engine.bundle.ids
+        answers = []
+        for wish, history, query, by_model in zip(wishes, histories, queries, rankings, strict=True):
+            ranking = by_model or engine.popular(query.excluded, query.k)
+            answers.append(
+                Recommendation(
+                    model_version=engine.version,
+                    history_length=len(history),
+                    source="model" if by_model else "popular",
+                    degraded=stored is None and wish.user_id is not None,
+                    items=[(ids[index], score) for index, score in zip(ranking.indices, ranking.scores, strict=True)],
+                )
+            )
+        self._metrics.degraded_store.inc(sum(answer.degraded for answer in answers))
+        return answers
+
+    async def _stored(self, user_ids: list[str]) -> dict[str, list[str]] | None:
+        """Histories by user, or None while the store does not answer."""
+        if not user_ids:
+            return {}
+        if time.monotonic() < self._store_pause_until:
+            return None
+        try:
+            histories = await self._store.histories(user_ids)
+        except StoreUnavailable as error:
+            self._store_pause_until = time.monotonic() + _STORE_PAUSE_S
+            self._metrics.store_read_errors.inc()
+            logger.warning("answering without stored histories: %s", error)
+            return None
+        return dict(zip(user_ids, histories, strict=True))
+
+
+def _whole_history(wish: Wish, stored: dict[str, list[str]] | None) -> list[str]:
+    known = stored.get(wish.user_id, []) if stored and wish.user_id is not None else []
+    return known + wish.history
+
+
+def _query(engine: Engine, wish: Wish, history: list[str]) -> Query:
+    """Ids to indices. All of the history is left out of the answer, not only what the encoder has room for."""
+    sequence = engine.bundle.indices(history)
+    excluded = engine.bundle.indices(wish.exclude_item_ids) if wish.exclude_item_ids else _NOTHING
+    if wish.exclude_seen:
+        excluded = np.concatenate([excluded, sequence])
+    return Query(sequence, excluded, wish.k)

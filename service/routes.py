@@ -1,0 +1,248 @@
+"""HTTP routes: from bytes to a use case and back.
+
+The two hot routes parse once, strictly, and write their answer once; they appear in the documentation all the same.
+"""
+
+import asyncio
+import re
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import RedirectResponse
+from pydantic import ValidationError
+
+from models.bundle import BundleError
+from models.registry import Registry, RegistryError
+from models.runtime import DeviceError
+from service import metrics as prometheus
+from service.auth import Keys
+from service.batcher import Batcher, Closed, Overloaded
+from service.engine import EngineError
+from service.errors import Problem, invalid, shorten, unavailable
+from service.intake import Intake
+from service.metrics import Metrics
+from service.recommender import NoModel, Recommendation, Wish
+from service.requests import read_body
+from service.schemas import LATER_FIELDS, EventsResponse, RecommendRequest, RecommendResponse
+from service.slot import Promoted, Slot
+
+router = APIRouter()
+_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_NO_MODEL = (
+    "no model is promoted; train and export one with 'python -m training', then 'python -m models promote VERSION': "
+    "it is picked up within a second"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What the routes call, made and closed by app.running."""
+
+    keys: Keys
+    slot: Slot
+    batcher: Batcher[Wish, Recommendation]
+    intake: Intake
+    metrics: Metrics
+
+
+def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemResponse"}}}
+    return {status: {"description": "a problem (RFC 9457)", "content": content} for status in statuses}
+
+
+def _body_of(*schemas: str, example: dict[str, Any]) -> dict[str, Any]:
+    refs = [{"$ref": f"#/components/schemas/{name}"} for name in schemas]
+    schema = refs[0] if len(refs) == 1 else {"anyOf": refs}
+    content = {"application/json": {"schema": schema, "example": example}}
+    return {"requestBody": {"required": True, "content": content}, "security": [{}, {"key": []}]}
+
+
+_ADMIN: dict[str, Any] = {"security": [{}, {"key": []}]}
+
+
+@router.post(
+    "/recommend",
+    tags=["recommend"],
+    responses={200: {"model": RecommendResponse}, **_problems(400, 401, 403, 413, 422, 503)},
+    openapi_extra=_body_of("RecommendRequest", example={"history": ["50", "181", "174"], "k": 5}),
+)
+async def recommend(request: Request) -> Response:
+    """Items for a user or a history, best first. Nothing is stored."""
+    services: Services = request.app.state.services
+    with services.metrics.observed("recommend"):
+        services.keys.require(request, "recommend")
+        _refuse_options(request)
+        wish = _wish(_parse(await read_body(request)))
+        try:
+            found = await services.batcher.submit(wish)
+        except Overloaded as error:
+            raise unavailable("overloaded", f"{error}; come back later") from error
+        except Closed as error:
+            raise unavailable("shutting_down", str(error)) from error
+        except NoModel as error:
+            raise unavailable("no_model", _NO_MODEL, retry_after_s=5) from error
+        return _json(
+            {
+                "recommendation_id": secrets.token_hex(8),
+                "model_version": found.model_version,
+                "history_length": found.history_length,
+                "source": found.source,
+                "scoring": "exact",
+                "degraded": ["state_store"] if found.degraded else [],
+                "items": [{"item_id": item, "score": score, "source": found.source} for item, score in found.items],
+            }
+        )
+
+
+@router.post(
+    "/events",
+    tags=["events"],
+    responses={200: {"model": EventsResponse}, **_problems(400, 401, 403, 413, 422, 503)},
+    openapi_extra=_body_of("EventRequest", "EventsRequest", example={"user_id": "ada", "item_id": "50"}),
+)
+async def events(request: Request) -> Response:
+    """Store one event or up to 1,000. Acknowledged means stored; send again what was not."""
+    services: Services = request.app.state.services
+    with services.metrics.observed("events"):
+        services.keys.require(request, "events")
+        _refuse_options(request)
+        return _json(await services.intake.take(_parse(await read_body(request))))
+
+
+@router.get("/models", tags=["models"], responses=_problems(401, 403), openapi_extra=_ADMIN)
+async def models(request: Request) -> Response:
+    """All versions with their metrics, the champion, and what is loaded."""
+    services: Services = request.app.state.services
+    with services.metrics.observed("models"):
+        services.keys.require(request, "admin")
+        slot = services.slot
+        champion, versions = await asyncio.to_thread(_versions, slot.registry)
+        refused = slot.refused and {"version": slot.refused.version, "reason": slot.refused.reason}
+        loaded = slot.engine and {"version": slot.engine.version, "provider": slot.engine.provider}
+        return _json({"champion": champion, "loaded": loaded, "refused": refused, "versions": versions})
+
+
+@router.post(
+    "/models/{version}/promote", tags=["models"], responses=_problems(401, 403, 404, 409), openapi_extra=_ADMIN
+)
+async def promote(version: str, request: Request) -> Response:
+    """Test a version and serve it. When this answers, it serves."""
+    services: Services = request.app.state.services
+    with services.metrics.observed("promote"):
+        services.keys.require(request, "admin")
+        if not _VERSION.fullmatch(version):
+            raise Problem("version_not_found", "a version is 1 to 100 letters, digits, dots, dashes and underscores")
+        try:
+            return _promoted(await services.slot.promote(version))
+        except RegistryError as error:
+            raise Problem("version_not_found", str(error)) from error
+        except (BundleError, EngineError, DeviceError) as error:
+            raise Problem("version_damaged", str(error)) from error
+
+
+@router.post("/models/rollback", tags=["models"], responses=_problems(401, 403, 409), openapi_extra=_ADMIN)
+async def rollback(request: Request) -> Response:
+    """Serve the champion before this one again."""
+    services: Services = request.app.state.services
+    with services.metrics.observed("rollback"):
+        services.keys.require(request, "admin")
+        try:
+            return _promoted(await services.slot.rollback())
+        except RegistryError as error:
+            raise Problem("conflict", str(error)) from error
+        except (BundleError, EngineError, DeviceError) as error:
+            raise Problem("version_damaged", str(error)) from error
+
+
+@router.get("/healthz", tags=["operation"], responses=_problems(503))
+async def healthz(request: Request) -> Response:
+    """Whether the scoring worker lives; restart the process if not."""
+    services: Services = request.app.state.services
+    if not services.batcher.alive:
+        raise unavailable("unhealthy", "the scoring worker has stopped or is stuck; restart the service")
+    return _json({"status": "ok"})
+
+
+@router.get("/readyz", tags=["operation"], responses=_problems(503))
+async def readyz(request: Request) -> Response:
+    """Whether a tested bundle serves."""
+    slot = request.app.state.services.slot
+    if slot.engine is None:
+        reason = f"{slot.refused.version} was refused: {slot.refused.reason}" if slot.refused else _NO_MODEL
+        raise unavailable("no_model", reason, retry_after_s=5)
+    return _json({"status": "ready", "model_version": slot.engine.version})
+
+
+@router.get("/metrics", tags=["operation"], response_class=Response)
+async def metrics(request: Request) -> Response:
+    """Counts and times in Prometheus's text format."""
+    services: Services = request.app.state.services
+    services.metrics.waiting.set(services.batcher.waiting)
+    return Response(services.metrics.text(), media_type=prometheus.CONTENT_TYPE)
+
+
+@router.get("/", include_in_schema=False)
+async def root() -> Response:
+    return RedirectResponse("/docs")
+
+
+def _refuse_options(request: Request) -> None:
+    """A parameter or deadline that would be ignored is refused instead."""
+    if request.scope["query_string"]:
+        raise Problem("invalid_request", "this route takes no query parameters; put every field into the JSON body")
+    if "x-timeout-ms" in request.headers:
+        raise Problem("not_supported_yet", "the header X-Timeout-Ms is not supported yet; leave it out")
+
+
+def _parse(body: bytes) -> object:
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise Problem("malformed_json", f"the body is not JSON: {error}") from error
+
+
+def _wish(body: object) -> Wish:
+    if isinstance(body, dict) and (later := sorted(LATER_FIELDS & body.keys())):
+        errors = [
+            {"field": name, "code": "not_supported_yet", "detail": "leave it out", "value": shorten(body[name])}
+            for name in later
+        ]
+        raise Problem("not_supported_yet", f"{later[0]} is not supported yet; leave it out", errors=errors)
+    try:
+        asked = RecommendRequest.model_validate(body)
+    except ValidationError as error:
+        raise invalid(error) from error
+    stored_wanted = asked.history is None or asked.history_mode == "append"
+    return Wish(
+        user_id=asked.user_id if stored_wanted else None,
+        history=asked.history or [],
+        k=asked.k,
+        exclude_seen=asked.exclude_seen,
+        exclude_item_ids=asked.exclude_item_ids,
+    )
+
+
+def _versions(registry: Registry) -> tuple[str | None, list[dict[str, Any]]]:
+    champion = registry.current()
+    versions = []
+    for version in registry.versions():
+        entry: dict[str, Any] = {"version": version, "champion": version == champion}
+        try:
+            manifest = registry.manifest(version)
+        except BundleError as error:
+            entry["damaged"] = str(error)
+        else:
+            entry |= manifest.model_dump(include={"created", "model", "items", "dim", "length", "metrics", "data"})
+        versions.append(entry)
+    return champion, versions
+
+
+def _promoted(promoted: Promoted) -> Response:
+    return _json({"champion": promoted.champion, "before": promoted.before})
+
+
+def _json(body: object) -> Response:
+    return Response(orjson.dumps(body), media_type="application/json")

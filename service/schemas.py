@@ -1,0 +1,157 @@
+"""Shapes of requests and responses: what api.md promises, as types.
+
+Requests are parsed strictly: a number is not an id, "10" is not a k, and a field that does nothing is refused, because
+an option that is silently ignored is a bug found in production. Responses are described here for the documentation
+and written by hand, since validating our own answers costs more than computing them.
+"""
+
+import hashlib
+import re
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+import orjson
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
+from pydantic_core import PydanticCustomError
+
+from models.eventlog import LAST_TIMESTAMP_MS
+
+MAX_K = 500
+MAX_HISTORY = 1000
+MAX_EXCLUDED = 1000
+MAX_EVENTS = 1000
+MAX_ID_BYTES = 256
+MAX_TYPE_BYTES = 64
+MAX_PROPERTIES_BYTES = 4096
+MAX_AHEAD_MS = 5 * 60 * 1000
+LATER_FIELDS = frozenset({"filter", "candidates", "model_version", "explain"})  # of the contract, not of this version
+
+_RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+
+
+def _bytes_at_most(limit: int) -> AfterValidator:
+    def check(text: str) -> str:
+        if not text:
+            raise PydanticCustomError("too_short", "must not be empty")
+        if len(text) > limit or len(text.encode()) > limit:
+            raise PydanticCustomError("too_long", f"must be at most {limit} bytes of UTF-8")
+        return text
+
+    return AfterValidator(check)
+
+
+def _milliseconds(value: object) -> object:
+    """Epoch milliseconds of an RFC 3339 time; anything else is left to the integer's own check."""
+    if not isinstance(value, str):
+        return value
+    try:
+        if not _RFC_3339.fullmatch(value):
+            raise ValueError
+        moment = datetime.fromisoformat(value.upper())
+        return int(moment.timestamp()) * 1000 + moment.microsecond // 1000
+    except (ValueError, OverflowError):
+        raise PydanticCustomError(
+            "timestamp", "must be integer epoch milliseconds or an RFC 3339 time with a zone, 2026-05-01T12:00:00Z"
+        ) from None
+
+
+def _writable(properties: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    try:
+        size = len(orjson.dumps(properties))
+    except TypeError:  # the writer's depth limit is a quarter of the parser's
+        raise PydanticCustomError("too_deep", "must not be nested more than 250 deep") from None
+    if size > MAX_PROPERTIES_BYTES:
+        raise PydanticCustomError("too_long", f"must be at most {MAX_PROPERTIES_BYTES} bytes of JSON")
+    return properties
+
+
+Id = Annotated[str, _bytes_at_most(MAX_ID_BYTES), Field(json_schema_extra={"minLength": 1, "maxLength": MAX_ID_BYTES})]
+EventType = Annotated[str, _bytes_at_most(MAX_TYPE_BYTES)]
+TimestampMs = Annotated[
+    int,
+    BeforeValidator(_milliseconds, json_schema_input_type=int | str),
+    Field(ge=0, le=LAST_TIMESTAMP_MS, description="epoch milliseconds, or RFC 3339 with a zone; default: now"),
+]
+Properties = Annotated[dict[str, Any], AfterValidator(_writable)]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class EventRequest(_Request):
+    """One event: a user did something with an item."""
+
+    user_id: Id
+    item_id: Id = Field(description="an item that the model does not know is stored all the same")
+    timestamp: TimestampMs | None = None
+    event_id: Id | None = Field(None, description="key of deduplication; default: a digest of the four other fields")
+    type: EventType = Field("interaction", description="which types count as history is a setting of the service")
+    value: float | None = Field(None, allow_inf_nan=False, description="rating or weight")
+    recommendation_id: Id | None = Field(None, description="the ranking that caused the event")
+    properties: Properties | None = Field(None, description="at most 4 KiB, logged, never interpreted")
+
+
+class EventsRequest(_Request):
+    """Many events; each is accepted or rejected by itself."""
+
+    events: list[EventRequest] = Field(min_length=1, max_length=MAX_EVENTS)
+
+
+class RecommendRequest(_Request):
+    """For whom, or after which history, to recommend. With neither, the answer is what is popular."""
+
+    user_id: Id | None = Field(None, description="whose stored history to use; an unknown user is no error")
+    history: list[Id] | None = Field(None, max_length=MAX_HISTORY, description="item ids, oldest first")
+    history_mode: Literal["replace", "append"] = Field(
+        "replace", description="whether `history` stands in for the stored history or continues it"
+    )
+    k: int = Field(10, ge=1, le=MAX_K)
+    exclude_seen: bool = Field(True, description="leave out items of the history")
+    exclude_item_ids: list[Id] = Field([], max_length=MAX_EXCLUDED)
+
+
+class RejectedEvent(BaseModel):
+    index: int = Field(description="position in `events`")
+    code: str
+    detail: str
+
+
+class EventsResponse(BaseModel):
+    accepted: int = Field(description="events that are stored now")
+    duplicates: int = Field(description="events that were stored before")
+    rejected: list[RejectedEvent]
+    unknown_items: int = Field(description="valid events on items that the loaded model does not know")
+
+
+class RecommendedItem(BaseModel):
+    item_id: str
+    score: float = Field(description="compares only within one response; of a popular item, its interactions")
+    source: Literal["model", "popular"]
+
+
+class RecommendResponse(BaseModel):
+    recommendation_id: str
+    model_version: str
+    history_length: int = Field(description="ids in the history used, those unknown to the model included")
+    source: Literal["model", "popular"]
+    scoring: Literal["exact"]
+    degraded: list[Literal["state_store"]] = Field(description="what was missing")
+    items: list[RecommendedItem]
+
+
+class ProblemResponse(BaseModel):
+    """application/problem+json (RFC 9457)."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    errors: list[dict[str, Any]]
+    request_id: str | None
+
+
+def default_event_id(user_id: str, item_id: str, type_: str, timestamp_ms: int) -> str:
+    """Sixteen hex digits that depend on all four; as a JSON list no two different events run together."""
+    return hashlib.sha256(orjson.dumps([user_id, item_id, type_, timestamp_ms])).hexdigest()[:16]

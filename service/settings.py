@@ -1,0 +1,113 @@
+"""Settings of the service: one frozen object, built once from environment and command line, and passed in.
+
+No other module reads the environment. A setting that does not exist is an error: one that is ignored is a bug found
+in production.
+"""
+
+import ipaddress
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, StringConstraints, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+
+from models.runtime import Device
+
+PREFIX = "RECSERVE_"
+Scope = Literal["recommend", "events", "items", "admin"]
+KeyHash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+class BadSettings(Exception):  # noqa: N818 - the message is the whole of it
+    """Settings the service will not start with; the message names the setting and says what to do."""
+
+
+class Settings(BaseSettings):
+    """Everything that can be set, each as RECSERVE_<NAME> or `--<name>`."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", env_ignore_empty=True)
+
+    host: str = Field("127.0.0.1", min_length=1)
+    port: int = Field(8000, ge=0, le=65535)  # 0: any free one
+    artifacts: Path = Path("artifacts")
+    redis: str | None = Field(None, repr=False)  # a URL, which may hold a password
+    embedded: bool = False  # start a store of our own
+    data: Path | None = None  # of the embedded store; artifacts/store by default
+    device: Device = "auto"
+    threads: int | None = Field(None, ge=1)  # of one ranking; the CPU quota by default
+    max_batch: int = Field(64, ge=1, le=1024)
+    max_waiting: int = Field(1024, ge=1)  # requests; at 1,000 rankings a second, a second's wait
+    poll_s: float = Field(0.25, gt=0, le=60)  # how soon a promotion is noticed
+    stuck_s: float = Field(30, gt=0)  # a batch that takes longer makes /healthz fail
+    drain_s: float = Field(10, ge=0)  # for requests under way when told to stop
+    sequence_types: tuple[str, ...] = (
+        "interaction",
+        "view",
+        "click",
+        "rating",
+        "purchase",
+    )  # the others are only logged
+    api_key_hashes: dict[KeyHash, frozenset[Scope]] = Field(default_factory=dict, repr=False)
+    trusted_network: bool = False  # serve other machines without keys
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.redis is not None and self.embedded:
+            raise ValueError("redis and embedded exclude each other; set one of them")
+        if self.redis is None and not self.embedded:
+            raise ValueError(
+                "there is no sequence store; give redis a URL (--redis redis://HOST:PORT) or use --embedded"
+            )
+        if self.data is not None and not self.embedded:
+            raise ValueError("data is where the embedded store keeps its files; it does nothing without --embedded")
+        if not (self.api_key_hashes or self.trusted_network or self.loopback):
+            raise ValueError(
+                f"host {self.host} is reachable from other machines and no key is configured; make one with "
+                "'python -m service key' and set RECSERVE_API_KEY_HASHES, or set RECSERVE_TRUSTED_NETWORK=true if "
+                "only machines you trust can reach this one"
+            )
+        return self
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can reach the service."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:  # a name, which may resolve to anything
+            return False
+
+    @property
+    def store_folder(self) -> Path:
+        """Where the embedded store keeps its files."""
+        return self.data or self.artifacts / "store"
+
+
+def load(options: Mapping[str, Any]) -> Settings:
+    """Settings from the environment, overridden by `options` (None: not given).
+
+    Raises BadSettings in a sentence for a wrong value, an unknown RECSERVE_* variable or a contradiction.
+    """
+    known = {PREFIX + field.upper() for field in Settings.model_fields}
+    unknown = sorted(name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known)
+    if unknown:
+        raise BadSettings(f"{unknown[0]} is not a setting; there are {', '.join(sorted(known))}")
+    given = {name: value for name, value in options.items() if value is not None}
+    if given.get("embedded"):
+        given.setdefault("redis", None)  # the command line wins over the environment
+    elif "redis" in given:
+        given.setdefault("embedded", False)
+        given.setdefault("data", None)
+    try:
+        return Settings(**given)
+    except SettingsError as error:
+        raise BadSettings(f"{error}; it must be JSON") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"][:1]))
+        reason = first["msg"].removeprefix("Value error, ")
+        raise BadSettings(f"setting {where}: {reason}" if where else reason) from error

@@ -1,0 +1,163 @@
+"""The live bundle: loaded and tested beside the one that serves, then swapped in between two batches.
+
+Whoever needs the bundle takes `engine` once and keeps that reference for its whole batch; the old one's sessions and
+mapped files go when the last such reference does. So a swap needs no lock, and no request can see half of one.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from models.bundle import BundleError, read_bundle
+from models.registry import Registry, RegistryError
+from models.runtime import Device, DeviceError, Runtime
+from service.engine import Engine, EngineError
+
+logger = logging.getLogger(__name__)
+
+_RETRY_S = 30.0  # before a refused version is tried again: it may have been repaired, and loading it costs CPU
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A champion that does not serve, and why."""
+
+    version: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Promoted:
+    """What a promotion or rollback did."""
+
+    champion: str
+    before: str | None
+
+
+class Slot:
+    """The bundle that serves, kept equal to the champion while entered.
+
+    `on_load` is told of every engine that starts to serve, `on_refuse` of every one that may not.
+    """
+
+    def __init__(
+        self,
+        artifacts: Path,
+        *,
+        device: Device,
+        threads: int | None = None,
+        poll_s: float,
+        on_load: Callable[[Engine], None] = lambda engine: None,
+        on_refuse: Callable[[Refused], None] = lambda refused: None,
+    ) -> None:
+        self.registry = Registry(artifacts)
+        self.engine: Engine | None = None
+        self.refused: Refused | None = None
+        self._device = device
+        self._threads = threads
+        self._poll_s = poll_s
+        self._on_load = on_load
+        self._on_refuse = on_refuse
+        self._changing = asyncio.Lock()
+        self._retry_at = 0.0
+        self._watcher: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        """Load the champion, if there is one, and watch for the next. Raises BundleError if it must not serve."""
+        champion = await asyncio.to_thread(self.registry.current)
+        if champion is not None:
+            try:
+                self._swap(await asyncio.to_thread(self._load, champion))
+            except (RegistryError, EngineError) as error:
+                raise BundleError(str(error)) from error
+        self._watcher = asyncio.create_task(self._watch(), name="slot")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        watcher, self._watcher = self._watcher, None
+        if watcher is not None:
+            watcher.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await watcher
+        self.engine = None
+
+    async def promote(self, version: str) -> Promoted:
+        """Test a version, make it the champion and serve it; when this returns, the next batch uses it.
+
+        Raises RegistryError if there is no such version, BundleError, EngineError or DeviceError if it must not serve.
+        """
+        async with self._changing:
+            engine = await asyncio.to_thread(self._load, version)
+            before = await asyncio.to_thread(self.registry.promote, version)
+            self._swap(engine)
+        return Promoted(version, before)
+
+    async def rollback(self) -> Promoted:
+        """Make the champion's predecessor the champion and serve it. Raises as `promote`."""
+        async with self._changing:
+            before = await asyncio.to_thread(self.registry.current)
+            champion = await asyncio.to_thread(self.registry.rollback)
+            try:
+                engine = await asyncio.to_thread(self._load, champion)
+            except (BundleError, DeviceError, EngineError):
+                if before is not None:  # whole files, but wrong answers: what served before remains the champion
+                    await asyncio.to_thread(self.registry.promote, before)
+                raise
+            self._swap(engine)
+        return Promoted(champion, before)
+
+    async def refresh(self) -> None:
+        """Serve the champion, if another version serves now; a damaged one is reported and the old one kept."""
+        async with self._changing:
+            champion = await asyncio.to_thread(self.registry.current)
+            if champion is None or (self.engine is not None and self.engine.version == champion):
+                self.refused = None
+                return
+            if self.refused is not None and self.refused.version == champion and time.monotonic() < self._retry_at:
+                return
+            try:
+                engine = await asyncio.to_thread(self._load, champion)
+            except (BundleError, RegistryError, DeviceError, EngineError, OSError) as error:
+                self._refuse(Refused(champion, str(error)))
+            else:
+                self._swap(engine)
+
+    def _load(self, version: str) -> Engine:
+        """Verify, open, replay and warm up; on a thread, since it takes from milliseconds to seconds."""
+        started = time.perf_counter()
+        runtime = Runtime(read_bundle(self.registry.folder(version)), device=self._device, threads=self._threads)
+        runtime.replay_golden()
+        engine = Engine(runtime)
+        engine.warm_up()
+        logger.info("loaded %s on %s in %.2f s", version, engine.provider, time.perf_counter() - started)
+        return engine
+
+    def _swap(self, engine: Engine) -> None:
+        before = self.engine
+        self.engine = engine
+        self.refused = None
+        self._on_load(engine)
+        logger.info("%s serves now (before: %s)", engine.version, before.version if before else "none")
+
+    def _refuse(self, refused: Refused) -> None:
+        self.refused = refused
+        self._retry_at = time.monotonic() + _RETRY_S
+        self._on_refuse(refused)
+        serving = self.engine.version if self.engine else "none"
+        logger.error("%s may not serve, %s goes on: %s", refused.version, serving, refused.reason)
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(self._poll_s)
+            try:
+                await self.refresh()
+            except Exception:  # a watcher that dies would leave every later promotion unnoticed
+                logger.exception("looking for a new champion failed")

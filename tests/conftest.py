@@ -1,0 +1,203 @@
+"""Bundles small enough to work out by hand, and the service on a real socket, shared by all tests."""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+
+def last_item_encoder(table: np.ndarray) -> bytes:
+    """Graph whose vector is the table's row of a history's last item; row 0 is that of an empty history."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    nodes = [
+        helper.make_node("Sub", ["lengths", "one"], ["shifted"]),
+        helper.make_node("Max", ["shifted", "zero"], ["last"]),  # an empty history is a row of padding
+        helper.make_node("Unsqueeze", ["last", "axis"], ["column"]),
+        helper.make_node("GatherElements", ["sequences", "column"], ["item"], axis=1),
+        helper.make_node("Squeeze", ["item", "axis"], ["index"]),
+        helper.make_node("Gather", ["table", "index"], ["vectors"], axis=0),
+    ]
+    constants = [
+        numpy_helper.from_array(np.array(1), "one"),
+        numpy_helper.from_array(np.array(0), "zero"),
+        numpy_helper.from_array(np.array([1]), "axis"),
+        numpy_helper.from_array(table.astype(np.float32), "table"),
+    ]
+    inputs = [
+        helper.make_tensor_value_info("sequences", TensorProto.INT64, ["batch", "length"]),
+        helper.make_tensor_value_info("lengths", TensorProto.INT64, ["batch"]),
+    ]
+    outputs = [helper.make_tensor_value_info("vectors", TensorProto.FLOAT, ["batch", table.shape[1]])]
+    graph = helper.make_graph(nodes, "last_item", inputs, outputs, constants)
+    opset = helper.make_opsetid("", 20)
+    return helper.make_model(graph, opset_imports=[opset], ir_version=10).SerializeToString()
+
+
+def succession(items: int, step: int) -> np.ndarray:
+    """Score of every item after every item, (items + 1, items): after i come i, i + step, ... in a circle.
+
+    An item scores the number of items less its steps from i, so all scores of a row differ.
+    """
+    position = np.arange(1, items + 1)
+    table = np.zeros((items + 1, items))
+    table[1:] = items - (step * (position[None, :] - position[:, None])) % items
+    return table
+
+
+def write_tiny(artifacts: Path, version: str, table: np.ndarray, *, created: str, length: int = 4) -> Path:
+    """Bundle of items i1, i2, ... in which item j scores `table[i, j - 1]` after item i; i1 is the most popular."""
+    from models.bundle import Content, DataWindow, Golden, Manifest, Parity, write_bundle
+    from training.ranker import build_ranker
+
+    items = table.shape[1]
+    rows = items + 1
+    matrix = np.eye(rows, dtype=np.float32)[:, 1:]  # (rows, items): scores are the vector itself
+    vectors = table[[2, 2, 0]].astype(np.float32)
+    order = np.argsort(-vectors, axis=1, kind="stable")[:, :2]
+    manifest = Manifest(
+        version=version,
+        created=created,
+        model="last_item",
+        items=items,
+        dim=items,
+        length=length,
+        config={},
+        seed=0,
+        data=DataWindow(files={}, users=1, items=items, interactions=10),
+        metrics={"test": {"ndcg@10": 0.5}},
+        parity=Parity(cases=1, largest_difference=0.0, top_k_agreed=True),
+    )
+    golden = Golden(
+        sequences=np.array([[1, 2], [2, 0], [0, 0]]),
+        lengths=np.array([2, 1, 0]),
+        excluded=np.zeros((3, 1), np.int64),
+        vectors=vectors,
+        indices=order + 1,
+        scores=np.take_along_axis(vectors, order, 1),
+    )
+    content = Content(
+        manifest=manifest,
+        encoder=last_item_encoder(table),
+        ranker=build_ranker(),
+        items=matrix,
+        ids=["", *(f"i{row}" for row in range(1, rows))],
+        popularity=np.array([0, *range(items, 0, -1)], np.float32),
+        attributes=None,
+        golden=golden,
+    )
+    return write_bundle(artifacts, content)
+
+
+@pytest.fixture
+def artifacts(tmp_path: Path) -> Path:
+    return tmp_path / "artifacts"
+
+
+@pytest.fixture
+def make_bundle(artifacts: Path) -> Callable[..., Path]:
+    """Write a bundle of `items` items in steps of `step` (or with a score table of one's own) and promote it."""
+    from models.registry import Registry
+
+    def make(
+        version: str, *, items: int = 12, step: int = 1, table: np.ndarray | None = None, promote: bool = True
+    ) -> Path:
+        registry = Registry(artifacts)
+        created = f"2026-01-01T00:00:{len(registry.versions()):02d}Z"
+        scores = succession(items, step) if table is None else table
+        folder = write_tiny(artifacts, version, scores, created=created)
+        if promote:
+            registry.promote(version)
+        return folder
+
+    return make
+
+
+@contextlib.contextmanager
+def service_on_a_thread(settings: Any, store_url: str) -> Iterator[str]:
+    """URL of a service with its own event loop and socket, as `python -m service serve` runs it."""
+    import uvicorn
+    import uvloop
+
+    from service.app import running
+
+    started = threading.Event()
+    holder: dict[str, Any] = {}
+
+    async def serve() -> None:
+        async with running(settings, store_url) as app:
+            config = uvicorn.Config(
+                app, host="127.0.0.1", port=0, lifespan="off", log_config=None, http="httptools", loop="none"
+            )
+            server = holder["server"] = uvicorn.Server(config)
+            serving = asyncio.create_task(server.serve())
+            while not server.started:  # noqa: ASYNC110 - the server sets a flag and no event
+                await asyncio.sleep(0.002)
+            holder["port"] = server.servers[0].sockets[0].getsockname()[1]
+            started.set()
+            await serving
+
+    def run() -> None:
+        try:
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(serve())
+        except Exception as error:  # noqa: BLE001 - raised again on the test's thread
+            holder["error"] = error
+        finally:
+            started.set()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    started.wait(20)
+    if "error" in holder:
+        raise holder["error"]
+    try:
+        yield f"http://127.0.0.1:{holder['port']}"
+    finally:
+        holder["server"].should_exit = True
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+@pytest.fixture(scope="session")
+def _shared_service_url(_shared_store_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    from models.registry import Registry
+    from service.settings import Settings
+
+    folder = tmp_path_factory.mktemp("shared-artifacts")
+    write_tiny(folder, "v1", succession(12, 1), created="2026-01-01T00:00:00Z")
+    Registry(folder).promote("v1")
+    settings = Settings(artifacts=folder, redis=_shared_store_url, device="cpu")
+    with service_on_a_thread(settings, _shared_store_url) as url:
+        yield url
+
+
+@pytest.fixture
+def client(_shared_service_url: str, store_url: str) -> Iterator[Any]:
+    """httpx.Client of a service with 12 items in steps of 1 and an empty store; only for tests that promote nothing."""
+    import httpx
+
+    with httpx.Client(base_url=_shared_service_url, timeout=10) as client:
+        yield client
+
+
+@pytest.fixture
+def start_service(artifacts: Path) -> Iterator[Callable[..., Any]]:
+    """Start a service: `start_service(store_url, **settings)` gives an httpx.Client for it."""
+    import httpx
+
+    from service.settings import Settings
+
+    with contextlib.ExitStack() as stack:
+
+        def start(store_url: str, **options: Any) -> httpx.Client:
+            settings = Settings(artifacts=artifacts, redis=store_url, device="cpu", **options)
+            url = stack.enter_context(service_on_a_thread(settings, store_url))
+            return stack.enter_context(httpx.Client(base_url=url, timeout=10))
+
+        yield start

@@ -1,0 +1,230 @@
+"""POST /recommend: every field and limit of the contract, over HTTP.
+
+In the bundle used, 12 items lie on a circle: after item i come i + 1, i + 2, ...; an item scores 12 less its steps.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import redis
+
+
+def recommend(client: httpx.Client, **body: Any) -> dict[str, Any]:
+    response = client.post("/recommend", json=body)
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def items(client: httpx.Client, **body: Any) -> list[str]:
+    return [item["item_id"] for item in recommend(client, **body)["items"]]
+
+
+def post_events(client: httpx.Client, user_id: str, *item_ids: str) -> None:
+    events = [{"user_id": user_id, "item_id": item, "timestamp": at} for at, item in enumerate(item_ids, 1)]
+    assert client.post("/events", json={"events": events}).json()["accepted"] == len(events)
+
+
+def test_an_answer_has_exactly_the_fields_of_the_contract(client: httpx.Client) -> None:
+    answer = recommend(client, history=["i1", "i3"], k=2)
+    identifier = answer.pop("recommendation_id")
+    assert len(identifier) == 16
+    assert int(identifier, 16) >= 0
+    assert answer == {
+        "model_version": "v1",
+        "history_length": 2,
+        "source": "model",
+        "scoring": "exact",
+        "degraded": [],
+        "items": [
+            {"item_id": "i4", "score": 11.0, "source": "model"},
+            {"item_id": "i5", "score": 10.0, "source": "model"},
+        ],
+    }
+
+
+def test_every_answer_has_its_own_id(client: httpx.Client) -> None:
+    assert len({recommend(client, history=["i1"])["recommendation_id"] for _ in range(20)}) == 20
+
+
+def test_stored_events_become_the_history(client: httpx.Client) -> None:
+    post_events(client, "ada", "i1", "i7")
+    answer = recommend(client, user_id="ada", k=3)
+    assert [item["item_id"] for item in answer["items"]] == ["i8", "i9", "i10"]
+    assert (answer["history_length"], answer["source"]) == (2, "model")
+
+
+def test_a_given_history_replaces_the_stored_one(client: httpx.Client) -> None:
+    post_events(client, "ada", "i1", "i7")
+    answer = recommend(client, user_id="ada", history=["i4"], k=4)
+    assert [item["item_id"] for item in answer["items"]] == ["i5", "i6", "i7", "i8"]
+    assert answer["history_length"] == 1
+
+
+def test_a_given_history_can_continue_the_stored_one(client: httpx.Client) -> None:
+    post_events(client, "ada", "i5", "i7")
+    answer = recommend(client, user_id="ada", history=["i4"], history_mode="append", k=3)
+    assert [item["item_id"] for item in answer["items"]] == ["i6", "i8", "i9"]
+    assert answer["history_length"] == 3
+
+
+def test_recommending_writes_nothing(client: httpx.Client, store_url: str) -> None:
+    recommend(client, user_id="ada", history=["i4"], history_mode="append")
+    with redis.Redis.from_url(store_url) as server:
+        assert server.dbsize() == 0
+
+
+def test_without_a_usable_history_the_answer_is_what_is_popular(client: httpx.Client) -> None:
+    expected = [{"item_id": f"i{n}", "score": 13.0 - n, "source": "popular"} for n in (1, 2, 3)]
+    for body in ({}, {"user_id": "nobody"}, {"history": []}, {"history": ["unheard", "of"]}):
+        answer = recommend(client, **body, k=3)
+        assert (answer["source"], answer["items"], answer["degraded"]) == ("popular", expected, [])
+        assert answer["history_length"] == len(body.get("history", []))
+
+
+def test_items_unknown_to_the_model_are_passed_over_in_a_history(client: httpx.Client) -> None:
+    answer = recommend(client, history=["i3", "unheard"], k=1)
+    assert answer["items"][0]["item_id"] == "i4"
+    assert answer["history_length"] == 2
+
+
+def test_k_is_filled_whenever_enough_items_are_eligible(client: httpx.Client) -> None:
+    history = ["i2", "i1"]
+    assert len(items(client, history=history, k=10)) == 10
+    assert len(items(client, history=history, k=500)) == 10  # all that is left
+    assert len(items(client, history=history, k=500, exclude_seen=False)) == 12
+    assert items(client, history=[f"i{n}" for n in range(1, 13)]) == []
+
+
+def test_the_default_is_ten_items(client: httpx.Client) -> None:
+    assert len(items(client, exclude_seen=False)) == 10
+
+
+def test_seen_items_come_back_when_asked_for(client: httpx.Client) -> None:
+    assert items(client, history=["i3"], exclude_seen=False, k=2) == ["i3", "i4"]
+
+
+def test_all_of_the_history_is_left_out_and_not_only_what_the_encoder_reads(client: httpx.Client) -> None:
+    history = ["i5", "i6", "i8", "i9", "i10", "i11", "i4"]  # the encoder reads the last four
+    assert items(client, history=history, k=3) == ["i7", "i12", "i1"]
+    post_events(client, "ada", *history)
+    assert items(client, user_id="ada", k=3) == ["i7", "i12", "i1"]
+
+
+def test_excluded_items_never_come_back(client: httpx.Client) -> None:
+    assert items(client, history=["i3"], exclude_item_ids=["i4", "i6", "unheard"], k=3) == ["i5", "i7", "i8"]
+    assert items(client, exclude_item_ids=["i1", "i3", "i3"], k=3) == ["i2", "i4", "i5"]
+
+
+def test_no_item_comes_twice(client: httpx.Client) -> None:
+    for body in ({"history": ["i3", "i3", "i3"]}, {}, {"history": ["i3"], "exclude_seen": False}):
+        found = items(client, **body, k=500)
+        assert len(found) == len(set(found))
+
+
+def test_ties_break_by_item_order(
+    start_service: Callable[..., httpx.Client], make_bundle: Callable[..., Path], store_url: str
+) -> None:
+    make_bundle("flat", table=np.zeros((301, 300)))
+    client = start_service(store_url)
+    assert items(client, history=["i2"], k=298, exclude_item_ids=["i5"]) == [
+        f"i{n}" for n in range(1, 301) if n not in (2, 5)
+    ]
+
+
+def test_calls_that_differ_in_k_and_history_do_not_disturb_each_other_in_a_batch(client: httpx.Client) -> None:
+    import concurrent.futures
+
+    def ask(n: int) -> bool:
+        found = items(client, history=[f"i{n % 12 + 1}"], k=n % 11 + 1)
+        return found == [f"i{(n + 1 + step) % 12 + 1}" for step in range(n % 11 + 1)]
+
+    with concurrent.futures.ThreadPoolExecutor(24) as pool:
+        assert all(pool.map(ask, range(240)))
+
+
+LONG = "é" * 128  # 256 bytes
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"k": 1},
+        {"k": 500},
+        {"user_id": "x" * 256},
+        {"user_id": LONG},
+        {"history": ["i1"] * 1000},
+        {"exclude_item_ids": ["i1"] * 1000},
+        {"user_id": None, "history": None},
+        {"history": ["i1"], "history_mode": "append"},
+    ],
+)
+def test_the_limits_themselves_are_allowed(client: httpx.Client, body: dict[str, Any]) -> None:
+    recommend(client, **body)
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"k": 0}, "k"),
+        ({"k": 501}, "k"),
+        ({"k": -1}, "k"),
+        ({"k": "10"}, "k"),
+        ({"k": 10.0}, "k"),
+        ({"k": True}, "k"),
+        ({"k": None}, "k"),
+        ({"user_id": ""}, "user_id"),
+        ({"user_id": "x" * 257}, "user_id"),
+        ({"user_id": LONG + "x"}, "user_id"),
+        ({"user_id": 7}, "user_id"),
+        ({"user_id": ["ada"]}, "user_id"),
+        ({"history": ["i1"] * 1001}, "history"),
+        ({"history": [1]}, "history.0"),
+        ({"history": ["i1", ""]}, "history.1"),
+        ({"history": "i1"}, "history"),
+        ({"history_mode": "prepend"}, "history_mode"),
+        ({"exclude_item_ids": ["i1"] * 1001}, "exclude_item_ids"),
+        ({"exclude_item_ids": [None]}, "exclude_item_ids.0"),
+        ({"exclude_seen": 1}, "exclude_seen"),
+        ({"exclude_seen": "yes"}, "exclude_seen"),
+        ({"colour": "red"}, "colour"),
+        ({"K": 3}, "K"),
+    ],
+)
+def test_one_more_than_the_limit_and_every_wrong_type_is_refused_by_name(
+    client: httpx.Client, body: dict[str, Any], field: str
+) -> None:
+    response = client.post("/recommend", json=body)
+    problem = response.json()
+    assert (response.status_code, problem["code"]) == (422, "invalid_request")
+    assert problem["errors"][0]["field"] == field
+    assert field in problem["detail"]
+    assert len(response.content) < 1500
+
+
+@pytest.mark.parametrize("field", ["filter", "candidates", "model_version", "explain"])
+def test_fields_of_later_versions_are_refused_and_never_ignored(client: httpx.Client, field: str) -> None:
+    response = client.post("/recommend", json={field: None})
+    assert (response.status_code, response.json()["code"]) == (422, "not_supported_yet")
+    assert field in response.json()["detail"]
+
+
+def test_a_deadline_or_a_query_parameter_is_refused_and_never_ignored(client: httpx.Client) -> None:
+    timed = client.post("/recommend", json={}, headers={"X-Timeout-Ms": "50"})
+    assert (timed.status_code, timed.json()["code"]) == (422, "not_supported_yet")
+    assert client.post("/recommend?k=3", json={}).status_code == 422
+
+
+def test_a_retrained_model_may_renumber_its_items(
+    start_service: Callable[..., httpx.Client], make_bundle: Callable[..., Path], store_url: str
+) -> None:
+    make_bundle("small", items=6)
+    client = start_service(store_url)
+    post_events(client, "ada", "i6", "i9")
+    assert items(client, user_id="ada", k=1) == ["i1"]  # i9 is not known yet
+    make_bundle("large", items=12, promote=False)
+    assert client.post("/models/large/promote").status_code == 200
+    assert items(client, user_id="ada", k=1) == ["i10"]
