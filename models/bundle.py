@@ -56,6 +56,7 @@ class DataWindow(BaseModel):
     interactions: int
     first_ms: int | None = None
     last_ms: int | None = None
+    trained_until_ms: int | None = None  # newest interaction that weights were fitted to; later ones were held out
 
 
 class Parity(BaseModel):

@@ -1,6 +1,6 @@
-"""How long preparing data takes and how much memory, on a synthetic log of a given size.
+"""How fast this machine prepares data and trains, on synthetic interactions.
 
-Both steps run in fresh processes, since the peak of a process that did other work before says nothing.
+Both steps of preparing run in fresh processes, since the peak of a process that did other work before says nothing.
 """
 
 import multiprocessing
@@ -16,8 +16,14 @@ from typing import ParamSpec, TypeVar
 
 import numpy as np
 import polars as pl
+import torch
 
-from training.dataset import build_dataset
+from models.runtime import cpu_quota
+from models.sasrec import SASRecConfig
+from models.zoo import build
+from training.batches import Windows
+from training.dataset import Sequences, build_dataset
+from training.fit import NextItem
 from training.interactions import read_interactions
 from training.splits import split_by_time, split_leave_one_out
 
@@ -92,3 +98,43 @@ def _prepare(path: Path) -> DatasetBench:
         seconds={names[step]: times[step] - times[step - 1] for step in range(1, len(names))},
         peak_rss_bytes=peak if sys.platform == "darwin" else peak * 1024,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingBench:
+    """Training windows a second by loss: the median of several rounds, the losses taking turns."""
+
+    rates: dict[str, float]
+
+    def __str__(self) -> str:
+        return "\n".join(f"{loss:>8}: {rate:,.0f} sequences/s" for loss, rate in self.rates.items())
+
+
+def bench_training(*, users: int = 4096, items: int = 12_101, rounds: int = 3, seed: int = 0) -> TrainingBench:
+    """Optimiser steps on sequences as long as Amazon Beauty's (log-normal, median 6), dim 64, 2 blocks, batch 256."""
+    generator = np.random.default_rng(seed)
+    lengths = np.clip(generator.lognormal(np.log(6), 0.6, users).astype(np.int64), 3, 200)
+    ends = np.cumsum(lengths)
+    flat = generator.integers(1, items + 1, int(ends[-1])).astype(np.int32)
+    train = Sequences(flat, ends - lengths, ends)
+    losses: dict[str, list[float]] = {"bce": [], "softmax": []}
+    for _ in range(rounds):
+        for loss, rates in losses.items():
+            rates.append(_training_rate(train, items, loss))
+    return TrainingBench({loss: float(np.median(rates)) for loss, rates in losses.items()})
+
+
+def _training_rate(train: Sequences, items: int, loss: str) -> float:
+    torch.set_num_threads(cpu_quota())
+    torch.manual_seed(0)
+    model = build(SASRecConfig(), items)
+    windows = Windows(train, length=model.config.length, stride=None, batch=256, seed=0)
+    objective = NextItem(train, items, loss, seed=0)
+    optimiser = torch.optim.AdamW(model.parameters())
+    began, taken = time.perf_counter(), 0
+    for batch in windows.epoch(1):
+        optimiser.zero_grad()
+        objective(model, batch).backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        taken += len(batch.users)
+    return taken / (time.perf_counter() - began)

@@ -48,13 +48,7 @@ class Evaluation:
 
     def intervals(self, *, seed: int = 0) -> dict[str, tuple[float, float]]:
         """Bootstrap 95 % intervals of HR@10 and NDCG@10 over users."""
-        users = len(self.ranks)
-        draws = np.random.default_rng(seed).multinomial(users, np.full(users, 1 / users), _BOOTSTRAP_SAMPLES)
-        gains = {"hr@10": self.ranks <= 10, "ndcg@10": _gains(self.ranks, 10)}
-        means = {name: draws @ gain.astype(np.float64) / users for name, gain in gains.items()}
-        return {
-            name: (float(np.quantile(mean, 0.025)), float(np.quantile(mean, 0.975))) for name, mean in means.items()
-        }
+        return _bootstrap({"hr@10": self.ranks <= 10, "ndcg@10": _gains(self.ranks, 10)}, seed)
 
     def report(self) -> dict[str, object]:
         """Metrics, their intervals, and the slice of users whose target is strictly later than their history."""
@@ -101,6 +95,12 @@ def evaluate_test(scorer: Scorer, split: Split, items: int) -> Evaluation:
     return evaluate(scorer, open_test(split), items)
 
 
+def paired_interval(one: Evaluation, other: Evaluation, *, seed: int = 0) -> tuple[float, float]:
+    """Bootstrap 95 % interval, over users, of the NDCG@10 of one evaluation minus that of another of the same users."""
+    differences = _gains(one.ranks, 10) - _gains(other.ranks, 10)
+    return _bootstrap({"difference": differences}, seed)["difference"]
+
+
 def mask_seen(scores: NDArray[np.float32], histories: Sequences) -> None:
     """Set padding and each user's history to minus infinity, in place: scores (users, items + 1)."""
     compact = histories.compact()
@@ -117,6 +117,14 @@ def rank_of(scores: NDArray[np.float32], targets: NDArray[np.int32]) -> NDArray[
 
 def _gains(ranks: NDArray[np.int64], cutoff: int) -> NDArray[np.float64]:
     return np.where(ranks <= cutoff, 1 / np.log2(np.minimum(ranks, cutoff) + 1.0), 0.0)
+
+
+def _bootstrap(gains: dict[str, NDArray[np.bool_] | NDArray[np.float64]], seed: int) -> dict[str, tuple[float, float]]:
+    """95 % intervals of the means of per-user gains (users,), the same resampled users for all of them."""
+    users = len(next(iter(gains.values())))
+    draws = np.random.default_rng(seed).multinomial(users, np.full(users, 1 / users), _BOOTSTRAP_SAMPLES)
+    means = {name: draws @ gain.astype(np.float64) / users for name, gain in gains.items()}
+    return {name: (float(np.quantile(mean, 0.025)), float(np.quantile(mean, 0.975))) for name, mean in means.items()}
 
 
 def _mean(values: NDArray[np.bool_] | NDArray[np.float64] | Sequence[float]) -> float:

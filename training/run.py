@@ -71,16 +71,28 @@ class Prepared:
 
 
 def prepare(
-    interactions: Interactions, config: Config, *, split: SplitName, attributes: Path | None = None
+    interactions: Interactions,
+    config: Config,
+    *,
+    split: SplitName,
+    attributes: Path | None = None,
+    held_out: float = 0.1,
 ) -> Prepared:
-    """Interactions -> data set -> split, by the configuration's rules."""
+    """Interactions -> data set -> split, by the configuration's rules.
+
+    held_out: share of the interactions in the test window of a split by time; as much before it is for validation.
+    """
     dataset = build_dataset(
         interactions,
         min_user_interactions=config.data.min_user_interactions,
         min_item_interactions=config.data.min_item_interactions,
     )
     known = read_attributes(attributes, dataset.vocabulary) if attributes else None
-    parts = split_leave_one_out(dataset) if split == "loo" else split_by_time(dataset)
+    parts = (
+        split_leave_one_out(dataset)
+        if split == "loo"
+        else split_by_time(dataset, validation_share=held_out, test_share=held_out)
+    )
     return Prepared(interactions, dataset, parts, known)
 
 
@@ -89,7 +101,7 @@ def data_window(files: list[Path], prepared: Prepared) -> DataWindow:
     names = [path.name for path in files]
     digests = prepared.interactions.sha256
     names += ["events"] * (len(digests) - len(names))
-    times = prepared.dataset.sequences.timestamps
+    times, trained = prepared.dataset.sequences.timestamps, prepared.split.train.timestamps
     return DataWindow(
         files=dict(zip(names, digests, strict=True)),
         users=len(prepared.dataset.users),
@@ -97,6 +109,7 @@ def data_window(files: list[Path], prepared: Prepared) -> DataWindow:
         interactions=prepared.dataset.sequences.interactions,
         first_ms=None if times is None else int(times.min()),
         last_ms=None if times is None else int(times.max()),
+        trained_until_ms=None if trained is None else int(trained.max()),
     )
 
 

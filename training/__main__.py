@@ -1,0 +1,247 @@
+"""`python -m training`: fetch, train, evaluate, export, retrain, bootstrap, bench."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from models.bundle import BundleError
+from models.eventlog import EventLogError
+from models.registry import Registry, RegistryError
+from models.runtime import DeviceError
+from training.attributes import AttributesError
+from training.checkpoint import CheckpointError
+from training.config import ConfigError, load_config
+from training.dataset import DatasetError
+from training.evaluate import EvaluationError
+from training.export import ExportError, export
+from training.fetch import FetchError, fetch_ml_100k
+from training.fit import FitError
+from training.interactions import Columns, InteractionsError, read_interactions
+from training.retrain import NotPromoted, retrain
+from training.run import RunError, RunFolder, RunSpec, SplitName, data_window, prepare
+from training.train import reevaluate, train
+
+# What a person can put right: one sentence on standard error and exit status 1, never a traceback.
+EXPECTED = (
+    AttributesError,
+    BundleError,
+    CheckpointError,
+    ConfigError,
+    DatasetError,
+    DeviceError,
+    EvaluationError,
+    EventLogError,
+    ExportError,
+    FetchError,
+    FitError,
+    InteractionsError,
+    RegistryError,
+    RunError,
+    OSError,
+)
+NOT_PROMOTED = 3  # exit status of retrain when the challenger was worse
+
+app = typer.Typer(
+    help="From an interaction log to a certified model: fetch, train, evaluate, export, retrain.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+ConfigName = Annotated[str, typer.Argument(help="A name under training/configs/, or the path of a TOML file.")]
+Data = Annotated[
+    list[Path],
+    typer.Option(
+        "--data",
+        metavar="FILE",
+        help="Interactions: .csv .tsv .jsonl .parquet .inter, or .txt of sequences. Repeat for several files.",
+    ),
+]
+AttributesFile = Annotated[
+    Path | None, typer.Option("--attributes", metavar="FILE", help="Item attributes: .item .json .jsonl .csv .parquet.")
+]
+Split = Annotated[
+    SplitName, typer.Option("--split", help="loo: each user's last item is the test. time: everything after a moment.")
+]
+Seed = Annotated[int, typer.Option(help="Of weights, dropout, data order and negatives.")]
+User = Annotated[str, typer.Option("--user-column", help="Column with the user's id.")]
+Item = Annotated[str, typer.Option("--item-column", help="Column with the item's id.")]
+Time = Annotated[str | None, typer.Option("--timestamp-column", help="Column with the time.  [default: timestamp]")]
+Value = Annotated[str | None, typer.Option("--value-column", help="Column with a rating or weight.")]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished training run.")]
+Artifacts = Annotated[Path, typer.Option("--artifacts", metavar="DIR", help="Folder of bundles.")]
+
+
+@app.command(
+    epilog="[bold]Example:[/] python -m training fetch ml-100k --to data/ml-100k",
+)
+def fetch(
+    name: Annotated[str, typer.Argument(help="The only one so far: ml-100k.")],
+    to: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to.  [default: data/NAME]")] = None,
+    source: Annotated[Path | None, typer.Option("--from", metavar="PATH", help="A copy you already have.")] = None,
+) -> None:
+    """Fetch a public data set, check it, and print its licence note."""
+    if name != "ml-100k":
+        raise FetchError(f"there is no data set {name!r} to fetch; the only one is ml-100k")
+    fetch_ml_100k(to or Path("data") / name, source=source)
+
+
+@app.command(
+    name="train",
+    epilog="[bold]Example:[/] python -m training train sasrec --data events.csv --user-column customer "
+    "--item-column sku --output runs/first",
+)
+def train_command(
+    config: ConfigName,
+    *,
+    data: Data,
+    attributes: AttributesFile = None,
+    split: Split = "loo",
+    seed: Seed = 0,
+    output: Annotated[Path | None, typer.Option(metavar="DIR", help="Run folder.  [default: runs/CONFIG-SEED]")] = None,
+    user_column: User = "user_id",
+    item_column: Item = "item_id",
+    timestamp_column: Time = None,
+    value_column: Value = None,
+) -> None:
+    """Fit a model, evaluate it beside the baselines, and write a run folder.
+
+    The same command continues a run that was interrupted, with the same result.
+    """
+    console = Console()
+    loaded = load_config(config)
+    columns = Columns(user=user_column, item=item_column, timestamp=timestamp_column, value=value_column)
+    interactions = read_interactions(data, columns=columns, max_dropped=loaded.data.max_dropped)
+    console.print(str(interactions.report))
+    if not interactions.has_timestamps:
+        console.print("no timestamps: the order of the rows is taken as the order of events")
+    prepared = prepare(interactions, loaded, split=split, attributes=attributes)
+    name = Path(config).stem if config.endswith(".toml") else config
+    spec = RunSpec(
+        name=name,
+        config=loaded,
+        split=split,
+        seed=seed,
+        files=[path.resolve() for path in data],
+        columns=columns,
+        attributes=attributes.resolve() if attributes else None,
+        data=data_window(data, prepared),
+    )
+    train(spec, prepared, output or Path("runs") / f"{name}-{seed}", console)
+
+
+@app.command(epilog="[bold]Example:[/] python -m training evaluate runs/first")
+def evaluate(run: Run) -> None:
+    """Evaluate a run's checkpoint on its test part again, and print the table."""
+    reevaluate(RunFolder(run), Console())
+
+
+@app.command(name="export", epilog="[bold]Example:[/] python -m training export runs/first --promote")
+def export_command(
+    run: Run,
+    artifacts: Artifacts = Path("artifacts"),
+    version: Annotated[str | None, typer.Option(help="Name of the bundle.  [default: time and configuration]")] = None,
+    promote: Annotated[bool, typer.Option("--promote", help="Make it the champion, which services load.")] = False,
+) -> None:
+    """Export a run as a bundle, after proving that onnxruntime computes what torch computes."""
+    folder = export(RunFolder(run), artifacts, version=version)
+    parity = Registry(artifacts).manifest(folder.name).parity
+    console = Console()
+    console.print(f"{folder}: {parity.cases} histories, largest difference from torch {parity.largest_difference:.1e}")
+    if promote:
+        Registry(artifacts).promote(folder.name)
+        console.print(f"champion is {folder.name}")
+    else:
+        console.print(f"serve it with: python -m models --artifacts {artifacts} promote {folder.name}")
+
+
+@app.command(
+    name="retrain",
+    epilog="[bold]Example:[/] python -m training retrain --data history.parquet --events-from redis://localhost:6379",
+)
+def retrain_command(
+    *,
+    data: Data,
+    config: Annotated[str, typer.Option("--config", help="A name under training/configs/, or a TOML file.")] = "sasrec",
+    events_from: Annotated[
+        str | None, typer.Option(metavar="REDIS_URL", help="Also train on the event log of this store.")
+    ] = None,
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder of bundles.")] = Path("artifacts"),
+    attributes: AttributesFile = None,
+    seed: Seed = 0,
+    user_column: User = "user_id",
+    item_column: Item = "item_id",
+    timestamp_column: Time = None,
+    value_column: Value = None,
+) -> None:
+    """Train a challenger, compare it with the champion on the same held-out window, promote it if it is not worse.
+
+    Exit status 0 when it was promoted, 3 when it was not (the reason is printed and the champion stays).
+    """
+    columns = Columns(user=user_column, item=item_column, timestamp=timestamp_column, value=value_column)
+    retrain(
+        data,
+        load_config(config),
+        name=Path(config).stem,
+        artifacts=output,
+        events_from=events_from,
+        attributes=attributes,
+        columns=columns,
+        seed=seed,
+        console=Console(),
+    )
+
+
+@app.command(epilog="[bold]Example:[/] python -m training bootstrap --artifacts artifacts")
+def bootstrap(
+    *,
+    artifacts: Artifacts = Path("artifacts"),
+    data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Where MovieLens-100K is or goes.")] = Path(
+        "data/ml-100k"
+    ),
+    runs: Annotated[Path, typer.Option("--runs", metavar="DIR", help="Where the run folder goes.")] = Path("runs"),
+    source: Annotated[Path | None, typer.Option("--from", metavar="PATH", help="A copy you already have.")] = None,
+) -> None:
+    """Make the demo's model when there is no champion: fetch MovieLens-100K, train, export, promote."""
+    console = Console()
+    champion = Registry(artifacts).current()
+    if champion:
+        console.print(f"champion is {champion}; nothing to do")
+        return
+    fetch_ml_100k(data, source=source)
+    output = runs / "ml-100k-0"
+    train_command("ml-100k", data=[data / "ml-100k.inter"], attributes=data / "ml-100k.item", output=output)
+    export_command(output, artifacts, promote=True)
+
+
+@app.command(epilog="[bold]Example:[/] python -m training bench data --interactions 1000000")
+def bench(
+    what: Annotated[str, typer.Argument(help="data: preparing an interaction log. training: sequences a second.")],
+    interactions: Annotated[int, typer.Option(help="Rows of the synthetic log.", min=1000)] = 10_000_000,
+) -> None:
+    """Measure this machine on synthetic data; nothing is kept."""
+    from training.bench import bench_dataset, bench_training  # noqa: PLC0415 - nothing else needs it
+
+    if what not in ("data", "training"):
+        raise ConfigError(f"there is no benchmark {what!r}; give data or training")
+    result = bench_dataset(interactions=interactions) if what == "data" else bench_training()
+    Console().print(str(result))
+
+
+def main() -> int:
+    try:
+        app()
+    except NotPromoted as reason:
+        print(f"not promoted: {reason}", file=sys.stderr)
+        return NOT_PROMOTED
+    except EXPECTED as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

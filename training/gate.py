@@ -1,0 +1,49 @@
+"""Whether a challenger may replace the champion: both ranked the same held-out window, and it must not be worse."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.runtime import Runtime
+from training.dataset import Sequences, Vocabulary
+from training.evaluate import Evaluation, paired_interval
+from training.fit import METRIC
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The decision, and the sentence that explains it to an operator."""
+
+    promote: bool
+    reason: str
+
+
+def compare(challenger: Evaluation, champion: Evaluation) -> Verdict:
+    """The challenger wins unless its NDCG@10 is below the champion's on the same users."""
+    theirs, ours = champion.metrics()[METRIC], challenger.metrics()[METRIC]
+    low, high = paired_interval(challenger, champion)
+    reason = (
+        f"{METRIC} {ours:.4f}, champion {theirs:.4f} on the same {len(champion.ranks):,} users "
+        f"(difference {ours - theirs:+.4f}, 95 % interval {low:+.4f} to {high:+.4f})"
+    )
+    return Verdict(promote=ours >= theirs, reason=reason)
+
+
+class BundleScorer:
+    """A bundle as a Scorer over another vocabulary: items are matched by external id.
+
+    An item that the bundle does not know can neither be scored nor speak for a user, as when it serves.
+    """
+
+    def __init__(self, runtime: Runtime, vocabulary: Vocabulary) -> None:
+        self._runtime = runtime
+        index_of = runtime.bundle.index_of
+        self._rows = np.array([0, *(index_of.get(item, 0) for item in vocabulary.ids[1:])], np.int64)
+
+    def __call__(self, histories: Sequences) -> NDArray[np.float32]:
+        translated = [self._rows[histories[user]] for user in range(len(histories))]
+        vectors = self._runtime.encode([history[history > 0] for history in translated])
+        scores = (vectors @ self._runtime.bundle.items.T)[:, self._rows]
+        scores[:, self._rows == 0] = -np.inf
+        return scores

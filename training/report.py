@@ -1,0 +1,101 @@
+"""How a run looks to a person: a bar while it works, a table and curves when it is done.
+
+Bars are for terminals; in a log file or a pipe there is nothing until the table.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from training.fit import METRIC, Fitted
+
+_SHOWN = ("hr@10", "ndcg@10", "mrr", "coverage@10")
+
+
+class EpochBar:
+    """A fit.Watcher that draws one bar an epoch, with the loss, the speed and the best validation figure so far."""
+
+    def __init__(self, progress: Progress, windows: int) -> None:
+        self._progress = progress
+        self._task = progress.add_task("epoch 1", total=windows, loss=float("nan"), best="")
+
+    def step(self, windows: int, loss: float) -> None:
+        """One step further."""
+        self._progress.update(self._task, advance=windows, loss=loss)
+
+    def epoch(self, record: dict[str, float], *, best: bool) -> None:
+        """Start the next bar; a better epoch is remembered beside it."""
+        if best:
+            self._progress.update(self._task, best=f"best {METRIC} {record[METRIC]:.4f} in epoch {record['epoch']}")
+        self._progress.reset(self._task, description=f"epoch {record['epoch'] + 1}")
+
+
+@contextmanager
+def epoch_bar(console: Console, windows: int) -> Iterator[EpochBar]:
+    """A progress bar for training; it shows nothing where there is no terminal."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("loss {task.fields[loss]:.3f}"),
+        TextColumn("{task.fields[best]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+        yield EpochBar(progress, windows)
+
+
+def describe_stop(fitted: Fitted, patience: int) -> str:
+    """Why training ended, in words."""
+    speed = f"{fitted.epochs} epochs in {fitted.seconds:.0f} s, {fitted.sequences / fitted.seconds:,.0f} sequences/s"
+    if fitted.stopped_early:
+        return f"stopped early: validation {METRIC} had not risen for {patience} epochs; {speed}"
+    return f"trained all {speed}; the best validation {METRIC} was in epoch {fitted.best_epoch}"
+
+
+def results_table(model: str, metrics: Mapping[str, Any], *, title: str) -> Table:
+    """Test figures of the model beside the baselines on the same split; the best of each column is bold."""
+    rows = {name: figures["test"] for name, figures in metrics["baselines"].items()} | {model: metrics["test"]}
+    table = Table(title=title, caption=_caption(metrics["test"]), title_justify="left", caption_justify="left")
+    table.add_column("model")
+    for name in _SHOWN:
+        table.add_column(name.replace("hr", "HR").replace("ndcg", "NDCG").replace("mrr", "MRR"), justify="right")
+    best = {name: max(figures[name] for figures in rows.values()) for name in _SHOWN}
+    for row, figures in rows.items():
+        cells = [
+            f"[bold]{figures[name]:.4f}[/]" if figures[name] == best[name] else f"{figures[name]:.4f}"
+            for name in _SHOWN
+        ]
+        table.add_row(row, *cells, style="cyan" if row == model else None)
+    return table
+
+
+def _caption(test: Mapping[str, Any]) -> str:
+    low, high = test["intervals"][METRIC]
+    return (
+        f"all items ranked, history excluded, {test['users']:,} users; 95 % interval of the model's "
+        f"{METRIC}: {low:.4f} to {high:.4f}"
+    )
+
+
+def plot_curves(epochs: list[dict[str, float]], path: Path) -> None:
+    """Loss and validation NDCG@10 by epoch, as a PNG."""
+    from matplotlib.figure import Figure  # noqa: PLC0415 - half a second that only a finished run should pay
+
+    figure = Figure(figsize=(8, 3.5), layout="constrained")
+    loss, quality = figure.subplots(1, 2)
+    numbers = [record["epoch"] for record in epochs]
+    loss.plot(numbers, [record["loss"] for record in epochs])
+    loss.set(title="training loss", xlabel="epoch", ylabel="nats a target")
+    figures = [record[METRIC] for record in epochs]
+    quality.plot(numbers, figures)
+    best = max(range(len(figures)), key=figures.__getitem__)
+    quality.plot(numbers[best], figures[best], "o", label=f"best: {figures[best]:.4f} in epoch {numbers[best]}")
+    quality.set(title=f"validation {METRIC}", xlabel="epoch", ylim=(0, None))
+    quality.legend(loc="lower right")
+    figure.savefig(path, dpi=120)

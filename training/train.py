@@ -1,0 +1,91 @@
+"""One training run from data to figures: prepare, fit, evaluate beside the baselines, write the folder."""
+
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from models.runtime import cpu_quota
+from models.zoo import build
+from training.baselines import baselines
+from training.batches import Windows
+from training.evaluate import evaluate, evaluate_test
+from training.fit import METRIC, Fitted, ModelScorer, fit
+from training.report import describe_stop, epoch_bar, plot_curves, results_table
+from training.run import Prepared, RunFolder, RunSpec
+
+_SPLITS = {"loo": "leave-one-out", "time": "split by time"}
+
+
+def train(spec: RunSpec, prepared: Prepared, folder: Path, console: Console) -> RunFolder:
+    """Fit, evaluate and record one run in `folder`; an interrupted one is continued, a finished one left as it is.
+
+    Raises RunError if the folder holds another run, FitError if training cannot go on.
+    """
+    run = RunFolder(folder)
+    run.begin(spec, prepared)
+    torch.set_num_threads(cpu_quota())
+    torch.manual_seed(spec.seed)  # weights and dropout; the data's order and the negatives draw from their own
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    items = prepared.dataset.vocabulary.items
+    model = build(spec.config.model, items).to(device)
+    training = spec.config.training
+    windows = Windows(
+        prepared.split.train, length=model.config.length, stride=training.stride, batch=training.batch, seed=spec.seed
+    )
+    with epoch_bar(console, windows.count(0)) as bar:
+        fitted = fit(
+            model,
+            prepared.split.train,
+            prepared.split.validation,
+            training,
+            seed=spec.seed,
+            folder=folder,
+            identity=spec.identity,
+            watcher=bar,
+        )
+    console.print(describe_stop(fitted, training.patience))
+    metrics = judge(ModelScorer(model), prepared, fitted)
+    run.finish(metrics)
+    plot_curves(run.epochs(), folder / "curves.png")
+    console.print(results_table(spec.name, metrics, title=f"Test, {_SPLITS[spec.split]}"))
+    console.print(f"run folder: {folder}")
+    return run
+
+
+def reevaluate(run: RunFolder, console: Console) -> None:
+    """Rank the test part again with the run's best weights and print the table; nothing is written.
+
+    Raises RunError if the run is not finished or its data has changed.
+    """
+    spec, recorded, prepared = run.spec(), run.metrics(), run.data()
+    items = prepared.dataset.vocabulary.items
+    test = evaluate_test(ModelScorer(run.model()), prepared.split, items).report()
+    metrics = recorded | {"test": test}  # the baselines have nothing to load, so their figures stand
+    console.print(results_table(spec.name, metrics, title=f"Test, {_SPLITS[spec.split]}"))
+    if (found := test[METRIC]) != (then := recorded["test"][METRIC]):
+        console.print(
+            f"recorded when it was trained: {METRIC} {then:.6f}, now {found:.6f} (another machine rounds otherwise)"
+        )
+
+
+def judge(scorer: ModelScorer, prepared: Prepared, fitted: Fitted) -> dict[str, object]:
+    """What metrics.json holds: the model and the baselines on validation and on the test part, and the time it took."""
+    split, items = prepared.split, prepared.dataset.vocabulary.items
+    return {
+        "validation": evaluate(scorer, split.validation, items).report(),
+        "test": evaluate_test(scorer, split, items).report(),
+        "baselines": {
+            name: {
+                "validation": evaluate(baseline, split.validation, items).report(),
+                "test": evaluate_test(baseline, split, items).report(),
+            }
+            for name, baseline in baselines(split.train, items).items()
+        },
+        "left_out": split.left_out,
+        "epochs": fitted.epochs,
+        "best_epoch": fitted.best_epoch,
+        "stopped_early": fitted.stopped_early,
+        "seconds": fitted.seconds,
+        "sequences_per_second": fitted.sequences / fitted.seconds,
+    }
