@@ -10,7 +10,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from models.layers import Block, causal_bias, initialise
+from models.layers import Block, Dropout, causal_bias, initialise
 from models.sequence import PADDING
 
 
@@ -45,7 +45,7 @@ class SASRec(nn.Module):
         self.items = items
         self.item_embedding = nn.Embedding(items + 1, config.dim, padding_idx=PADDING)
         self.position_embedding = nn.Embedding(config.length, config.dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(
             Block(config.dim, config.heads, config.inner, config.dropout, config.activation)
             for _ in range(config.blocks)
