@@ -26,7 +26,7 @@ class Dropout(nn.Module):
         self.probability = probability
 
     def forward(self, x: Tensor) -> Tensor:
-        """Zero each element with the probability and scale the others so that the mean stays; identity in evaluation."""
+        """Zero elements with the probability and scale the rest so that the mean stays; identity in evaluation."""
         if not self.training or self.probability == 0:
             return x
         if x.device.type != "cpu":
