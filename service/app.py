@@ -23,7 +23,7 @@ from service.requests import RequestScope
 from service.routes import Services, router
 from service.schemas import EventRequest, EventsRequest, ProblemResponse, RecommendRequest
 from service.sequences import SequenceStore, StoreSettings
-from service.settings import Settings
+from service.settings import BadSettings, Settings
 from service.slot import Slot
 
 logger = logging.getLogger(__name__)
@@ -33,14 +33,20 @@ logger = logging.getLogger(__name__)
 async def running(settings: Settings, store_url: str) -> AsyncIterator[FastAPI]:
     """The application with everything behind it open. Run it without a lifespan: this is it.
 
-    Raises BundleError if there is a champion and it must not serve, DeviceError if the device is not there.
+    Raises BadSettings for a URL that is none, BundleError if there is a champion and it must not serve, DeviceError if
+    the device is not there.
     """
     metrics = Metrics()
 
     def on_load(engine: Engine) -> None:
         metrics.model_loaded(engine.version, engine.bundle.manifest.model, engine.provider)
 
+    try:
+        store = SequenceStore.connect(store_url, StoreSettings(sequence_types=settings.sequence_types))
+    except ValueError as error:
+        raise BadSettings(f"redis is not the URL of a Redis server: {error}") from error
     async with AsyncExitStack() as stack:
+        await stack.enter_async_context(store)
         slot = Slot(
             settings.artifacts,
             device=settings.device,
@@ -50,8 +56,6 @@ async def running(settings: Settings, store_url: str) -> AsyncIterator[FastAPI]:
             on_refuse=lambda refused: metrics.refused_versions.inc(),
         )
         await stack.enter_async_context(slot)
-        store = SequenceStore.connect(store_url, StoreSettings(sequence_types=settings.sequence_types))
-        await stack.enter_async_context(store)
         if (warning := await store.durability()) is not None:
             logger.warning("%s", warning)
         scoring = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="scoring"))

@@ -83,7 +83,7 @@ def field_errors(error: ValidationError) -> list[dict[str, Any]]:
     """`{"field", "code", "detail", "value"}` of the first errors, in the order of the schema."""
     return [
         {
-            "field": ".".join(map(str, entry["loc"])),
+            "field": ".".join(map(str, entry["loc"]))[:_SHOWN],  # the name of a surplus field is the client's own
             "code": entry["type"],
             "detail": _PLAINER.get(entry["type"], entry["msg"]),
             "value": None if entry["type"] == "missing" else shorten(entry["input"]),

@@ -120,7 +120,7 @@ def _received(body: object) -> list[object]:
     if surplus:
         detail = "is not a field beside 'events'"
         errors = [
-            {"field": name, "code": "extra_forbidden", "detail": detail, "value": shorten(body[name])}
+            {"field": name[:80], "code": "extra_forbidden", "detail": detail, "value": shorten(body[name])}
             for name in surplus[:20]
         ]
         raise Problem("invalid_request", f"{surplus[0][:80]} {detail}; leave it out", errors=errors)

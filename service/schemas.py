@@ -70,7 +70,11 @@ EventType = Annotated[str, _bytes_at_most(MAX_TYPE_BYTES)]
 TimestampMs = Annotated[
     int,
     BeforeValidator(_milliseconds, json_schema_input_type=int | str),
-    Field(ge=0, le=LAST_TIMESTAMP_MS, description="epoch milliseconds, or RFC 3339 with a zone; default: now"),
+    Field(
+        ge=0,
+        le=LAST_TIMESTAMP_MS,
+        description="epoch milliseconds, or RFC 3339 with a zone; default: now, so give it or event_id if you retry",
+    ),
 ]
 Properties = Annotated[dict[str, Any], AfterValidator(_writable)]
 
@@ -85,7 +89,9 @@ class EventRequest(_Request):
     user_id: Id
     item_id: Id = Field(description="an item that the model does not know is stored all the same")
     timestamp: TimestampMs | None = None
-    event_id: Id | None = Field(None, description="key of deduplication; default: a digest of the four other fields")
+    event_id: Id | None = Field(
+        None, description="key of deduplication; default: a digest of user, item, type and time"
+    )
     type: EventType = Field("interaction", description="which types count as history is a setting of the service")
     value: float | None = Field(None, allow_inf_nan=False, description="rating or weight")
     recommendation_id: Id | None = Field(None, description="the ranking that caused the event")

@@ -50,15 +50,20 @@ def succession(items: int, step: int) -> np.ndarray:
     return table
 
 
-def write_tiny(artifacts: Path, version: str, table: np.ndarray, *, created: str, length: int = 4) -> Path:
-    """Bundle of items i1, i2, ... in which item j scores `table[i, j - 1]` after item i; i1 is the most popular."""
+def write_tiny(
+    artifacts: Path, version: str, table: np.ndarray, *, created: str, golden_table: np.ndarray | None = None
+) -> Path:
+    """Bundle of items i1, i2, ... in which item j scores `table[i, j - 1]` after item i; i1 is the most popular.
+
+    It is certified with the answers of `golden_table`, by default the same.
+    """
     from models.bundle import Content, DataWindow, Golden, Manifest, Parity, write_bundle
     from training.ranker import build_ranker
 
     items = table.shape[1]
     rows = items + 1
     matrix = np.eye(rows, dtype=np.float32)[:, 1:]  # (rows, items): scores are the vector itself
-    vectors = table[[2, 2, 0]].astype(np.float32)
+    vectors = (table if golden_table is None else golden_table)[[2, 2, 0]].astype(np.float32)
     order = np.argsort(-vectors, axis=1, kind="stable")[:, :2]
     manifest = Manifest(
         version=version,
@@ -66,7 +71,7 @@ def write_tiny(artifacts: Path, version: str, table: np.ndarray, *, created: str
         model="last_item",
         items=items,
         dim=items,
-        length=length,
+        length=4,
         config={},
         seed=0,
         data=DataWindow(files={}, users=1, items=items, interactions=10),
@@ -105,12 +110,18 @@ def make_bundle(artifacts: Path) -> Callable[..., Path]:
     from models.registry import Registry
 
     def make(
-        version: str, *, items: int = 12, step: int = 1, table: np.ndarray | None = None, promote: bool = True
+        version: str,
+        *,
+        items: int = 12,
+        step: int = 1,
+        table: np.ndarray | None = None,
+        golden_table: np.ndarray | None = None,
+        promote: bool = True,
     ) -> Path:
         registry = Registry(artifacts)
         created = f"2026-01-01T00:00:{len(registry.versions()):02d}Z"
         scores = succession(items, step) if table is None else table
-        folder = write_tiny(artifacts, version, scores, created=created)
+        folder = write_tiny(artifacts, version, scores, created=created, golden_table=golden_table)
         if promote:
             registry.promote(version)
         return folder

@@ -1,0 +1,143 @@
+"""The batcher: what shares a batch, what is refused, and what a failure costs."""
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from service.batcher import Batcher, Closed, Overloaded
+
+pytestmark = pytest.mark.anyio
+
+
+class Work:
+    """Doubles numbers, when let; remembers the batches; breaks on a 13."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.gate = asyncio.Event()
+
+    async def __call__(self, calls: Sequence[int]) -> list[int]:
+        self.batches.append(list(calls))
+        await self.gate.wait()
+        if 13 in calls:
+            raise ValueError("thirteen")
+        return [2 * call for call in calls]
+
+
+def batcher(work: Work, *, max_batch: int = 4, max_waiting: int = 100, stuck_s: float = 30) -> Batcher[int, int]:
+    return Batcher(work, max_batch=max_batch, max_waiting=max_waiting, stuck_s=stuck_s)
+
+
+async def submit(to: Batcher[int, int], *calls: int) -> list["asyncio.Task[int]"]:
+    tasks = [asyncio.create_task(to.submit(call)) for call in calls]
+    for _ in range(3):
+        await asyncio.sleep(0)
+    return tasks
+
+
+async def test_an_idle_batcher_answers_at_once() -> None:
+    work = Work()
+    work.gate.set()
+    async with batcher(work) as batches:
+        assert await batches.submit(4) == 8
+    assert work.batches == [[4]]
+
+
+async def test_calls_that_arrive_during_a_run_share_the_next_batch() -> None:
+    work = Work()
+    async with batcher(work) as batches:
+        tasks = await submit(batches, 1)
+        tasks += await submit(batches, 2, 3, 4)
+        work.gate.set()
+        assert await asyncio.gather(*tasks) == [2, 4, 6, 8]
+    assert work.batches == [[1], [2, 3, 4]]
+
+
+async def test_a_batch_is_never_larger_than_allowed() -> None:
+    work = Work()
+    async with batcher(work, max_batch=4) as batches:
+        tasks = await submit(batches, 0)
+        tasks += await submit(batches, *range(1, 10))
+        work.gate.set()
+        assert await asyncio.gather(*tasks) == [2 * n for n in range(10)]
+    assert [len(batch) for batch in work.batches] == [1, 4, 4, 1]
+
+
+async def test_the_surplus_is_refused_at_once_and_those_who_wait_are_answered() -> None:
+    work = Work()
+    async with batcher(work, max_waiting=2) as batches:
+        tasks = await submit(batches, 1)
+        tasks += await submit(batches, 2, 3)
+        with pytest.raises(Overloaded):
+            await asyncio.wait_for(batches.submit(4), 0.1)
+        work.gate.set()
+        assert await asyncio.gather(*tasks) == [2, 4, 6]
+
+
+async def test_a_failed_batch_fails_its_members_only() -> None:
+    work = Work()
+    async with batcher(work, max_batch=2) as batches:
+        tasks = await submit(batches, 1)
+        tasks += await submit(batches, 13, 2, 3, 4)
+        work.gate.set()
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(answer) for answer in answers] == [int, ValueError, ValueError, int, int]
+        assert batches.alive
+        assert await batches.submit(5) == 10
+
+
+async def test_callers_who_have_gone_cost_nothing() -> None:
+    work = Work()
+    async with batcher(work) as batches:
+        tasks = await submit(batches, 1)
+        gone = await submit(batches, 2, 3)
+        for task in gone:
+            task.cancel()
+        tasks += await submit(batches, 4)
+        work.gate.set()
+        assert await asyncio.gather(*tasks) == [2, 8]
+    assert work.batches == [[1], [4]]
+
+
+async def test_a_caller_who_leaves_during_the_run_does_not_hurt_the_others() -> None:
+    work = Work()
+    async with batcher(work) as batches:
+        first = await submit(batches, 1)
+        pair = await submit(batches, 2, 3)
+        first[0].cancel()
+        work.gate.set()
+        assert await asyncio.gather(*pair) == [4, 6]
+
+
+async def test_a_stuck_batch_is_not_alive() -> None:
+    work = Work()
+    async with batcher(work, stuck_s=0.02) as batches:
+        assert batches.alive
+        tasks = await submit(batches, 1)
+        await asyncio.sleep(0.05)
+        assert not batches.alive
+        work.gate.set()
+        await asyncio.gather(*tasks)
+        assert batches.alive
+    assert not batches.alive
+
+
+async def test_closing_answers_everyone() -> None:
+    work = Work()
+    async with batcher(work) as batches:
+        tasks = await submit(batches, 1)
+        tasks += await submit(batches, 2)
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(answer) for answer in answers] == [Closed, Closed]
+    with pytest.raises(Closed):
+        await batches.submit(3)
+
+
+async def test_answers_that_are_too_few_are_an_error_and_no_mix_up() -> None:
+    async def short(calls: Sequence[int]) -> list[int]:
+        return []
+
+    async with Batcher(short, max_batch=4, max_waiting=4, stuck_s=1) as batches:
+        with pytest.raises(RuntimeError, match="1 got 0"):
+            await batches.submit(1)

@@ -1,0 +1,139 @@
+"""When a part is down: reads degrade, writes refuse, and both recover by themselves."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+
+@pytest.fixture
+def client(
+    start_service: Callable[..., httpx.Client], make_bundle: Callable[..., Path], killable_store: Any
+) -> httpx.Client:
+    make_bundle("v1")
+    client = start_service(killable_store.url)
+    assert client.post("/events", json={"user_id": "ada", "item_id": "i7", "timestamp": 1}).status_code == 200
+    return client
+
+
+def timed(client: httpx.Client, **body: Any) -> tuple[float, dict[str, Any]]:
+    started = time.perf_counter()
+    response = client.post("/recommend", json=body)
+    assert response.status_code == 200, response.text
+    return time.perf_counter() - started, response.json()
+
+
+def recovers(client: httpx.Client) -> None:
+    started = time.monotonic()
+    event = {"user_id": "ada", "item_id": "i8", "timestamp": 2}
+    while client.post("/events", json=event).status_code != 200 or timed(client, user_id="ada")[1]["degraded"]:
+        assert time.monotonic() - started < 2
+        time.sleep(0.02)
+    answer = timed(client, user_id="ada", k=1)[1]
+    assert (answer["history_length"], answer["items"][0]["item_id"]) == (2, "i9")
+
+
+@pytest.mark.parametrize("way", ["kill", "pause"])
+def test_without_the_store_reads_degrade_within_150_ms_writes_refuse_and_both_recover(
+    client: httpx.Client, killable_store: Any, way: str
+) -> None:
+    getattr(killable_store, way)()
+    try:
+        for _ in range(5):
+            seconds, answer = timed(client, user_id="ada", k=1)
+            assert seconds < 0.15
+            assert (answer["degraded"], answer["source"]) == (["state_store"], "popular")
+            seconds, answer = timed(client, user_id="ada", history=["i3"], history_mode="append", k=1)
+            assert seconds < 0.15
+            assert (answer["degraded"], answer["items"][0]["item_id"]) == (["state_store"], "i4")
+            seconds, answer = timed(client, history=["i3"])
+            assert seconds < 0.15
+            assert (answer["degraded"], answer["source"]) == ([], "model")
+            time.sleep(0.15)  # so that the rounds fall inside and outside of the pause after a failed read
+        refused = client.post("/events", json={"user_id": "ada", "item_id": "i7", "timestamp": 1})
+        assert (refused.status_code, refused.json()["code"]) == (503, "store_unavailable")
+        assert refused.headers["retry-after"] == "1"
+        assert client.get("/healthz").status_code == client.get("/readyz").status_code == 200
+        text = client.get("/metrics").text
+        assert 'recserve_store_errors_total{call="write"} 1.0' in text
+        assert 'recserve_degraded_answers_total{missing="state_store"} 10.0' in text
+    finally:
+        (killable_store.start if way == "kill" else killable_store.resume)()
+    recovers(client)
+
+
+def test_many_callers_at_once_do_not_wait_for_each_others_timeouts(client: httpx.Client, killable_store: Any) -> None:
+    killable_store.pause()
+    try:
+        slowest: list[float] = []
+
+        def ask() -> None:
+            with httpx.Client(base_url=client.base_url, timeout=10) as own:
+                own.get("/healthz")  # connecting is not what is measured
+                slowest.append(max(timed(own, user_id="ada")[0] for _ in range(20)))
+
+        threads = [threading.Thread(target=ask) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        killable_store.resume()
+    assert max(slowest) < 0.3  # two of the store's timeouts, and eight clients in Python on shared cores
+
+
+def test_a_service_may_start_before_its_store(
+    start_service: Callable[..., httpx.Client], make_bundle: Callable[..., Path], killable_store: Any
+) -> None:
+    make_bundle("v1")
+    killable_store.kill()
+    client = start_service(killable_store.url)
+    assert timed(client, user_id="ada")[1]["degraded"] == ["state_store"]
+    killable_store.start()
+    until = time.monotonic() + 2
+    while timed(client, user_id="ada")[1]["degraded"]:
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def test_overload_is_refused_at_once_and_everyone_gets_an_answer(
+    start_service: Callable[..., httpx.Client], make_bundle: Callable[..., Path], killable_store: Any
+) -> None:
+    make_bundle("v1")
+    client = start_service(killable_store.url, max_batch=1, max_waiting=2)
+    client.post("/recommend", json={"user_id": "ada"})
+
+    async def ask_all() -> list[httpx.Response]:
+        async with httpx.AsyncClient(base_url=client.base_url, timeout=10) as clients:
+            await asyncio.gather(*(clients.get("/healthz") for _ in range(16)))  # connected
+            killable_store.pause()  # the batch under way now takes 100 ms
+            return await asyncio.gather(*(clients.post("/recommend", json={"user_id": "ada"}) for _ in range(16)))
+
+    try:
+        answers = asyncio.run(ask_all())
+    finally:
+        killable_store.resume()
+    assert {(answer.status_code, answer.headers.get("retry-after")) for answer in answers} == {(200, None), (503, "1")}
+    assert {answer.json()["code"] for answer in answers if answer.status_code == 503} == {"overloaded"}
+
+
+def test_a_batch_that_breaks_is_a_500_for_its_members_and_nothing_for_the_next(
+    start_service: Callable[..., httpx.Client], make_bundle: Callable[..., Path], store_url: str
+) -> None:
+    import numpy as np
+
+    table = np.ones((201, 200))
+    table[150] = np.nan  # passes its golden inputs and the warm-up
+    make_bundle("v1", table=table)
+    client = start_service(store_url)
+    response = client.post("/recommend", json={"history": ["i150"]})
+    assert (response.status_code, response.json()["code"]) == (500, "internal_error")
+    assert response.json()["request_id"] == response.headers["x-request-id"]
+    assert "finite" not in response.text
+    assert client.post("/recommend", json={"history": ["i4"]}).status_code == 200
+    assert client.get("/healthz").status_code == 200

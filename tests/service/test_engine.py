@@ -1,0 +1,70 @@
+"""The engine, against rankings worked out by hand and by a slow sort."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from models.bundle import read_bundle
+from models.runtime import Runtime
+from service.engine import Engine, EngineError, Query
+
+
+def engine_over(folder: Path) -> Engine:
+    return Engine(Runtime(read_bundle(folder), device="cpu", threads=1))
+
+
+def query(sequence: list[int], *excluded: int, k: int) -> Query:
+    return Query(np.array(sequence, np.int64), np.array(excluded, np.int64), k)
+
+
+def test_each_query_gets_its_own_k_and_exclusions(make_bundle: Callable[..., Path]) -> None:
+    engine = engine_over(make_bundle("v1"))
+    found = engine.rank(
+        [query([1, 3], 3, k=2), query([12], k=1), query([5], 6, 7, 8, k=3), query([2], *range(1, 12), k=9)]
+    )
+    assert [ranking.indices for ranking in found] == [[4, 5], [12], [5, 9, 10], [12]]
+    assert [ranking.scores for ranking in found] == [[11, 10], [12], [12, 8, 7], [2]]
+
+
+def test_rankings_equal_a_slow_sort(make_bundle: Callable[..., Path]) -> None:
+    generator = np.random.default_rng(3)
+    table = generator.integers(-3, 4, (41, 40)).astype(float)  # small integers, so that ties are everywhere
+    engine = engine_over(make_bundle("v1", table=table))
+    queries = []
+    for _ in range(50):
+        excluded = generator.choice(40, generator.integers(0, 40), replace=False) + 1
+        queries.append(
+            query(
+                generator.integers(1, 41, generator.integers(1, 9)).tolist(),
+                *excluded,
+                k=int(generator.integers(1, 45)),
+            )
+        )
+    for asked, ranking in zip(queries, engine.rank(queries), strict=True):
+        scores = {item: table[asked.sequence[-1], item - 1] for item in range(1, 41) if item not in asked.excluded}
+        expected = sorted(scores, key=lambda item: (-scores[item], item))[: asked.k]
+        assert ranking.indices == expected
+        assert ranking.scores == [scores[item] for item in expected]
+
+
+def test_popularity_breaks_ties_by_item_order_and_leaves_out_what_is_excluded(make_bundle: Callable[..., Path]) -> None:
+    engine = engine_over(make_bundle("v1"))
+    ranking = engine.popular(np.array([1, 1, 3]), 3)
+    assert (ranking.indices, ranking.scores) == ([2, 4, 5], [11, 9, 8])
+    assert engine.popular(np.arange(1, 13), 3).indices == []
+    assert engine.popular(np.empty(0, np.int64), 500).indices == list(range(1, 13))
+
+
+def test_a_model_that_gives_no_numbers_is_an_error(make_bundle: Callable[..., Path]) -> None:
+    table = np.ones((7, 6))
+    table[5] = np.nan
+    engine = engine_over(make_bundle("v1", table=table))
+    assert engine.rank([query([4], k=1)])[0].indices == [1]
+    with pytest.raises(EngineError, match="not finite"):
+        engine.rank([query([5], k=1)])
+
+
+def test_no_queries_are_no_rankings(make_bundle: Callable[..., Path]) -> None:
+    assert engine_over(make_bundle("v1")).rank([]) == []

@@ -1,0 +1,269 @@
+"""POST /events: every field and limit of the contract, over HTTP, with what the store then holds."""
+
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import redis
+
+from models.eventlog import LoggedEvent, read_events
+
+LONG = "é" * 128  # 256 bytes
+
+
+@pytest.fixture
+def log(store_url: str) -> Callable[[], list[LoggedEvent]]:
+    """Everything in the event log."""
+
+    def read() -> list[LoggedEvent]:
+        with redis.Redis.from_url(store_url) as server:
+            return list(read_events(server))
+
+    return read
+
+
+def event(**fields: Any) -> dict[str, Any]:
+    return {"user_id": "ada", "item_id": "i1", **fields}
+
+
+def test_an_event_is_stored_with_everything_it_brought(
+    client: httpx.Client, log: Callable[[], list[LoggedEvent]]
+) -> None:
+    body = event(
+        timestamp=1_700_000_000_123,
+        event_id="e-1",
+        type="rating",
+        value=4.5,
+        recommendation_id="00ff00ff00ff00ff",
+        properties={"page": ["home", None, 1.5]},
+    )
+    answer = client.post("/events", json=body)
+    assert (answer.status_code, answer.json()) == (
+        200,
+        {"accepted": 1, "duplicates": 0, "rejected": [], "unknown_items": 0},
+    )
+    assert log() == [
+        LoggedEvent(
+            user_id="ada",
+            item_id="i1",
+            event_id="e-1",
+            type="rating",
+            timestamp_ms=1_700_000_000_123,
+            value=4.5,
+            recommendation_id="00ff00ff00ff00ff",
+            properties=b'{"page":["home",null,1.5]}',
+        )
+    ]
+
+
+def test_defaults_are_server_time_and_type_interaction(
+    client: httpx.Client, log: Callable[[], list[LoggedEvent]]
+) -> None:
+    before = time.time() * 1000
+    client.post("/events", json=event())
+    (stored,) = log()
+    assert before - 5 <= stored.timestamp_ms <= time.time() * 1000 + 1000
+    assert (stored.type, stored.value, len(stored.event_id)) == ("interaction", None, 16)
+
+
+@pytest.mark.parametrize(
+    ("text", "milliseconds"),
+    [
+        ("1970-01-01T00:00:00Z", 0),
+        ("2026-05-01T12:00:00Z", 1_777_636_800_000),
+        ("2026-05-01t12:00:00.5z", 1_777_636_800_500),
+        ("2026-05-01T14:00:00.001999+02:00", 1_777_636_800_001),
+        ("2026-05-01T12:00:00.123456789Z", 1_777_636_800_123),
+        ("2026-05-01T06:30:00-05:30", 1_777_636_800_000),
+    ],
+)
+def test_times_may_be_rfc_3339(
+    client: httpx.Client, log: Callable[[], list[LoggedEvent]], text: str, milliseconds: int
+) -> None:
+    assert client.post("/events", json=event(timestamp=text)).status_code == 200
+    assert [stored.timestamp_ms for stored in log()] == [milliseconds]
+
+
+def test_a_repeated_event_counts_once(client: httpx.Client, log: Callable[[], list[LoggedEvent]]) -> None:
+    body = event(timestamp=1_000)
+    assert client.post("/events", json=body).json()["accepted"] == 1
+    again = client.post("/events", json={"events": [body, body, event(timestamp="1970-01-01T00:00:01Z")]}).json()
+    assert (again["accepted"], again["duplicates"]) == (0, 3)
+    assert len(log()) == 1
+
+
+def test_events_that_differ_in_one_identifying_field_are_different(client: httpx.Client) -> None:
+    bodies = [
+        {"user_id": "ab", "item_id": "c", "timestamp": 1},
+        {"user_id": "a", "item_id": "bc", "timestamp": 1},
+        {"user_id": "a", "item_id": "b", "type": "c", "timestamp": 1},
+        {"user_id": "a", "item_id": "b", "timestamp": 11},
+        {"user_id": "a", "item_id": "b1", "timestamp": 1},
+    ]
+    assert client.post("/events", json={"events": bodies}).json()["accepted"] == len(bodies)
+
+
+def test_events_without_a_time_keep_the_order_they_were_sent_in(client: httpx.Client) -> None:
+    order = ["i9", "i2", "i7", "i1", "i5", "i3"]
+    client.post("/events", json={"events": [event(item_id=item) for item in order[:4]]})
+    client.post("/events", json=event(item_id=order[4]))
+    client.post("/events", json=event(item_id=order[5]))
+    answer = client.post("/recommend", json={"user_id": "ada", "k": 1}).json()
+    assert answer["items"][0]["item_id"] == "i4"  # the successor of the last
+
+
+def test_good_events_are_stored_although_others_are_rejected(
+    client: httpx.Client, log: Callable[[], list[LoggedEvent]]
+) -> None:
+    bodies: list[Any] = [
+        event(timestamp=1),
+        event(timestamp=-1),
+        "no event",
+        event(item_id="i2", timestamp=2),
+        event(item_id="unheard", timestamp=3),
+        {"user_id": "ada"},
+    ]
+    answer = client.post("/events", json={"events": bodies})
+    found = answer.json()
+    assert answer.status_code == 200
+    assert (found["accepted"], found["unknown_items"]) == (3, 1)
+    assert [entry["index"] for entry in found["rejected"]] == [1, 2, 5]
+    assert all(set(entry) == {"index", "code", "detail"} for entry in found["rejected"])
+    assert "item_id" in found["rejected"][2]["detail"]
+    assert len(log()) == 3
+
+
+def test_five_minutes_ahead_is_the_limit(client: httpx.Client) -> None:
+    now = int(time.time() * 1000)
+    bodies = [event(timestamp=now + 5 * 60_000 - 1_000), event(timestamp=now + 5 * 60_000 + 10_000)]
+    found = client.post("/events", json={"events": bodies}).json()
+    assert found["accepted"] == 1
+    assert [(entry["index"], entry["code"]) for entry in found["rejected"]] == [(1, "timestamp_ahead")]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"user_id": "x" * 256},
+        {"item_id": LONG},
+        {"event_id": "x" * 256},
+        {"type": "t" * 64},
+        {"value": -1e308},
+        {"value": 3},
+        {"value": None, "timestamp": None, "properties": None},
+        {"properties": {}},
+        {"properties": {"x": "y" * (4096 - 8)}},
+        {"properties": {"not": {"a field": {"of": "ours"}}}},
+        {"recommendation_id": "r" * 256},
+    ],
+)
+def test_the_limits_themselves_are_allowed(client: httpx.Client, fields: dict[str, Any]) -> None:
+    answer = client.post("/events", json=event(**fields))
+    assert (answer.status_code, answer.json()["accepted"]) == (200, 1), answer.text
+
+
+def nested(depth: int) -> Any:
+    value: Any = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"user_id": ""}, "user_id"),
+        ({"user_id": "x" * 257}, "user_id"),
+        ({"user_id": 1}, "user_id"),
+        ({"user_id": None}, "user_id"),
+        ({"item_id": LONG + "x"}, "item_id"),
+        ({"event_id": ""}, "event_id"),
+        ({"event_id": "x" * 257}, "event_id"),
+        ({"type": ""}, "type"),
+        ({"type": "t" * 65}, "type"),
+        ({"type": None}, "type"),
+        ({"value": "4"}, "value"),
+        ({"value": True}, "value"),
+        ({"timestamp": -1}, "timestamp"),
+        ({"timestamp": 1.5}, "timestamp"),
+        ({"timestamp": True}, "timestamp"),
+        ({"timestamp": 10**30}, "timestamp"),
+        ({"timestamp": "1700000000000"}, "timestamp"),
+        ({"timestamp": "2026-05-01T12:00:00"}, "timestamp"),
+        ({"timestamp": "2026-05-01"}, "timestamp"),
+        ({"timestamp": "2026-13-01T12:00:00Z"}, "timestamp"),
+        ({"timestamp": "1969-12-31T23:59:59Z"}, "timestamp"),
+        ({"timestamp": "0001-01-01T00:00:00+23:59"}, "timestamp"),
+        ({"properties": {"x": "y" * (4096 - 7)}}, "properties"),
+        ({"properties": []}, "properties"),
+        ({"properties": {"deep": nested(400)}}, "properties"),
+        ({"recommendation_id": 5}, "recommendation_id"),
+        ({"colour": "red"}, "colour"),
+    ],
+)
+def test_one_more_than_the_limit_and_every_wrong_type_is_refused_by_name(
+    client: httpx.Client, log: Callable[[], list[LoggedEvent]], fields: dict[str, Any], field: str
+) -> None:
+    answer = client.post("/events", json=event(**fields))
+    problem = answer.json()
+    assert (answer.status_code, problem["code"]) == (422, "no_valid_event"), answer.text
+    assert problem["errors"][0]["field"].split(".")[0] == field
+    assert (problem["errors"][0]["index"], log()) == (0, [])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{"events": []}, {"events": {}}, {"events": None}, {"events": [], "user_id": "ada"}, [], [event()], "x", 1],
+)
+def test_a_body_that_is_no_event_and_no_list_of_events_is_refused(client: httpx.Client, body: Any) -> None:
+    answer = client.post("/events", json=body)
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
+
+
+def test_a_thousand_events_are_taken_at_once_and_no_more(client: httpx.Client) -> None:
+    bodies = [event(user_id=f"u{n % 40}", timestamp=n) for n in range(1001)]
+    assert client.post("/events", json={"events": bodies}).status_code == 422
+    found = client.post("/events", json={"events": bodies[:1000]})
+    assert found.json()["accepted"] == 1000
+
+
+def test_impressions_are_logged_and_are_no_history(client: httpx.Client, log: Callable[[], list[LoggedEvent]]) -> None:
+    client.post("/events", json=event(type="impression"))
+    assert len(log()) == 1
+    assert client.post("/recommend", json={"user_id": "ada"}).json()["history_length"] == 0
+
+
+def test_a_shuffled_and_doubled_replay_gives_the_identical_answer(client: httpx.Client, store_url: str) -> None:
+    chance = random.Random(7)
+    # Few distinct times, so that ties are common, and more events than a history keeps.
+    bodies = [event(user_id=f"u{n % 3}", event_id=f"e{n}") for n in range(200)]
+    for body in bodies:
+        body |= {"item_id": f"i{chance.randint(1, 9)}", "timestamp": 1_000 + chance.randint(0, 30)}
+
+    def answers() -> list[Any]:
+        asked = [client.post("/recommend", json={"user_id": f"u{n}", "k": 12, "exclude_seen": False}) for n in range(3)]
+        return [(answer.json()["items"], answer.json()["history_length"]) for answer in asked]
+
+    client.post("/events", json={"events": bodies})
+    expected = answers()
+    for _ in range(3):
+        with redis.Redis.from_url(store_url) as server:
+            server.flushall()
+        replay = bodies * 2
+        chance.shuffle(replay)
+        for start in range(0, len(replay), 37):
+            client.post("/events", json={"events": replay[start : start + 37]})
+        assert answers() == expected
+
+
+def test_which_types_are_history_is_a_setting(
+    start_service: Callable[..., httpx.Client], make_bundle: Callable[..., Path], store_url: str
+) -> None:
+    make_bundle("v1")
+    client = start_service(store_url, sequence_types=("heard",))
+    client.post("/events", json={"events": [event(type="heard"), event(type="view")]})
+    assert client.post("/recommend", json={"user_id": "ada"}).json()["history_length"] == 1

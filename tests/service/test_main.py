@@ -1,0 +1,210 @@
+"""`python -m service` as a process: it starts or says why not, drains when told to stop, and keeps what it took."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+class Process:
+    """A running service, and what it has said."""
+
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        self.process = process
+        self.lines: list[str] = []
+        self.url = ""
+
+    def wait_for_url(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.lines.append(line)
+            if found := re.search(r"serving on (http://[^\"\s]+)", line):
+                self.url = found[1]
+                break
+        else:
+            raise AssertionError(f"it ended: {self.lines}")
+        threading.Thread(target=lambda: self.lines.extend(self.process.stderr or []), daemon=True).start()
+        deadline = time.monotonic() + 5
+        while time.monotonic() < deadline:
+            with contextlib.suppress(httpx.TransportError):
+                httpx.get(f"{self.url}/healthz")
+                return
+            time.sleep(0.02)
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(15)
+
+
+@contextlib.contextmanager
+def serving(*arguments: str, environment: dict[str, str] | None = None) -> Iterator[Process]:
+    command = [sys.executable, "-m", "service", "serve", "--port", "0", "--device", "cpu", *arguments]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env={**os.environ, **(environment or {})}, stderr=subprocess.PIPE, text=True
+    )
+    running = Process(process)
+    try:
+        running.wait_for_url()
+        yield running
+    finally:
+        process.kill()
+        process.wait()
+
+
+def refused(*arguments: str, environment: dict[str, str] | None = None) -> str:
+    """The one sentence of a service that does not start."""
+    done = subprocess.run(
+        [sys.executable, "-m", "service", *arguments],
+        check=False,
+        cwd=ROOT,
+        env={**os.environ, **(environment or {})},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    return last
+
+
+@pytest.fixture
+def data() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def test_what_was_acknowledged_outlives_a_killed_service(
+    make_bundle: Callable[..., Path], artifacts: Path, data: Path
+) -> None:
+    make_bundle("v1")
+    options = ("--artifacts", str(artifacts), "--embedded", "--data", str(data))
+    with serving(*options) as service:
+        for n in (3, 9):
+            event = {"user_id": "ada", "item_id": f"i{n}", "timestamp": n}
+            assert httpx.post(f"{service.url}/events", json=event).json()["accepted"] == 1
+        refused_second = refused("serve", "--port", "0", *options)
+        assert str(data) in refused_second
+        service.process.kill()
+    with serving(*options) as service:
+        answer = httpx.post(f"{service.url}/recommend", json={"user_id": "ada", "k": 1}).json()
+        assert (answer["history_length"], answer["items"][0]["item_id"]) == (2, "i10")
+        assert service.stop(signal.SIGINT) == 0
+
+
+def test_told_to_stop_it_answers_who_is_waiting_and_exits_0(
+    make_bundle: Callable[..., Path], artifacts: Path, store_url: str
+) -> None:
+    make_bundle("v1")
+    statuses: list[int] = []
+    stopping = threading.Event()
+
+    def ask(url: str) -> None:
+        with httpx.Client(timeout=10) as client:
+            while not stopping.is_set():
+                with contextlib.suppress(httpx.TransportError):  # a connection that was closed before it was used
+                    statuses.append(client.post(f"{url}/recommend", json={"history": ["i1"]}).status_code)
+
+    with serving("--artifacts", str(artifacts), "--redis", store_url) as service:
+        threads = [threading.Thread(target=ask, args=(service.url,)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        while len(statuses) < 50:
+            time.sleep(0.01)
+        assert service.stop() == 0
+        stopping.set()
+        for thread in threads:
+            thread.join()
+        for line in service.lines:
+            assert "Traceback" not in line
+            assert set(json.loads(line)) >= {"time", "level", "logger", "message"}
+    assert set(statuses) == {200}
+
+
+def test_a_bug_is_logged_with_its_request_id_and_no_user(
+    make_bundle: Callable[..., Path], artifacts: Path, store_url: str
+) -> None:
+    import numpy as np
+
+    table = np.ones((201, 200))
+    table[150] = np.nan
+    make_bundle("v1", table=table)
+    with serving("--artifacts", str(artifacts), "--redis", store_url) as service:
+        body = {"user_id": "ada-lovelace", "history": ["i150"], "history_mode": "append"}
+        response = httpx.post(f"{service.url}/recommend", json=body, headers={"X-Request-ID": "bug-1"})
+        assert response.status_code == 500
+        service.stop()
+        time.sleep(0.05)
+    lines = [json.loads(line) for line in service.lines]
+    assert any(line.get("request_id") == "bug-1" and "EngineError" in line.get("exception", "") for line in lines)
+    assert "ada-lovelace" not in str(service.lines)
+
+
+def test_it_does_not_start_on_a_port_in_use(artifacts: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        said = refused("serve", "--port", str(port), "--redis", "redis://127.0.0.1:1", "--artifacts", str(artifacts))
+    assert str(port) in said
+    assert "--port" in said
+
+
+def test_it_does_not_start_with_a_damaged_bundle(make_bundle: Callable[..., Path], artifacts: Path) -> None:
+    items = make_bundle("v1") / "items.npy"
+    items.chmod(0o644)
+    items.write_bytes(items.read_bytes()[:-4] + b"\0\0\0\0")
+    said = refused("serve", "--port", "0", "--redis", "redis://127.0.0.1:1", "--artifacts", str(artifacts))
+    assert "items.npy" in said
+
+
+def test_it_does_not_start_with_settings_that_contradict_or_do_not_exist() -> None:
+    assert "RECSERVE_COLOUR" in refused("serve", "--embedded", environment={"RECSERVE_COLOUR": "red"})
+    assert "redis" in refused("serve", "--port", "0", "--redis", "htp://x")
+
+
+def test_it_does_not_start_without_the_device_it_was_told_to_use(
+    make_bundle: Callable[..., Path], artifacts: Path
+) -> None:
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has CUDA")
+    make_bundle("v1")
+    options = ("--port", "0", "--redis", "redis://127.0.0.1:1", "--artifacts", str(artifacts), "--device", "cuda")
+    assert "recserve[service-gpu]" in refused("serve", *options)
+
+
+def test_a_printed_key_opens_a_service_that_listens_to_everyone(
+    make_bundle: Callable[..., Path], artifacts: Path, store_url: str
+) -> None:
+    make_bundle("v1")
+    shown = subprocess.run(
+        [sys.executable, "-m", "service", "key"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    key = re.search(r"^key +(\S+)", shown.stdout, re.MULTILINE)[1]  # type: ignore[index]
+    hashes = re.search(r"^RECSERVE_API_KEY_HASHES='(.*)'$", shown.stdout, re.MULTILINE)[1]  # type: ignore[index]
+    options = ("--artifacts", str(artifacts), "--redis", store_url, "--host", "0.0.0.0")
+    with serving(*options, environment={"RECSERVE_API_KEY_HASHES": hashes}) as service:
+        url = service.url.replace("0.0.0.0", "127.0.0.1")
+        assert httpx.post(f"{url}/recommend", json={}).status_code == 401
+        headers = {"Authorization": f"Bearer {key}"}
+        assert httpx.post(f"{url}/recommend", json={}, headers=headers).status_code == 200
+        assert httpx.get(f"{url}/models", headers=headers).status_code == 403
+        service.stop()
+    assert key not in str(service.lines)

@@ -1,0 +1,61 @@
+"""What /metrics counts, from the outside."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+
+@pytest.fixture
+def client(
+    start_service: Callable[..., httpx.Client], make_bundle: Callable[..., Path], store_url: str
+) -> httpx.Client:
+    make_bundle("v1")
+    return start_service(store_url)
+
+
+def values(client: httpx.Client) -> dict[str, float]:
+    families = text_string_to_metric_families(client.get("/metrics").text)
+    return {
+        sample.name + "".join(f" {value}" for value in sample.labels.values()): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+def test_requests_are_counted_by_route_and_status(client: httpx.Client) -> None:
+    for body in ({}, {"history": ["i1"]}, {"k": 0}):
+        client.post("/recommend", json=body)
+    client.post("/recommend", content=b"{")
+    found = values(client)
+    assert found["recserve_requests_total recommend 200"] == 2
+    assert found["recserve_requests_total recommend 422"] == 1
+    assert found["recserve_requests_total recommend 400"] == 1
+    assert found["recserve_request_seconds_count recommend"] == 4
+    assert found["recserve_batch_size_sum"] == 2
+
+
+def test_events_are_counted_by_what_became_of_them(client: httpx.Client) -> None:
+    event = {"user_id": "ada", "item_id": "i1", "timestamp": 1}
+    client.post("/events", json={"events": [event, event, {"user_id": "ada"}, {**event, "timestamp": 2}]})
+    found = values(client)
+    outcomes = {name: found[f"recserve_events_total {name}"] for name in ("accepted", "duplicate", "rejected")}
+    assert outcomes == {"accepted": 2, "duplicate": 1, "rejected": 1}
+
+
+def test_the_model_that_serves_is_named(client: httpx.Client, make_bundle: Callable[..., Path]) -> None:
+    (info,) = (name for name in values(client) if name.startswith("recserve_model_info"))
+    assert set(info.split()[1:]) == {"v1", "last_item", "CPUExecutionProvider"}
+    make_bundle("v2", promote=False)
+    client.post("/models/v2/promote")
+    text = client.get("/metrics").text
+    assert 'version="v2"' in text
+    assert 'version="v1"' not in text
+
+
+def test_no_user_is_named(client: httpx.Client) -> None:
+    client.post("/events", json={"user_id": "ada-lovelace", "item_id": "i1"})
+    client.post("/recommend", json={"user_id": "ada-lovelace"})
+    assert "ada-lovelace" not in client.get("/metrics").text

@@ -1,0 +1,191 @@
+"""Promotion, rollback and the live swap: from HTTP and from the artifacts folder, under load."""
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from models.registry import Registry
+
+
+def until(fact: Callable[[], bool], seconds: float = 3) -> float:
+    """Seconds until something is true."""
+    started = time.monotonic()
+    while not fact():
+        assert time.monotonic() - started < seconds, "it did not become true"
+        time.sleep(0.01)
+    return time.monotonic() - started
+
+
+def first(client: httpx.Client) -> str:
+    return client.post("/recommend", json={"history": ["i3"], "k": 1}).json()["items"][0]["item_id"]
+
+
+def damage(folder: Path) -> None:
+    """Flip one bit of the encoder."""
+    graph = folder / "encoder.onnx"
+    content = bytearray(graph.read_bytes())
+    content[len(content) // 2] ^= 1
+    graph.chmod(0o644)
+    graph.write_bytes(content)
+
+
+@pytest.fixture
+def two(make_bundle: Callable[..., Path], start_service: Callable[..., httpx.Client], store_url: str) -> httpx.Client:
+    """A service of v1 (forwards), beside which lies v2 (backwards)."""
+    make_bundle("v1")
+    make_bundle("v2", step=-1, promote=False)
+    return start_service(store_url)
+
+
+def test_versions_are_listed_with_their_metrics(two: httpx.Client, artifacts: Path) -> None:
+    damage(artifacts / "v2")
+    (artifacts / "broken").mkdir()
+    (artifacts / "broken" / "manifest.json").write_text("{")
+    found = two.get("/models").json()
+    assert (found["champion"], found["refused"]) == ("v1", None)
+    assert found["loaded"] == {"version": "v1", "provider": "CPUExecutionProvider"}
+    assert [(entry["version"], entry["champion"]) for entry in found["versions"]] == [
+        ("v1", True),
+        ("v2", False),
+        ("broken", False),
+    ]
+    assert found["versions"][0]["metrics"] == {"test": {"ndcg@10": 0.5}}
+    assert found["versions"][0]["items"] == 12
+    assert "cannot be read" in found["versions"][2]["damaged"]
+
+
+def test_a_promotion_serves_when_it_answers_and_a_rollback_too(two: httpx.Client, artifacts: Path) -> None:
+    assert first(two) == "i4"
+    assert two.post("/models/v2/promote").json() == {"champion": "v2", "before": "v1"}
+    assert (first(two), two.get("/readyz").json()["model_version"]) == ("i2", "v2")
+    assert two.post("/models/rollback").json() == {"champion": "v1", "before": "v2"}
+    assert (first(two), Registry(artifacts).current()) == ("i4", "v1")
+
+
+def test_a_rollback_with_nothing_before_is_a_conflict(two: httpx.Client) -> None:
+    response = two.post("/models/rollback")
+    assert (response.status_code, response.json()["code"]) == (409, "conflict")
+
+
+def test_a_version_that_is_not_there_is_a_404(two: httpx.Client) -> None:
+    for name in ("v3", "..", "%2e%2e", "v1%00", "x" * 101, "CURRENT", ".draft-x"):
+        assert two.post(f"/models/{name}/promote").status_code == 404
+
+
+def test_a_promotion_in_the_folder_is_noticed_within_a_second(two: httpx.Client, artifacts: Path) -> None:
+    Registry(artifacts).promote("v2")
+    assert until(lambda: first(two) == "i2") < 1
+    Registry(artifacts).rollback()
+    assert until(lambda: first(two) == "i4") < 1
+
+
+def test_a_damaged_version_is_refused_by_promotion(two: httpx.Client, artifacts: Path) -> None:
+    damage(artifacts / "v2")
+    response = two.post("/models/v2/promote")
+    assert (response.status_code, response.json()["code"]) == (409, "version_damaged")
+    assert "encoder.onnx" in response.json()["detail"]
+    assert (first(two), Registry(artifacts).current()) == ("i4", "v1")
+
+
+def test_a_damaged_champion_is_shown_and_the_old_one_keeps_serving(
+    two: httpx.Client, artifacts: Path, make_bundle: Callable[..., Path]
+) -> None:
+    damage(artifacts / "v2")
+    (artifacts / "CURRENT").write_text("v2\nv1\n")
+    until(lambda: two.get("/models").json()["refused"] is not None)
+    found = two.get("/models").json()
+    assert (found["champion"], found["loaded"]["version"]) == ("v2", "v1")
+    assert found["refused"]["version"] == "v2"
+    assert "encoder.onnx" in found["refused"]["reason"]
+    time.sleep(0.6)  # two more looks at the folder
+    assert "recserve_refused_versions_total 1.0" in two.get("/metrics").text  # and no hot loop
+    assert (first(two), two.get("/readyz").status_code) == ("i4", 200)
+    make_bundle("v3", step=-1)
+    until(lambda: first(two) == "i2")
+    assert two.get("/models").json()["refused"] is None
+
+
+def test_a_bundle_that_gives_other_answers_than_it_was_certified_with_may_not_serve(
+    two: httpx.Client, artifacts: Path, make_bundle: Callable[..., Path]
+) -> None:
+    make_bundle("v3", items=2, table=np.ones((3, 2)), golden_table=np.zeros((3, 2)), promote=False)
+    response = two.post("/models/v3/promote")
+    assert response.status_code == 409
+    assert "golden" in response.json()["detail"]
+    (artifacts / "CURRENT").write_text("v1\nv3\n")  # v3 served once, and is asked to again
+    assert two.post("/models/rollback").status_code == 409
+    assert (Registry(artifacts).current(), first(two)) == ("v1", "i4")
+
+
+def test_swapping_under_load_fails_no_request_and_mixes_no_answer(two: httpx.Client, artifacts: Path) -> None:
+    answers: list[tuple[int, Any]] = []
+    stop = threading.Event()
+
+    def ask() -> None:
+        with httpx.Client(base_url=two.base_url, timeout=10) as client:
+            while not stop.is_set():
+                response = client.post("/recommend", json={"history": ["i3"], "k": 2})
+                body = response.json()
+                answers.append((response.status_code, (body.get("model_version"), body["items"][0]["item_id"])))
+
+    threads = [threading.Thread(target=ask) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    registry = Registry(artifacts)
+    for _ in range(4):
+        assert two.post("/models/v2/promote").status_code == 200
+        assert two.post("/models/rollback").status_code == 200
+    registry.promote("v2")
+    until(lambda: first(two) == "i2")
+    registry.rollback()
+    until(lambda: first(two) == "i4")
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert {status for status, _ in answers} == {200}
+    assert {answer for _, answer in answers} == {("v1", "i4"), ("v2", "i2")}
+    assert len(answers) > 100
+
+
+def test_without_a_bundle_it_says_how_to_make_one_and_picks_up_the_first(
+    start_service: Callable[..., httpx.Client], make_bundle: Callable[..., Path], store_url: str
+) -> None:
+    client = start_service(store_url)
+    assert client.get("/healthz").status_code == 200
+    for response in (client.get("/readyz"), client.post("/recommend", json={"history": ["i1"]})):
+        assert (response.status_code, response.json()["code"]) == (503, "no_model")
+        assert "python -m models promote" in response.json()["detail"]
+        assert int(response.headers["retry-after"]) > 0
+    stored = client.post("/events", json={"user_id": "ada", "item_id": "i3"}).json()
+    assert (stored["accepted"], stored["unknown_items"]) == (1, 1)
+    assert client.get("/models").json()["loaded"] is None
+    make_bundle("v1")
+    until(lambda: client.get("/readyz").status_code == 200)
+    assert client.post("/recommend", json={"user_id": "ada", "k": 1}).json()["items"][0]["item_id"] == "i4"
+
+
+def test_the_old_bundle_is_let_go(
+    make_bundle: Callable[..., Path], start_service: Callable[..., httpx.Client], store_url: str, artifacts: Path
+) -> None:
+    import gc
+
+    from service.engine import Engine
+
+    make_bundle("v1")
+    make_bundle("v2", promote=False)
+    client = start_service(store_url)
+    for _ in range(3):
+        client.post("/models/v2/promote")
+        client.post("/models/v1/promote")
+        first(client)
+    gc.collect()
+    alive = [
+        thing for thing in gc.get_objects() if type(thing) is Engine and "test_the_old" in str(thing.bundle.folder)
+    ]
+    assert len(alive) == 1

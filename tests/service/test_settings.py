@@ -1,0 +1,93 @@
+"""Settings: what is accepted, which source wins, and that every mistake is named."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.settings import BadSettings, load
+
+STORE = {"redis": "redis://127.0.0.1:1"}
+HASH = "0" * 64
+
+
+def test_the_command_line_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RECSERVE_PORT", "9000")
+    monkeypatch.setenv("RECSERVE_DEVICE", "cpu")
+    settings = load({**STORE, "port": "9001", "device": None})
+    assert (settings.port, settings.device) == (9001, "cpu")
+
+
+def test_a_store_named_on_the_command_line_replaces_the_one_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RECSERVE_REDIS", "redis://elsewhere")
+    assert load({"embedded": True}).redis is None
+    monkeypatch.delenv("RECSERVE_REDIS")
+    monkeypatch.setenv("RECSERVE_EMBEDDED", "true")
+    assert load(dict(STORE)).embedded is False
+
+
+def test_variables_that_do_not_exist_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RECSERVE_PROT", "9000")
+    with pytest.raises(BadSettings, match=r"RECSERVE_PROT is not a setting.*RECSERVE_PORT"):
+        load(STORE)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({}, "--embedded"),
+        ({"redis": "redis://x", "embedded": True}, "exclude"),
+        ({"redis": "redis://x", "data": Path("x")}, "data"),
+        ({**STORE, "port": "eighty"}, "port"),
+        ({**STORE, "port": "65536"}, "port"),
+        ({**STORE, "port": "-1"}, "port"),
+        ({**STORE, "host": ""}, "host"),
+        ({**STORE, "device": "tpu"}, "device"),
+        ({**STORE, "threads": "0"}, "threads"),
+        ({**STORE, "max_batch": 0}, "max_batch"),
+        ({**STORE, "max_waiting": 0}, "max_waiting"),
+        ({**STORE, "log_level": "loud"}, "log_level"),
+        ({**STORE, "api_key_hashes": {"short": ["admin"]}}, "api_key_hashes"),
+        ({**STORE, "api_key_hashes": {HASH: ["root"]}}, "api_key_hashes"),
+        ({**STORE, "colour": "red"}, "colour"),
+    ],
+)
+def test_wrong_settings_are_named(options: dict[str, Any], named: str) -> None:
+    with pytest.raises(BadSettings, match=named):
+        load(options)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.1", "example.org"])
+def test_other_machines_are_served_with_keys_or_when_trusted_and_else_not(
+    monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    with pytest.raises(BadSettings, match=r"python -m service key.*RECSERVE_TRUSTED_NETWORK"):
+        load({**STORE, "host": host})
+    monkeypatch.setenv("RECSERVE_TRUSTED_NETWORK", "true")
+    assert load({**STORE, "host": host}).trusted_network
+    monkeypatch.delenv("RECSERVE_TRUSTED_NETWORK")
+    monkeypatch.setenv("RECSERVE_API_KEY_HASHES", json.dumps({HASH: ["admin", "events"]}))
+    assert load({**STORE, "host": host}).api_key_hashes == {HASH: {"admin", "events"}}
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
+def test_this_machine_alone_is_served_without_keys(host: str) -> None:
+    assert load({**STORE, "host": host}).loopback
+
+
+def test_keys_that_are_not_json_are_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RECSERVE_API_KEY_HASHES", "secret")
+    with pytest.raises(BadSettings, match="api_key_hashes") as caught:
+        load(STORE)
+    assert "secret" not in str(caught.value)
+
+
+def test_settings_do_not_change_and_show_no_secrets() -> None:
+    settings = load({"redis": "redis://:password@host", "api_key_hashes": {HASH: ["admin"]}})
+    assert "password" not in repr(settings)
+    assert HASH not in repr(settings)
+    with pytest.raises(ValueError, match="frozen"):
+        settings.port = 1  # type: ignore[misc]
