@@ -34,6 +34,7 @@ VOCABULARY = "vocabulary.json"
 POPULARITY = "popularity.npy"
 ATTRIBUTES = "attributes.json"
 GOLDEN = "golden.npz"
+VERSION_NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,99}"  # what a version may be called: one plain folder
 REQUIRED = (ENCODER, RANKER, ITEMS, VOCABULARY, POPULARITY, GOLDEN)
 OPTIONAL = (ATTRIBUTES,)
 
@@ -76,7 +77,7 @@ class Manifest(BaseModel):
 
     format: int = FORMAT
     reader: str = VERSION  # oldest version that can read it
-    version: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    version: str = Field(pattern=f"^{VERSION_NAME}$")
     created: str  # RFC 3339
     model: str
     items: int = Field(ge=1)
@@ -88,6 +89,8 @@ class Manifest(BaseModel):
     metrics: dict[str, JsonValue]
     parity: Parity
     files: dict[str, str] = Field(default_factory=dict)  # name -> sha256
+    # sha256 of the manifest's own file without these 64 characters; the last field, where `sealed` puts it
+    seal: str = Field("", pattern=r"^([0-9a-f]{64})?$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,15 +171,20 @@ def write_bundle(artifacts: Path, content: Content) -> Path:
         np.savez(draft / GOLDEN, allow_pickle=False, **golden)
         digests = {path.name: _sha256(path) for path in sorted(draft.iterdir())}
         manifest = content.manifest.model_copy(update={"files": digests})
-        (draft / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        (draft / MANIFEST).write_bytes(sealed(manifest))
         for path in draft.iterdir():
             path.chmod(0o444)
             _sync(path)
         draft.chmod(0o755)
         _sync(draft)
-        if target.exists():  # rename alone would fail on a full folder with a less helpful word
-            raise BundleError(f"{target} exists already; a bundle is never changed, export under a new version")
-        draft.rename(target)
+        try:
+            draft.rename(target)  # fails where there is a file or a folder with anything in it
+        except OSError as error:
+            if not target.exists():
+                raise
+            raise BundleError(
+                f"{target} exists already; a bundle is never changed, export under a new version"
+            ) from error
         _sync(artifacts)
     finally:
         shutil.rmtree(draft, ignore_errors=True)  # does nothing after the rename
@@ -196,6 +204,8 @@ def read_bundle(folder: Path) -> Bundle:
     if not isinstance(ids, list) or len(ids) != rows or not all(isinstance(item, str) for item in ids):
         raise BundleError(f"{folder / VOCABULARY}: must be a list of {rows} ids, one a row")
     index_of = {item: row for row, item in enumerate(ids) if row != PADDING}
+    if ids[PADDING] != "" or "" in index_of:
+        raise BundleError(f"{folder / VOCABULARY}: the id of row {PADDING}, and of no other row, must be empty")
     if len(index_of) != manifest.items:
         raise BundleError(f"{folder / VOCABULARY}: {manifest.items - len(index_of)} ids occur twice")
     attributes = None
@@ -243,24 +253,34 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         if path.is_symlink():
             raise BundleError(f"{path}: must be a regular file of the bundle's own, not a link")
-        raw = json.loads(path.read_bytes())
+        raw = path.read_bytes()
+        fields = json.loads(raw)
     except (OSError, ValueError) as error:
         raise BundleError(f"{path}: cannot be read as JSON: {error}") from error
     # Before the fields are checked: a newer format may have fields that this reader does not know.
-    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
-        found = raw.get("format") if isinstance(raw, dict) else raw
+    if not isinstance(fields, dict) or fields.get("format") != FORMAT:
+        found = fields.get("format") if isinstance(fields, dict) else fields
         raise BundleError(
             f"{path}: format is {found!r}, this version ({VERSION}) reads {FORMAT}; export the model again"
         )
     try:
-        manifest = Manifest.model_validate(raw)
+        manifest = Manifest.model_validate(fields)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise BundleError(f"{path}: {where}: {first['msg']} (found {first['input']!r})") from error
-    if manifest.version != folder.name and not folder.name.startswith(".draft-"):
+    if hashlib.sha256(raw.replace(manifest.seal.encode(), b"")).hexdigest() != manifest.seal:
+        raise BundleError(f"{path}: has changed since it was written (its seal is another); restore or re-export")
+    if manifest.version != folder.name:
         raise BundleError(f"{path}: version is {manifest.version}, the folder is called {folder.name}")
     return manifest
+
+
+def sealed(manifest: Manifest) -> bytes:
+    """A manifest as the bytes of its file, with the digest that guards them: it guards every other file."""
+    text = manifest.model_copy(update={"seal": ""}).model_dump_json(indent=2) + "\n"
+    before, after = text.rsplit('""', 1)
+    return f'{before}"{hashlib.sha256(text.encode()).hexdigest()}"{after}'.encode()
 
 
 _KNOWN = {MANIFEST, *REQUIRED, *OPTIONAL}
