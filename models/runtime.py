@@ -85,19 +85,45 @@ class Runtime:
         """Raise BundleError unless the golden inputs give the answers that torch gave."""
         golden = self.bundle.golden
         sequences = [row[:length] for row, length in zip(golden.sequences, golden.lengths, strict=True)]
-        vectors = self.encode(sequences)
-        _, scores = self.rank(vectors, list(golden.excluded), golden.scores.shape[1])
-        difference = max(_distance(vectors, golden.vectors), _distance(scores, golden.scores))
+        try:
+            vectors = self.encode(sequences)
+            indices, scores = self.rank(vectors, list(golden.excluded), golden.scores.shape[1])
+        except Exception as error:  # onnxruntime's own errors share no other base class
+            raise BundleError(f"{self.bundle.folder}: its graphs cannot run the golden inputs: {error}") from error
+        difference = np.max([_distance(vectors, golden.vectors), _distance(scores, golden.scores)])
         if not difference <= TOLERANCE:  # so written, a NaN fails too
             raise BundleError(
                 f"{self.bundle.folder}: golden inputs come out {difference:.2g} away from torch's answers "
                 f"(at most {TOLERANCE:.0e} is allowed); do not serve it, export it again"
+            )
+        if not same_items(self.bundle.items, vectors, indices, golden.indices, golden.scores):
+            raise BundleError(
+                f"{self.bundle.folder}: golden inputs rank other items than torch did; do not serve it, export it again"
             )
 
     def _run_encoder(self, sequences: Sequence[Indices]) -> NDArray[np.float32]:
         padded, lengths = pad(sequences)
         feeds = {"sequences": padded, "lengths": lengths, **self._encoder_feeds}
         return self._encoder.run(["vectors"], feeds)[0]  # type: ignore[no-any-return]
+
+
+def same_items(
+    items: NDArray[np.float32],
+    vectors: NDArray[np.float32],
+    found: NDArray[np.int64],
+    expected: NDArray[np.int64],
+    scores: NDArray[np.float32],
+) -> bool:
+    """Whether found ranks the expected items, exchanges of equal scores aside.
+
+    items (rows, dim), vectors (batch, dim), found and expected (batch, k), scores (batch, k) of the expected. Scores
+    that agree prove nothing about the indices beside them.
+    """
+    if found.shape != expected.shape or found.min(initial=0) < 0 or found.max(initial=0) >= len(items):
+        return False
+    own = np.einsum("bd,bkd->bk", vectors, items[found])
+    distinct = (np.diff(np.sort(found, axis=1), axis=1) > 0).all()
+    return bool(distinct and ((found == expected) | (np.abs(own - scores) <= TOLERANCE)).all())
 
 
 def cpu_quota() -> int:

@@ -5,6 +5,7 @@ through the very code that will serve them.
 """
 
 import logging
+import re
 import tempfile
 import warnings
 from datetime import UTC, datetime
@@ -16,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models.bundle import Content, Golden, Manifest, Parity, read_bundle, write_bundle
-from models.runtime import EXCLUDED_SCORE, TOLERANCE, Runtime
+from models.bundle import VERSION_NAME, BundleError, Content, Golden, Manifest, Parity, read_bundle, write_bundle
+from models.runtime import EXCLUDED_SCORE, TOLERANCE, Runtime, same_items
 from models.sasrec import SASRec
 from models.sequence import Indices, pad, truncate
 from training.ranker import OPSET, build_ranker
@@ -48,12 +49,18 @@ def export(run: RunFolder, artifacts: Path, *, version: str | None = None) -> Pa
     """Publish a finished run as `artifacts/<version>` and return that folder.
 
     The version defaults to the time and the configuration's name. Raises RunError if the run is not finished,
-    ExportError if the graphs differ from torch, BundleError if the version exists.
+    ExportError if the graphs differ from torch or the version is no name, BundleError if it exists.
     """
     spec, metrics, model = run.spec(), run.metrics(), run.model()
     now = datetime.now(UTC)
+    version = version or f"{now:%Y%m%d-%H%M%S}-{re.sub('[^A-Za-z0-9._-]', '-', spec.name)}"
+    if not re.fullmatch(VERSION_NAME, version):
+        raise ExportError(
+            f"version {version!r} cannot name a folder: give letters, digits, dots, hyphens and underscores, at most "
+            "100, the first a letter or digit"
+        )
     manifest = Manifest(
-        version=version or f"{now:%Y%m%d-%H%M%S}-{spec.name}",
+        version=version,
         created=now.isoformat(timespec="seconds"),
         model=spec.config.model.name,
         items=model.items,
@@ -90,7 +97,8 @@ def encoder_graph(model: SASRec) -> bytes:
     items float32 (rows, dim), the item matrix.
     Output: vectors float32 (batch, dim).
     """
-    batch, length = torch.export.Dim("batch", min=1), torch.export.Dim("length", min=1, max=model.config.length)
+    # No upper bound of length: the runtime truncates, and a bound of 1 or 2 is below what the exporter can trace.
+    batch, length = torch.export.Dim("batch", min=1), torch.export.Dim("length", min=1)
     example = (torch.ones(2, 3, dtype=torch.int64), torch.tensor([3, 2]))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's notes to its own developers
@@ -153,16 +161,20 @@ def certify(content: Content, model: SASRec) -> Parity:
     cases, worst, agreed = 0, 0.0, True
     with tempfile.TemporaryDirectory() as folder:
         runtime = Runtime(read_bundle(write_bundle(Path(folder), content)), device="cpu")
-        runtime.replay_golden()
+        try:
+            runtime.replay_golden()
+        except BundleError as error:
+            raise ExportError(
+                f"the graphs do not give torch's golden answers; nothing was published: {error}"
+            ) from error
         for batch in _PARITY_BATCHES:
             for rows in np.array_split(np.arange(len(histories)), -(-len(histories) // batch)):
                 chosen = [histories[row] for row in rows]
                 found = runtime.encode(chosen)
                 found_indices, found_scores = runtime.rank(found, chosen, _K)
-                difference = max(np.abs(found - vectors[rows]).max(), np.abs(found_scores - scores[rows]).max())
+                difference = np.max([np.abs(found - vectors[rows]).max(), np.abs(found_scores - scores[rows]).max()])
                 worst = max(worst, float(difference)) if np.isfinite(difference) else float("inf")
-                same = (found_indices == indices[rows]) | (np.abs(found_scores - scores[rows]) <= TOLERANCE)
-                agreed &= bool(same.all())
+                agreed &= same_items(content.items, vectors[rows], found_indices, indices[rows], scores[rows])
                 cases += len(rows)
     if not (worst <= TOLERANCE and agreed):
         raise ExportError(
