@@ -17,7 +17,7 @@ from models.sequence import PADDING
 class SASRecConfig(BaseModel):
     """Size and shape; `length` is the longest history the model can read."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     name: Literal["sasrec"] = "sasrec"
     dim: int = Field(64, ge=1)

@@ -16,7 +16,8 @@ class ConfigError(ValueError):
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # strict: TOML has types, so that a number in quotes is a mistake and not a number
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class DataConfig(_Section):
