@@ -218,5 +218,8 @@ def _copy(model: SASRec) -> dict[str, Tensor]:
 def _forget_after(log: Path, epoch: int) -> None:
     """Drop lines of epochs that were logged but not checkpointed when a run was killed between the two."""
     if log.exists():
-        lines = [line for line in log.read_text(encoding="utf-8").splitlines() if json.loads(line)["epoch"] <= epoch]
-        log.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        draft = log.with_suffix(".draft")
+        # The first lines are those of epochs 1, 2, ...; a torn one can only come after them, so none need be parsed.
+        lines = log.read_text(encoding="utf-8").splitlines()[:epoch]
+        draft.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        draft.replace(log)

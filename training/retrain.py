@@ -61,6 +61,7 @@ def retrain(
         name=name,
         config=config,
         split="time",
+        held_out=window,
         seed=seed,
         files=[path.resolve() for path in data],
         columns=columns,

@@ -47,6 +47,7 @@ class RunSpec(BaseModel):
     name: str  # of the configuration
     config: Config
     split: SplitName
+    held_out: float = 0.1  # of a split by time, as `prepare` has it
     seed: int
     files: list[Path]
     columns: Columns
@@ -56,7 +57,7 @@ class RunSpec(BaseModel):
     @property
     def identity(self) -> str:
         """Digest of what decides the result: a checkpoint is continued only by a run with the same."""
-        deciding = self.model_dump_json(include={"config", "split", "seed", "data"})
+        deciding = self.model_dump_json(include={"config", "split", "held_out", "seed", "data"})
         return hashlib.sha256(deciding.encode()).hexdigest()
 
 
@@ -99,6 +100,8 @@ def prepare(
 def data_window(files: list[Path], prepared: Prepared) -> DataWindow:
     """What the data is, for run.json and the bundle's manifest; sources without a file are called events."""
     names = [path.name for path in files]
+    if len(set(names)) < len(names):  # the same name in two folders
+        names = [str(path.resolve()) for path in files]
     digests = prepared.interactions.sha256
     names += ["events"] * (len(digests) - len(names))
     times, trained = prepared.dataset.sequences.timestamps, prepared.split.train.timestamps
@@ -130,7 +133,7 @@ class RunFolder:
         np.save(self.path / "popularity.npy", popularity(prepared.split.train, prepared.dataset.vocabulary.items))
         if prepared.attributes is not None:
             self._write_json("attributes.json", prepared.attributes.columns)
-        (self.path / RUN).write_text(spec.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        self._write_json(RUN, spec.model_dump(mode="json"), indent=2)  # last: what it describes is there
 
     def finish(self, metrics: dict[str, object]) -> None:
         """Write metrics.json, which makes the run a finished one."""
@@ -181,7 +184,7 @@ class RunFolder:
         if "events" in spec.data.files:
             raise RunError(f"{self.path} was trained on events of a live store, which cannot be read a second time")
         interactions = read_interactions(spec.files, columns=spec.columns, max_dropped=spec.config.data.max_dropped)
-        prepared = prepare(interactions, spec.config, split=spec.split)
+        prepared = prepare(interactions, spec.config, split=spec.split, held_out=spec.held_out)
         if data_window(spec.files, prepared) != spec.data:
             raise RunError(f"{self.path}: the data files are not those the run was trained on (their sha256 differ)")
         return prepared
