@@ -9,7 +9,7 @@ from pathlib import Path
 
 from models.bundle import BundleError, read_bundle
 from models.registry import Registry, RegistryError
-from models.runtime import DeviceError, Runtime
+from models.runtime import DeviceError, Runtime, check_installation
 
 _EPILOG = """examples:
   python -m models list
@@ -52,6 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _certify(registry: Registry, version: str) -> None:
+    check_installation()
     Runtime(read_bundle(registry.folder(version)), device="cpu").replay_golden()
 
 
