@@ -1,4 +1,4 @@
-"""`python -m service`: serve recommendations, or make a key.
+"""`python -m service`: serve recommendations, measure that, or make a key.
 
 Whatever stops it from starting is one sentence on stderr and exit status 2.
 """
@@ -53,11 +53,17 @@ def main(arguments: list[str] | None = None) -> int:
     serve.add_argument("--device", help="auto, cpu or cuda (auto)")
     serve.add_argument("--threads", help="CPU threads of one ranking (the CPU quota)")
     serve.add_argument("--log-level", help="debug, info, warning or error (info)")
+    bench = commands.add_parser("bench", help="measure a running service, beside a route that does nothing")
+    bench.add_argument("--url", default="http://127.0.0.1:8000", help="of a service that needs no key (%(default)s)")
+    bench.add_argument("--seconds", type=float, default=5, help="for each kind of request (%(default)s)")
     commands.add_parser("key", help="print a new API key and its hash")
     options = vars(parser.parse_args(arguments))
+    command = options.pop("command")
     try:
-        if options.pop("command") == "key":
+        if command == "key":
             return _key()
+        if command == "bench":
+            return _bench(**options)
         settings = load(options)
         check_installation()
         return _serve(settings)
@@ -73,6 +79,17 @@ def _key() -> int:
     print(f"key   {key}   (for the client; it is not stored and cannot be shown again)")
     print(f"hash  {key_hash}")
     print(f"RECSERVE_API_KEY_HASHES='{json.dumps({key_hash: ['recommend', 'events']})}'")
+    return 0
+
+
+def _bench(url: str, seconds: float) -> int:
+    from service.bench import BenchError, bench, table  # noqa: PLC0415
+
+    try:
+        print(table(bench(url, seconds)))
+    except BenchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
