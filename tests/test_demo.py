@@ -1,0 +1,125 @@
+"""The demo as a person runs it: the story is told, and nothing is left behind."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DATA = ROOT.parent / "shared" / "data" / "ml-100k"
+
+pytestmark = pytest.mark.skipif(
+    not DATA.exists(), reason="MovieLens-100K is not at ../shared/data/ml-100k; the demo would have to download it"
+)
+
+QUICK = """
+[model]
+name = "sasrec"
+dim = 16
+blocks = 1
+inner = 16
+
+[training]
+batch = 64
+epochs = 2
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def demo(artifacts: Path, *options: object) -> list[str]:
+    port = free_port()
+    paths = ["--artifacts", artifacts, "--from", DATA, "--port", port]
+    return [sys.executable, "demo.py", *map(str, paths), *map(str, options)]
+
+
+def processes_under(folder: Path) -> list[str]:
+    """Command lines of live processes that mention a folder."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = entry.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if str(folder) in line:
+            found.append(line)
+    return found
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a first demo leaves: a promoted bundle of a quickly trained model."""
+    folder = tmp_path_factory.mktemp("demo")
+    (folder / "quick.toml").write_text(QUICK, encoding="utf-8")
+    done = subprocess.run(
+        demo(folder / "artifacts", "--exit", "--config", folder / "quick.toml"),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "NDCG@10" in done.stdout
+    assert "item-kNN" in done.stdout
+    assert "GroupLens" in done.stdout
+    return folder / "artifacts"
+
+
+def test_the_story_is_told_with_titles_and_the_list_changes(artifacts: Path) -> None:
+    done = subprocess.run(
+        demo(artifacts, "--exit", "--skip-train"), cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "watched Star Wars (1977)" in done.stdout
+    assert "5 films in the history" in done.stdout
+    assert "6 films in the history" in done.stdout
+    assert "of ten recommendations are new" in done.stdout
+    assert "/docs" in done.stdout
+    assert processes_under(artifacts) == []
+
+
+def test_ctrl_c_leaves_no_process_behind(artifacts: Path) -> None:
+    process = subprocess.Popen(
+        demo(artifacts, "--skip-train"), cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "Serving until" in line:
+            break
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(20) == 0
+    deadline = time.monotonic() + 5
+    while (left := processes_under(artifacts)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert left == []
+
+
+def test_without_a_bundle_the_demo_says_what_to_do(tmp_path: Path) -> None:
+    done = subprocess.run(
+        demo(tmp_path, "--exit", "--skip-train"), cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert "run the demo without --skip-train" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_the_demo_trains_to_the_promised_quality_in_three_minutes(tmp_path: Path) -> None:
+    import json
+
+    done = subprocess.run(
+        demo(tmp_path / "artifacts", "--exit"), cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    metrics = json.loads((tmp_path / "artifacts/runs/demo-ml-100k/metrics.json").read_text(encoding="utf-8"))
+    assert metrics["test"]["ndcg@10"] >= 0.105
