@@ -6,12 +6,13 @@ small file replaced by rename, so that a reader sees the state before or after a
 
 import fcntl
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from models.bundle import MANIFEST, BundleError, Manifest, read_bundle, read_manifest
+from models.bundle import MANIFEST, VERSION_NAME, BundleError, Manifest, read_bundle, read_manifest
 
 CURRENT = "CURRENT"
 _KEPT = 50  # promotions remembered, far more than anyone rolls back
@@ -41,7 +42,7 @@ class Registry:
     def folder(self, version: str) -> Path:
         """Where a version lives. Raises RegistryError for a name that is no version here."""
         folder = self.artifacts / version
-        if Path(version).name != version or version.startswith(".") or not (folder / MANIFEST).is_file():
+        if not re.fullmatch(VERSION_NAME, version) or not (folder / MANIFEST).is_file():
             known = ", ".join(self.versions()) or "none"
             raise RegistryError(f"there is no version {version!r} in {self.artifacts} (versions here: {known})")
         return folder
