@@ -1,0 +1,139 @@
+"""`python -m models` as an operator meets it: what it prints, where, and its exit status."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from models.__main__ import main
+from models.registry import Registry
+
+MakeBundle = Callable[..., Path]
+
+
+@pytest.fixture
+def command(artifacts: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run it with these words: exit status, standard output, standard error."""
+
+    def run(*words: str) -> tuple[int, str, str]:
+        status = main(["--artifacts", str(artifacts), *words])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def test_the_story_of_three_versions(
+    artifacts: Path, make_bundle: MakeBundle, command: Callable[..., tuple[int, str, str]]
+) -> None:
+    assert command("list") == (
+        0,
+        f"no versions in {artifacts}; make one with: python -m training export RUN\n",
+        "",
+    )
+    for version in ("v1", "v2"):
+        make_bundle(version, promote=False)
+    assert command("verify", "v1") == (0, "v1: complete, unchanged, and equal to its golden answers\n", "")
+    assert command("promote", "v1") == (0, "champion is v1 (before: none)\n", "")
+    assert command("promote", "v2") == (0, "champion is v2 (before: v1)\n", "")
+    make_bundle("v3", promote=False)
+    status, out, error = command("list")
+    header, *lines = out.splitlines()
+    assert (status, error) == (0, "")
+    assert header.split() == ["version", "model", "items", "ndcg@10", "created"]
+    assert [line.split()[:5] for line in lines] == [
+        ["v1", "last_item", "12", "0.5000", "2026-01-01T00:00:00Z"],
+        ["*", "v2", "last_item", "12", "0.5000"],
+        ["v3", "last_item", "12", "0.5000", "2026-01-01T00:00:02Z"],
+    ]
+    assert command("rollback") == (0, "champion is v1\n", "")
+    status, out, error = command("rollback")
+    assert (status, out) == (1, "")
+    assert error == f"error: there is no earlier champion in {artifacts} to roll back to\n"
+    assert Registry(artifacts).current() == "v1"
+
+
+def test_a_damaged_version_is_shown_in_the_list_and_refused_by_the_rest(
+    artifacts: Path, make_bundle: MakeBundle, command: Callable[..., tuple[int, str, str]]
+) -> None:
+    make_bundle("v1")
+    make_bundle("v2", promote=False)
+    (artifacts / "v2" / "items.npy").unlink()
+    for word in ("verify", "promote"):
+        status, out, error = command(word, "v2")
+        assert (status, out) == (1, "")
+        assert error == f"error: {artifacts / 'v2'}: items.npy missing\n"
+    (artifacts / "v2" / "manifest.json").chmod(0o644)
+    (artifacts / "v2" / "manifest.json").write_text("{")
+    status, out, _ = command("list")
+    assert status == 0
+    assert "v2                               damaged:" in out
+    assert Registry(artifacts).current() == "v1"
+
+
+def test_a_version_whose_answers_have_changed_is_not_promoted(
+    artifacts: Path, make_bundle: MakeBundle, command: Callable[..., tuple[int, str, str]]
+) -> None:
+    """Whole, with right digests, and wrong: only running it shows that."""
+    from dataclasses import fields
+
+    from models.bundle import Content, read_bundle, write_bundle
+
+    good = read_bundle(make_bundle("v1"))
+    golden = {field.name: getattr(good.golden, field.name) for field in fields(good.golden)}
+    golden["vectors"] = golden["vectors"] + 1
+    write_bundle(
+        artifacts,
+        Content(
+            good.manifest.model_copy(update={"version": "v2"}),
+            good.encoder.read_bytes(),
+            good.ranker.read_bytes(),
+            good.items,
+            good.ids,
+            good.popularity,
+            None,
+            type(good.golden)(**golden),
+        ),
+    )
+    status, out, error = command("promote", "v2")
+    assert (status, out) == (1, "")
+    assert "golden inputs come out 1 away" in error
+    assert Registry(artifacts).current() == "v1"
+
+
+@pytest.mark.parametrize("name", ["v9", "../v1", "..", ""])
+def test_an_unknown_version_is_answered_with_the_known_ones(
+    make_bundle: MakeBundle, command: Callable[..., tuple[int, str, str]], name: str
+) -> None:
+    make_bundle("v1")
+    status, out, error = command("verify", name)
+    assert (status, out) == (1, "")
+    assert error.startswith(f"error: there is no version {name!r}")
+    assert error.endswith("(versions here: v1)\n")
+
+
+def test_help_has_examples_and_a_wrong_command_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, status in ((["--help"], 0), ([], 2), (["demote", "v1"], 2), (["promote"], 2)):
+        with pytest.raises(SystemExit) as left:
+            main(words)
+        assert left.value.code == status
+    help_text = capsys.readouterr().out
+    assert "python -m models promote 2" in help_text
+    assert "python -m models rollback" in help_text
+
+
+def test_the_module_runs_as_a_command_and_rolls_back_without_torch_or_onnxruntime(
+    artifacts: Path, make_bundle: MakeBundle
+) -> None:
+    make_bundle("v1")
+    make_bundle("v2")
+    code = (
+        "import runpy, sys\n"
+        "for name in ('torch', 'onnx', 'onnxruntime', 'fastapi', 'redis'): sys.modules[name] = None\n"
+        "runpy.run_module('models', run_name='__main__')"
+    )
+    command = [sys.executable, "-c", code, "--artifacts", str(artifacts)]
+    root = Path(__file__).parents[2]
+    result = subprocess.run([*command, "rollback"], cwd=root, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "champion is v1\n", "")

@@ -1,0 +1,153 @@
+"""Which version is the champion: promotion, rollback and order, by one process or by many at once."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from models.bundle import BundleError
+from models.registry import Registry, RegistryError
+
+MakeBundle = Callable[..., Path]
+
+
+@pytest.fixture
+def registry(artifacts: Path, make_bundle: MakeBundle) -> Registry:
+    """Versions b, a, c in the order they were made; nothing promoted."""
+    for version in ("b", "a", "c"):
+        make_bundle(version, promote=False)
+    return Registry(artifacts)
+
+
+def test_there_is_nothing_before_the_first_version(tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "nowhere")
+    assert registry.versions() == []
+    assert registry.current() is None
+    assert not registry.artifacts.exists()  # asking makes no folder
+
+
+def test_versions_come_oldest_first_whatever_they_are_called(registry: Registry) -> None:
+    assert registry.versions() == ["b", "a", "c"]
+    assert registry.manifest("a").version == "a"
+
+
+def test_what_is_no_bundle_is_no_version_and_a_damaged_one_comes_last(registry: Registry) -> None:
+    (registry.artifacts / "runs" / "sasrec-1").mkdir(parents=True)
+    (registry.artifacts / ".draft-x").mkdir()
+    (registry.artifacts / ".draft-x" / "manifest.json").write_text("{}")
+    (registry.artifacts / "0").mkdir()
+    (registry.artifacts / "0" / "manifest.json").write_text("{}")
+    assert registry.versions() == ["b", "a", "c", "0"]
+
+
+def test_promotions_are_undone_one_by_one(registry: Registry) -> None:
+    assert registry.current() is None
+    assert [registry.promote(version) for version in ("b", "a", "c")] == [None, "b", "a"]
+    assert registry.current() == "c"
+    assert [registry.rollback(), registry.rollback()] == ["a", "b"]
+    assert registry.current() == "b"
+    with pytest.raises(RegistryError, match="no earlier champion"):
+        registry.rollback()
+    assert registry.current() == "b"
+
+
+def test_promoting_the_champion_again_changes_nothing(registry: Registry) -> None:
+    registry.promote("a")
+    registry.promote("b")
+    assert registry.promote("b") == "a"
+    assert registry.rollback() == "a"
+
+
+def test_a_version_that_was_rolled_back_can_be_promoted_again(registry: Registry) -> None:
+    registry.promote("a")
+    registry.promote("b")
+    registry.rollback()
+    assert registry.promote("b") == "a"
+    assert registry.current() == "b"
+    assert registry.rollback() == "a"
+
+
+def test_a_second_registry_sees_what_the_first_did(registry: Registry) -> None:
+    registry.promote("c")
+    assert Registry(registry.artifacts).current() == "c"
+    assert (registry.artifacts / "CURRENT").stat().st_mode & 0o777 == 0o644  # the service may be another user
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "../a", "a/", "a/../b", "/etc", "a/b", ".draft-x", "CURRENT", "d", "a\0", "a\n", "A" * 300]
+)
+def test_a_name_that_is_no_version_is_refused_and_the_known_ones_are_named(registry: Registry, name: str) -> None:
+    registry.promote("a")
+    outside = registry.artifacts.parent / "a"
+    (registry.artifacts / "b").rename(outside)  # reachable by path, though no version here
+    with pytest.raises(RegistryError, match=r"no version .* \(versions here: a, c\)"):
+        registry.promote(name)
+    assert registry.current() == "a"
+
+
+def test_a_damaged_version_cannot_become_champion(registry: Registry) -> None:
+    registry.promote("a")
+    items = registry.artifacts / "b" / "items.npy"
+    items.chmod(0o644)
+    items.write_bytes(items.read_bytes()[:-4] + b"\0\0\0\0")
+    with pytest.raises(BundleError, match=r"items\.npy"):
+        registry.promote("b")
+    assert registry.current() == "a"
+
+
+def test_a_rollback_to_a_damaged_or_missing_version_keeps_the_champion(registry: Registry) -> None:
+    registry.promote("a")
+    registry.promote("b")
+    encoder = registry.artifacts / "a" / "encoder.onnx"
+    encoder.unlink()
+    with pytest.raises(BundleError, match=r"encoder\.onnx missing"):
+        registry.rollback()
+    (registry.artifacts / "a").rename(registry.artifacts.parent / "gone")
+    with pytest.raises(RegistryError, match="no version 'a'"):
+        registry.rollback()
+    assert registry.current() == "b"
+
+
+_PROMOTER = """
+import sys
+from pathlib import Path
+from models.registry import Registry, RegistryError
+
+registry = Registry(Path(sys.argv[1]))
+for turn in range(40):
+    registry.promote(sys.argv[2])
+    if turn % 4 == 3:
+        try:
+            registry.rollback()
+        except RegistryError:
+            pass
+print("done")
+"""
+
+
+def test_promotions_by_several_processes_at_once_never_show_a_broken_state(registry: Registry) -> None:
+    registry.promote("a")
+    command = [sys.executable, "-c", _PROMOTER, str(registry.artifacts)]
+    root = Path(__file__).parents[2]
+    writers = [
+        subprocess.Popen([*command, version], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for version in ("a", "b", "c")
+    ]
+    seen = set()
+    while any(writer.poll() is None for writer in writers):
+        content = (registry.artifacts / "CURRENT").read_text()
+        assert content.endswith("\n")
+        names = content.split()
+        assert names
+        assert set(names) <= {"a", "b", "c"}
+        assert all(one != two for one, two in pairwise(names))  # no promotion was lost or doubled
+        seen.add(names[0])
+    for writer in writers:
+        out, error = writer.communicate()
+        assert (out, writer.returncode) == ("done\n", 0), error
+    assert len(seen) > 1
+    assert not list(registry.artifacts.glob(".current-*"))
+    assert len((registry.artifacts / "CURRENT").read_text().split()) <= 50
