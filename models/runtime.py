@@ -154,6 +154,7 @@ def _session(graph: Path, device: Device, threads: int) -> Any:
     if device == "cuda" or (device == "auto" and "CUDAExecutionProvider" in onnxruntime.get_available_providers()):
         # TF32 rounds to 10 bits, far outside the tolerance that bundles are certified to.
         wanted.insert(0, ("CUDAExecutionProvider", {"use_tf32": "0"}))  # type: ignore[arg-type]
+        onnxruntime.preload_dlls()  # CUDA and cuDNN may have come as wheels, which are on no library path
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # two spinning sessions fight for cores
