@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
         settings = load(options)
         check_installation()
         return _serve(settings)
-    except (BadSettings, BundleError, DeviceError, StartError) as error:
+    except (BadSettings, BundleError, DeviceError, StartError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:  # told to stop before it had started
@@ -129,6 +129,7 @@ async def _run(settings: Settings, store_url: str, listener: socket.socket) -> N
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,  # nobody asks for the client's address
             timeout_keep_alive=75,  # longer than the idle timeout of the usual proxies, so that they close first
             timeout_graceful_shutdown=max(1, round(settings.drain_s)),
         )

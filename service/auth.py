@@ -23,10 +23,6 @@ class Keys:
     def __init__(self, scopes_by_hash: Mapping[str, frozenset[Scope]]) -> None:
         self._scopes = {bytes.fromhex(key_hash): scopes for key_hash, scopes in scopes_by_hash.items()}
 
-    @property
-    def required(self) -> bool:
-        return bool(self._scopes)
-
     def require(self, request: Request, scope: Scope) -> None:
         """Raise Problem unless the request carries a key with this scope."""
         if not self._scopes:

@@ -62,9 +62,11 @@ async def _bench(address: tuple[str, int], seconds: float) -> list[Load]:
         return [items[index] for index in generator.integers(0, len(items), length)]
 
     users = [f"bench-{number}" for number in range(500)]
-    for user in users:
-        events = [{"user_id": user, "item_id": item, "timestamp": at} for at, item in enumerate(history(), 1)]
-        await _call(address, "/events", {"events": events})
+    events = [
+        {"user_id": user, "item_id": item, "timestamp": at} for user in users for at, item in enumerate(history(), 1)
+    ]
+    for start in range(0, len(events), 1000):
+        await _call(address, "/events", {"events": events[start : start + 1000]})
     stateless = [{"history": history()} for _ in range(2000)]
     stored = [{"user_id": user} for user in users]
     loads = []

@@ -4,7 +4,6 @@ Everything that can go wrong in a request becomes an RFC 9457 `application/probl
 knows an HTTP status of an error.
 """
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,8 +11,6 @@ import orjson
 from fastapi import FastAPI, Request, Response
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
-
-logger = logging.getLogger(__name__)
 
 # code -> (status, title)
 TABLE: dict[str, tuple[int, str]] = {

@@ -4,8 +4,8 @@ The two hot routes parse once, strictly, and write their answer once; they appea
 """
 
 import asyncio
+import random
 import re
-import secrets
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,7 +86,7 @@ async def recommend(request: Request) -> Response:
             raise unavailable("no_model", _NO_MODEL, retry_after_s=5) from error
         return _json(
             {
-                "recommendation_id": secrets.token_hex(8),
+                "recommendation_id": f"{random.getrandbits(64):016x}",
                 "model_version": found.model_version,
                 "history_length": found.history_length,
                 "source": found.source,

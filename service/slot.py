@@ -70,12 +70,12 @@ class Slot:
 
     async def __aenter__(self) -> Self:
         """Load the champion, if there is one, and watch for the next. Raises BundleError if it must not serve."""
-        champion = await asyncio.to_thread(self.registry.current)
-        if champion is not None:
-            try:
+        try:
+            champion = await asyncio.to_thread(self.registry.current)
+            if champion is not None:
                 self._swap(await asyncio.to_thread(self._load, champion))
-            except (RegistryError, EngineError) as error:
-                raise BundleError(str(error)) from error
+        except (RegistryError, EngineError, UnicodeDecodeError) as error:
+            raise BundleError(str(error)) from error
         self._watcher = asyncio.create_task(self._watch(), name="slot")
         return self
 
@@ -133,10 +133,16 @@ class Slot:
     def _load(self, version: str) -> Engine:
         """Verify, open, replay and warm up; on a thread, since it takes from milliseconds to seconds."""
         started = time.perf_counter()
-        runtime = Runtime(read_bundle(self.registry.folder(version)), device=self._device, threads=self._threads)
-        runtime.replay_golden()
-        engine = Engine(runtime)
-        engine.warm_up()
+        bundle = read_bundle(self.registry.folder(version))
+        runtime = Runtime(bundle, device=self._device, threads=self._threads)
+        try:
+            runtime.replay_golden()
+            engine = Engine(runtime)
+            engine.warm_up()
+        except (BundleError, EngineError):
+            raise
+        except Exception as error:  # onnxruntime's own errors share no other base class
+            raise BundleError(f"{bundle.folder}: its graphs do not run: {error}") from error
         logger.info("loaded %s on %s in %.2f s", version, engine.provider, time.perf_counter() - started)
         return engine
 

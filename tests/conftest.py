@@ -51,7 +51,13 @@ def succession(items: int, step: int) -> np.ndarray:
 
 
 def write_tiny(
-    artifacts: Path, version: str, table: np.ndarray, *, created: str, golden_table: np.ndarray | None = None
+    artifacts: Path,
+    version: str,
+    table: np.ndarray,
+    *,
+    created: str,
+    golden_table: np.ndarray | None = None,
+    encoder: bytes | None = None,
 ) -> Path:
     """Bundle of items i1, i2, ... in which item j scores `table[i, j - 1]` after item i; i1 is the most popular.
 
@@ -88,7 +94,7 @@ def write_tiny(
     )
     content = Content(
         manifest=manifest,
-        encoder=last_item_encoder(table),
+        encoder=encoder or last_item_encoder(table),
         ranker=build_ranker(),
         items=matrix,
         ids=["", *(f"i{row}" for row in range(1, rows))],
@@ -106,7 +112,10 @@ def artifacts(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def make_bundle(artifacts: Path) -> Callable[..., Path]:
-    """Write a bundle of `items` items in steps of `step` (or with a score table of one's own) and promote it."""
+    """Write a bundle of `items` items in steps of `step` (or with a score table of one's own) and promote it.
+
+    `details` are those of write_tiny.
+    """
     from models.registry import Registry
 
     def make(
@@ -115,13 +124,13 @@ def make_bundle(artifacts: Path) -> Callable[..., Path]:
         items: int = 12,
         step: int = 1,
         table: np.ndarray | None = None,
-        golden_table: np.ndarray | None = None,
         promote: bool = True,
+        **details: Any,
     ) -> Path:
         registry = Registry(artifacts)
         created = f"2026-01-01T00:00:{len(registry.versions()):02d}Z"
         scores = succession(items, step) if table is None else table
-        folder = write_tiny(artifacts, version, scores, created=created, golden_table=golden_table)
+        folder = write_tiny(artifacts, version, scores, created=created, **details)
         if promote:
             registry.promote(version)
         return folder

@@ -173,6 +173,12 @@ def test_it_does_not_start_with_a_damaged_bundle(make_bundle: Callable[..., Path
     assert "items.npy" in said
 
 
+def test_it_does_not_start_where_it_may_not_write(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    said = refused("serve", "--port", "0", "--embedded", "--artifacts", str(tmp_path / "file" / "artifacts"))
+    assert str(tmp_path / "file") in said
+
+
 def test_it_does_not_start_with_settings_that_contradict_or_do_not_exist() -> None:
     assert "RECSERVE_COLOUR" in refused("serve", "--embedded", environment={"RECSERVE_COLOUR": "red"})
     assert "redis" in refused("serve", "--port", "0", "--redis", "htp://x")

@@ -123,6 +123,20 @@ def test_a_bundle_that_gives_other_answers_than_it_was_certified_with_may_not_se
     assert (Registry(artifacts).current(), first(two)) == ("v1", "i4")
 
 
+def test_graphs_that_do_not_run_are_refused_once_and_the_old_ones_keep_serving(
+    two: httpx.Client, make_bundle: Callable[..., Path]
+) -> None:
+    from training.ranker import build_ranker
+
+    make_bundle("v3", encoder=build_ranker())  # a graph, but with other inputs
+    until(lambda: two.get("/models").json()["refused"] is not None)
+    time.sleep(0.6)  # two more looks at the folder
+    assert "recserve_refused_versions_total 1.0" in two.get("/metrics").text
+    assert "its graphs" in two.get("/models").json()["refused"]["reason"]
+    assert two.post("/models/v3/promote").status_code == 409
+    assert first(two) == "i4"
+
+
 def test_swapping_under_load_fails_no_request_and_mixes_no_answer(two: httpx.Client, artifacts: Path) -> None:
     answers: list[tuple[int, Any]] = []
     stop = threading.Event()
