@@ -33,10 +33,23 @@ class Windows:
 
     A history longer than that is cut every `stride` positions at places that change with the epoch, so that no item
     is always at a window's thin beginning; a stride below `length` makes windows overlap.
+
+    With shuffle_ties each epoch draws a new order of events of one user with the same time: which of them came first
+    is not known, and a model should not learn it from the order of rows in a file.
     """
 
-    def __init__(self, sequences: Sequences, *, length: int, stride: int | None, batch: int, seed: int) -> None:
+    def __init__(
+        self,
+        sequences: Sequences,
+        *,
+        length: int,
+        batch: int,
+        seed: int,
+        stride: int | None = None,
+        shuffle_ties: bool = False,
+    ) -> None:
         self.sequences = sequences.compact()
+        self._ties = _Ties(self.sequences) if shuffle_ties else None
         self.length, self.stride, self.batch, self.seed = length, stride or length, batch, seed
         self._trainable = np.flatnonzero(self.sequences.lengths >= 2)
 
@@ -44,6 +57,7 @@ class Windows:
         """All batches of one epoch, in an order drawn from (seed, epoch)."""
         generator = np.random.default_rng([self.seed, epoch])
         users, starts, lengths = self._cut(generator)
+        items = self.sequences.items if self._ties is None else self._ties.shuffled(generator)
         order = generator.permutation(len(users))
         pool = self.batch * _POOL
         for begin in range(0, len(order), pool):
@@ -52,8 +66,8 @@ class Windows:
             batches = [chosen[at : at + self.batch] for at in range(0, len(chosen), self.batch)]
             for number in generator.permutation(len(batches)):
                 rows = batches[number]
-                inputs = pad_flat(self.sequences.items, starts[rows], lengths[rows])
-                targets = pad_flat(self.sequences.items, starts[rows] + 1, lengths[rows])
+                inputs = pad_flat(items, starts[rows], lengths[rows])
+                targets = pad_flat(items, starts[rows] + 1, lengths[rows])
                 yield Batch(users[rows], inputs, targets)
 
     def count(self, epoch: int) -> int:
@@ -76,6 +90,26 @@ class Windows:
         ends = inputs[owner] - np.where(nth > 0, shifts[owner] + (nth - 1) * self.stride, 0)
         begins = np.maximum(ends - self.length, 0)
         return users[owner], self.sequences.starts[users[owner]] + begins, ends - begins
+
+
+class _Ties:
+    """Runs of events of one user at one time, in sequences that lie side by side."""
+
+    def __init__(self, sequences: Sequences) -> None:
+        self._items = sequences.items
+        times = np.zeros(0, np.int64) if sequences.timestamps is None else sequences.timestamps
+        owners = np.repeat(np.arange(len(sequences)), sequences.lengths)[: len(times)]
+        tied = (np.diff(times) == 0) & (np.diff(owners) == 0)  # with the event before
+        run = np.concatenate(([0], np.cumsum(~tied))) if len(times) else times
+        self._members = np.flatnonzero(np.r_[False, tied] | np.r_[tied, False])
+        self._run = run[self._members]
+
+    def shuffled(self, generator: np.random.Generator) -> NDArray[np.int32]:
+        """The items, each run in a new order: int32 (events,)."""
+        items = self._items.copy()
+        order = np.argsort(self._run + generator.random(len(self._run)))
+        items[self._members] = self._items[self._members[order]]
+        return items
 
 
 class NegativeSampler:

@@ -128,7 +128,7 @@ def _training_rate(train: Sequences, items: int, loss: str) -> float:
     torch.set_num_threads(cpu_quota())
     torch.manual_seed(0)
     model = build(SASRecConfig(), items)
-    windows = Windows(train, length=model.config.length, stride=None, batch=256, seed=0)
+    windows = Windows(train, length=model.config.length, batch=256, seed=0)
     objective = NextItem(train, items, loss, seed=0)
     optimiser = torch.optim.AdamW(model.parameters())
     began, taken = time.perf_counter(), 0

@@ -34,6 +34,7 @@ class TrainingConfig(_Section):
     loss: Literal["softmax", "bce"] = "softmax"
     batch: int = Field(128, ge=1)  # windows a step
     stride: int | None = Field(None, ge=1)  # between windows of a long history; None: the model's length, no overlap
+    shuffle_ties: bool = True  # draw the order of events of one user at the same time anew in every epoch
     epochs: int = Field(200, ge=1)
     patience: int = Field(20, ge=1)  # epochs without a better validation NDCG@10 before training stops
     learning_rate: float = Field(1e-3, gt=0)

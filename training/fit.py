@@ -114,7 +114,7 @@ def fit(
     Continues from `folder/checkpoint.safetensors` if it is there and of the same identity; the result is the same as
     without the interruption. Raises FitError if it is of another run or the loss is no longer a number.
     """
-    windows = Windows(train, length=model.config.length, stride=config.stride, batch=config.batch, seed=seed)
+    windows = training_windows(train, model, config, seed)
     if not windows.count(0):
         raise FitError("no user has two train interactions, so there is nothing to predict; give more data")
     objective = NextItem(train, model.items, config.loss, seed)
@@ -168,6 +168,18 @@ def fit(
         seconds=progress.seconds,
         sequences=progress.sequences,
         stopped_early=progress.epoch - progress.best_epoch >= config.patience,
+    )
+
+
+def training_windows(train: Sequences, model: SASRec, config: TrainingConfig, seed: int) -> Windows:
+    """The windows a model is fitted on."""
+    return Windows(
+        train,
+        length=model.config.length,
+        stride=config.stride,
+        shuffle_ties=config.shuffle_ties,
+        batch=config.batch,
+        seed=seed,
     )
 
 

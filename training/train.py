@@ -8,9 +8,8 @@ from rich.console import Console
 from models.runtime import cpu_quota
 from models.zoo import build
 from training.baselines import baselines
-from training.batches import Windows
 from training.evaluate import evaluate, evaluate_test
-from training.fit import METRIC, Fitted, ModelScorer, fit
+from training.fit import METRIC, Fitted, ModelScorer, fit, training_windows
 from training.report import describe_stop, epoch_bar, plot_curves, results_table
 from training.run import Prepared, RunFolder, RunSpec
 
@@ -30,9 +29,7 @@ def train(spec: RunSpec, prepared: Prepared, folder: Path, console: Console) -> 
     items = prepared.dataset.vocabulary.items
     model = build(spec.config.model, items).to(device)
     training = spec.config.training
-    windows = Windows(
-        prepared.split.train, length=model.config.length, stride=training.stride, batch=training.batch, seed=spec.seed
-    )
+    windows = training_windows(prepared.split.train, model, training, spec.seed)
     with epoch_bar(console, windows.count(0)) as bar:
         fitted = fit(
             model,
