@@ -18,7 +18,7 @@ def flat(lengths: list[int]) -> Sequences:
     return Sequences(items, ends - np.array(lengths, np.int64), ends)
 
 
-def windows(sequences: Sequences, **options: int | None) -> Windows:
+def windows(sequences: Sequences, **options: int | bool | None) -> Windows:
     values = {"length": 5, "stride": None, "batch": 4, "seed": 0} | options
     return Windows(sequences, **values)  # type: ignore[arg-type]
 
@@ -140,6 +140,30 @@ def test_sequences_taken_out_of_a_larger_log_leave_the_rest_alone() -> None:
         (0, [10, 11, 12, 13, 14], [11, 12, 13, 14, 15]),
         (1, [1, 2, 3], [2, 3, 4]),
     ]
+
+
+def test_events_at_one_time_are_learned_in_a_new_order_every_epoch() -> None:
+    whole = flat([6, 6])
+    times = np.array([1, 2, 2, 2, 3, 4, 4, 4, 5, 6, 7, 7])  # the first user's last and the second's first tie as well
+    sequences = Sequences(whole.items, whole.starts, whole.ends, times)
+    orders = set()
+    for epoch in range(40):
+        found = {row[0]: [row[1][0], *row[2]] for row in rows(list(windows(sequences, shuffle_ties=True).epoch(epoch)))}
+        first, second = found[0], found[1]
+        assert (first[0], first[4:], second[2:4]) == (1, [5, 6], [9, 10])
+        assert (set(first[1:4]), set(second[:2]), set(second[4:])) == ({2, 3, 4}, {7, 8}, {11, 12})
+        orders.add(tuple(first[1:4]))
+        again = windows(sequences, shuffle_ties=True)
+        assert rows(list(again.epoch(epoch))) == rows(list(windows(sequences, shuffle_ties=True).epoch(epoch)))
+    assert len(orders) == 6
+    assert whole.items.tolist() == list(range(1, 13))
+    plain = rows(list(windows(sequences, shuffle_ties=False).epoch(0)))
+    assert sorted(plain) == [(0, [1, 2, 3, 4, 5], [2, 3, 4, 5, 6]), (1, [7, 8, 9, 10, 11], [8, 9, 10, 11, 12])]
+
+
+def test_without_times_there_are_no_ties_to_shuffle() -> None:
+    one, two = (rows(list(windows(flat([9, 4]), shuffle_ties=flag).epoch(1))) for flag in (True, False))
+    assert one == two
 
 
 @settings(deadline=None, max_examples=30)

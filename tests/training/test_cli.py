@@ -1,0 +1,194 @@
+"""The command line as a person meets it: help with examples, and mistakes answered in one sentence.
+
+Run in this process, through the function that `python -m training` calls; tests/test_pipeline.py starts it for real.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from training.__main__ import EXPECTED, app, main
+from training.run import RunFolder
+
+COMMANDS = ("fetch", "train", "evaluate", "export", "retrain", "bootstrap", "bench")
+
+
+@pytest.fixture
+def command(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, one_thread: None
+) -> Callable[..., tuple[int, str, str]]:
+    """Run `python -m training` with these words in an empty folder: exit status, standard output, standard error."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["training", *map(str, words)])
+        try:
+            status = main()
+        except SystemExit as left:
+            status = int(left.code or 0)
+        return status, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def log(tmp_path: Path, walks: Callable[..., pl.DataFrame]) -> Path:
+    walks(40, 20).write_csv(tmp_path / "log.csv")
+    return tmp_path / "log.csv"
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.toml"
+    path.write_text(
+        "[model]\ndim = 8\nblocks = 1\nheads = 1\ninner = 8\nlength = 6\n[training]\nbatch = 32\nepochs = 2\n"
+    )
+    return path
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_explains_itself_with_an_example(command: Callable[..., tuple[int, str, str]], name: str) -> None:
+    status, out, error = command(name, "--help")
+    assert (status, error) == (0, "")
+    plain = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", out).split())
+    assert f"Example: python -m training {name}" in plain
+
+
+def test_there_is_no_command_without_a_test() -> None:
+    assert {info.name or getattr(info.callback, "__name__", "") for info in app.registered_commands} == set(COMMANDS)
+
+
+def test_every_error_class_of_the_package_is_answered_and_not_traced() -> None:
+    """A class that a command can raise and nobody listed would reach people as a traceback."""
+    import importlib
+
+    import models.bundle
+    import models.eventlog
+    import models.registry
+    import models.runtime
+
+    found = set()
+    folder = Path(__file__).parents[2] / "training"
+    modules = [importlib.import_module(f"training.{path.stem}") for path in folder.glob("*.py") if path.stem[0] != "_"]
+    for module in [*modules, models.bundle, models.eventlog, models.registry, models.runtime]:
+        found |= {
+            value
+            for name, value in vars(module).items()
+            if isinstance(value, type)
+            and issubclass(value, Exception)
+            and name.endswith("Error")
+            and value.__module__ == module.__name__
+        }
+    inner = {"FieldError", "FormatError"}  # become InteractionsError where files are read
+    assert {error.__name__ for error in found} - inner <= {error.__name__ for error in EXPECTED}
+
+
+def one_sentence(result: tuple[int, str, str], *words: str) -> None:
+    status, _, error = result
+    assert status == 1
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    for word in words:
+        assert word in error
+
+
+def test_mistakes_are_one_sentence_on_standard_error(
+    command: Callable[..., tuple[int, str, str]], log: Path, tiny: Path, tmp_path: Path
+) -> None:
+    one_sentence(command("train", tiny, "--data", "missing.csv"), "missing.csv", "No such file")
+    one_sentence(command("train", "sasrce", "--data", log), "sasrce", "give one of")
+    one_sentence(
+        command("train", tiny, "--data", log, "--item-column", "sku"), "'sku'", "'user_id', 'item_id', 'timestamp'"
+    )
+    one_sentence(command("train", tiny, "--data", tmp_path), str(tmp_path))
+    one_sentence(command("train", tiny, "--data", log, "--attributes", "none.json"), "none.json")
+    one_sentence(command("evaluate", "nowhere"), "nowhere is not the folder of a training run")
+    one_sentence(command("export", tmp_path), f"{tmp_path} is not the folder of a training run")
+    one_sentence(command("fetch", "netflix"), "'netflix'", "ml-100k")
+    one_sentence(command("bench", "everything"), "'everything'", "data or training")
+    (tmp_path / "broken.toml").write_text("[model]\ndim = 'wide'\n")
+    one_sentence(command("train", "broken.toml", "--data", log), "broken.toml", "model.dim", "'wide'")
+    (tmp_path / "file").write_text("")
+    one_sentence(command("train", tiny, "--data", log, "--output", "file"), "file")
+    assert not (tmp_path / "runs").exists()  # nothing was begun
+
+
+@pytest.mark.parametrize("words", [("trian",), ("train", "sasrec"), ("train", "sasrec", "--data", "x", "--sed", "1")])
+def test_a_wrong_word_is_a_usage_error(command: Callable[..., tuple[int, str, str]], words: tuple[str, ...]) -> None:
+    status, out, error = command(*words)
+    assert (status, out) == (2, "")
+    assert "Usage" in error
+
+
+def test_a_run_from_training_to_evaluation_is_quiet_outside_a_terminal(
+    command: Callable[..., tuple[int, str, str]], log: Path, tiny: Path
+) -> None:
+    status, out, error = command("train", tiny, "--data", log, "--output", "first", "--seed", "4")
+    assert (status, error) == (0, "")
+    assert "\x1b" not in out  # no colours
+    assert "\r" not in out  # and no bar
+    assert "epoch 1 " not in out
+    for word in ("popularity", "co-visitation", "item-kNN", "tiny", "HR@10", "NDCG@10", "MRR", "coverage@10"):
+        assert word in out
+    assert "trained all 2 epochs" in out
+    assert "run folder: first" in out
+    assert f"{len(pl.read_csv(log)):,} of" in out
+    run = RunFolder(Path("first"))
+    metrics = run.metrics()
+    assert set(metrics["baselines"]) == {"popularity", "co-visitation", "item-kNN"}
+    for part in ("validation", "test"):
+        for figures in (metrics[part], *(baseline[part] for baseline in metrics["baselines"].values())):
+            assert {"hr@10", "ndcg@10", "mrr", "coverage@10", "intervals", "strictly_later"} <= set(figures)
+    assert (run.spec().seed, run.spec().name) == (4, "tiny")
+    assert (Path("first") / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+    # The same command again leaves a finished run as it is, another seed is another run.
+    before = Path("first/checkpoint.safetensors").read_bytes()
+    assert command("train", tiny, "--data", log, "--output", "first", "--seed", "4")[0] == 0
+    assert Path("first/checkpoint.safetensors").read_bytes() == before
+    assert run.metrics() == metrics
+    one_sentence(command("train", tiny, "--data", log, "--output", "first"), "first holds another run", "--output")
+
+    status, out, error = command("evaluate", "first")
+    assert (status, error) == (0, "")
+    assert f"{metrics['test']['hr@10']:.4f}" in out
+    assert "recorded" not in out  # the same figures as when it was trained
+    shutil.copytree("first", "second")
+    Path("second/metrics.json").unlink()
+    one_sentence(command("evaluate", "second"), "not finished", "same train command")
+    one_sentence(command("export", "second"), "not finished")
+    log.write_text(log.read_text() + "u1,i1,1600000000000\n")
+    one_sentence(command("evaluate", "first"), "not those the run was trained on")
+
+
+def test_a_version_that_exists_is_not_exported_again(
+    command: Callable[..., tuple[int, str, str]], finished_run: Any, published: Path
+) -> None:
+    one_sentence(command("export", finished_run.path, "--artifacts", published.parent, "--version", ".x"), "'.x'")
+    one_sentence(
+        command("export", finished_run.path, "--artifacts", published.parent, "--version", "walks-1"),
+        "walks-1 exists already",
+    )
+
+
+def test_columns_can_be_called_anything(
+    command: Callable[..., tuple[int, str, str]], log: Path, tiny: Path, tmp_path: Path
+) -> None:
+    renamed = pl.read_csv(log).rename({"user_id": "customer", "item_id": "sku", "timestamp": "when"})
+    renamed.write_csv(tmp_path / "shop.tsv", separator="\t")
+    columns = ("--user-column", "customer", "--item-column", "sku", "--timestamp-column", "when")
+    status, out, _ = command("train", tiny, "--data", "shop.tsv", *columns, "--output", "shop")
+    assert status == 0
+    assert "no timestamps" not in out
+    assert json.loads(Path("shop/run.json").read_text())["columns"]["item"] == "sku"
+    pl.read_csv(log).drop("timestamp").write_csv(tmp_path / "plain.csv")
+    status, out, _ = command("train", tiny, "--data", "plain.csv", "--output", "plain")
+    assert status == 0
+    assert "no timestamps: the order of the rows is taken as the order of events" in " ".join(out.split())

@@ -1,0 +1,236 @@
+"""A configuration says what it does: unknown keys and wrong types are errors, and no option is without effect."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from pydantic import ValidationError
+
+from models.sasrec import SASRecConfig
+from models.zoo import build
+from training.batches import Windows
+from training.config import CONFIGS, Config, ConfigError, DataConfig, TrainingConfig, load_config
+from training.dataset import build_dataset
+from training.fit import fit
+from training.interactions import InteractionsError, interactions_from_frame
+from training.run import prepare
+from training.splits import split_leave_one_out
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[str], str]:
+    def write(text: str) -> str:
+        (tmp_path / "mine.toml").write_text(text)
+        return str(tmp_path / "mine.toml")
+
+    return write
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted(CONFIGS.glob("*.toml"))])
+def test_every_configuration_that_comes_along_can_be_read_and_built(name: str) -> None:
+    config = load_config(name)
+    assert config == load_config(str(CONFIGS / f"{name}.toml"))
+    assert build(config.model, 5)(torch.tensor([[1, 2]])).shape == (1, 2, config.model.dim)
+
+
+def test_a_file_says_only_what_differs(write: Callable[[str], str]) -> None:
+    config = load_config(write('[model]\nname = "sasrec"\ndim = 32\n[training]\nlearning_rate = 1\n'))
+    assert config.model.dim == 32
+    assert config.model.blocks == SASRecConfig().blocks
+    assert config.training == TrainingConfig(learning_rate=1.0)
+    assert config.data == DataConfig()
+    with pytest.raises(ValidationError, match="frozen"):
+        config.model.dim = 64  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[model]\ndimension = 8\n", ["model.dimension", "Extra inputs", "8"]),
+        ("[model]\n[trainig]\nepochs = 3\n", ["trainig"]),
+        ("[model]\n[data]\nmin_users = 3\n", ["data.min_users"]),
+        ("seed = 3\n[model]\n", ["seed"]),
+        ('[model]\ndim = "64"\n', ["model.dim", "'64'"]),
+        ("[model]\ndim = 64.0\n", ["model.dim", "64.0"]),
+        ("[model]\n[training]\nepochs = true\n", ["training.epochs", "True"]),
+        ('[model]\n[training]\nloss = "hinge"\n', ["training.loss", "'softmax' or 'bce'", "'hinge'"]),
+        ('[model]\nname = "gru4rec"\n', ["model.name", "gru4rec"]),
+        ("[model]\ndim = 0\n", ["model.dim", "greater than or equal to 1"]),
+        ("[model]\ndropout = 1.0\n", ["model.dropout", "less than 1"]),
+        ("[model]\ndim = 10\nheads = 3\n", ["dim 10", "heads 3"]),
+        ("[training]\nbatch = 3\n", ["model", "required"]),
+        ("[model]\ndim = 0\n[training]\nbatch = 0\n", ["model.dim", "training.batch"]),
+        ("model\n", ["not TOML", "line 1"]),
+    ],
+)
+def test_a_mistake_is_named_with_its_file_its_key_and_its_value(
+    write: Callable[[str], str], text: str, words: list[str]
+) -> None:
+    path = write(text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    for word in [path, *words]:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["nothing", "missing.toml", "", "sasrec/"])
+def test_an_unknown_configuration_is_answered_with_the_known_ones(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"give one of ml-100k, sasrec"):
+        load_config(name)
+
+
+# Every option has an effect
+
+MODEL_OPTIONS: dict[str, Any] = {
+    "dim": 8,
+    "blocks": 2,
+    "heads": 1,
+    "inner": 8,
+    "length": 4,
+    "dropout": 0.5,
+    "activation": "relu",
+    "initial_deviation": 0.1,
+}
+TRAINING_OPTIONS: dict[str, Any] = {
+    "loss": "bce",
+    "batch": 16,
+    "stride": 2,
+    "shuffle_ties": False,
+    "epochs": 1,
+    "patience": 1,
+    "learning_rate": 0.02,
+    "warmup_steps": 50,
+    "weight_decay": 0.5,
+    "gradient_clip": 0.01,
+    "precision": "bfloat16",
+}
+
+
+class Silent:
+    def step(self, windows: int, loss: float) -> None:
+        pass
+
+    def epoch(self, record: dict[str, float], *, best: bool) -> None:
+        pass
+
+
+@pytest.fixture
+def outcome(
+    tmp_path: Path, walks: Callable[..., pl.DataFrame], tiny_config: Callable[..., Config], one_thread: None
+) -> Callable[..., dict[str, torch.Tensor]]:
+    """Fit two epochs with these options: the last epoch's weights, as they are in the checkpoint."""
+    from safetensors.torch import load_file
+
+    log = walks(30, 15).with_columns(pl.col("timestamp") // 180_000)  # three steps at a time, so that there are ties
+    split = split_leave_one_out(build_dataset(interactions_from_frame(log, source="walks")))
+
+    def outcome(seed: int = 0, **options: Any) -> dict[str, torch.Tensor]:
+        config = tiny_config(**{"epochs": 2, "length": 6} | options)
+        torch.manual_seed(seed)
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        fit(
+            build(config.model, 15),
+            split.train,
+            split.validation,
+            config.training,
+            seed=seed,
+            folder=folder,
+            identity="x",
+            watcher=Silent(),
+        )
+        tensors = load_file(folder / "checkpoint.safetensors")
+        return {name: tensor for name, tensor in tensors.items() if name.startswith("model/")}
+
+    return outcome
+
+
+def differ(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
+    return any(name not in two or not torch.equal(tensor, two[name]) for name, tensor in one.items()) or len(
+        one
+    ) != len(two)
+
+
+def test_there_is_a_test_for_the_effect_of_every_option() -> None:
+    assert {"name", *MODEL_OPTIONS} == set(SASRecConfig.model_fields)
+    assert set(TRAINING_OPTIONS) == set(TrainingConfig.model_fields)
+    assert set(DataConfig.model_fields) == {"min_user_interactions", "min_item_interactions", "max_dropped"}
+    assert set(Config.model_fields) == {"data", "model", "training"}
+
+
+def test_every_option_of_model_and_training_changes_what_is_learned(
+    outcome: Callable[..., dict[str, torch.Tensor]],
+) -> None:
+    usual = outcome()
+    assert not differ(usual, outcome(gradient_clip=1e9))  # far above any gradient: the same calculation again
+    for name, value in (MODEL_OPTIONS | TRAINING_OPTIONS).items():
+        if name != "patience":
+            assert differ(usual, outcome(**{name: value})), name
+    assert differ(usual, outcome(seed=1))
+
+
+def test_patience_ends_training_when_nothing_gets_better(outcome: Callable[..., dict[str, torch.Tensor]]) -> None:
+    still = {"learning_rate": 1e-12, "epochs": 9}  # no epoch after the first ranks otherwise
+    assert not differ(outcome(**still, patience=1), outcome(**still | {"epochs": 2}))
+    assert differ(outcome(**still, patience=1), outcome(**still, patience=3))
+
+
+def test_dropout_changes_training_and_leaves_evaluation_alone() -> None:
+    torch.manual_seed(0)
+    model = build(SASRecConfig(dim=8, heads=1, blocks=1, dropout=0.5, length=4), 9)
+    sequence = torch.tensor([[1, 2, 3]])
+    assert not torch.equal(model(sequence), model(sequence))
+    model.eval()
+    assert torch.equal(model(sequence), model(sequence))
+
+
+def test_a_length_cuts_windows() -> None:
+    sequences = build_dataset(
+        interactions_from_frame(pl.DataFrame({"user_id": ["u"] * 9, "item_id": [*"abcdefghi"]}), source="x")
+    ).sequences
+    for length in (3, 8):
+        widths = {batch.inputs.shape[1] for batch in Windows(sequences, length=length, batch=9, seed=0).epoch(0)}
+        assert widths == {length}
+
+
+def test_the_minima_of_the_data_remove_users_and_items(tiny_config: Callable[..., Config]) -> None:
+    rows = [("a", "x"), ("a", "y"), ("a", "z"), ("b", "x"), ("b", "y"), ("b", "z"), ("b", "w"), ("c", "x")]
+    log = interactions_from_frame(pl.DataFrame(rows, schema=["user_id", "item_id"], orient="row"), source="x")
+
+    def sizes(**options: int) -> tuple[int, int]:
+        config = tiny_config().model_copy(update={"data": DataConfig(**options)})
+        dataset = prepare(log, config, split="loo").dataset
+        return len(dataset.users), dataset.vocabulary.items
+
+    assert sizes() == (3, 4)
+    assert sizes(min_user_interactions=2) == (2, 4)
+    assert sizes(min_item_interactions=2) == (3, 3)
+
+
+def test_the_share_of_unusable_rows_is_the_configurations(
+    write: Callable[[str], str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from training.__main__ import main
+
+    rows = "".join(f"u{row},i{row % 3}\n" for row in range(9))
+    (tmp_path / "log.csv").write_text("user_id,item_id\n" + rows + ",i1\n")
+    train = ["training", "train", write("[model]\n[data]\nmax_dropped = 0.05\n"), "--data", str(tmp_path / "log.csv")]
+    monkeypatch.setattr("sys.argv", train)
+    assert main() == 1
+    assert "0.05" in capsys.readouterr().err
+    write("[model]\n[data]\nmax_dropped = 0.1\n")  # as many as there are; what is left is too little to split
+    assert main() == 1
+    assert "no user has 3 interactions" in capsys.readouterr().err
+    assert issubclass(InteractionsError, ValueError)
+
+
+def test_initial_weights_have_the_deviation_that_is_asked_for() -> None:
+    torch.manual_seed(0)
+    for deviation in (0.02, 0.2):
+        weights = build(SASRecConfig(initial_deviation=deviation), 500).item_matrix()[1:].detach().numpy()
+        assert np.abs(weights).max() <= 2 * deviation
+        assert weights.std() == pytest.approx(0.88 * deviation, rel=0.03)  # a normal cut at two deviations has .88

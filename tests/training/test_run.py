@@ -1,0 +1,127 @@
+"""A run folder remembers what went in, and says so when that is no longer there."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from training.interactions import Columns, read_interactions
+from training.run import Prepared, RunError, RunFolder, RunSpec, data_window, prepare
+
+
+@pytest.fixture
+def spec_of(tiny_config: Callable[..., Any]) -> Callable[..., tuple[RunSpec, Prepared]]:
+    def spec_of(files: list[Path], **changes: Any) -> tuple[RunSpec, Prepared]:
+        values: dict[str, Any] = {"split": "loo", "held_out": 0.1, "seed": 0, "attributes": None} | changes
+        config = tiny_config()
+        prepared = prepare(
+            read_interactions(files),
+            config,
+            split=values["split"],
+            held_out=values["held_out"],
+            attributes=values["attributes"],
+        )
+        window = data_window(files, prepared)
+        return RunSpec(name="x", config=config, files=files, columns=Columns(), data=window, **values), prepared
+
+    return spec_of
+
+
+@pytest.fixture
+def log(tmp_path: Path, walks: Callable[..., pl.DataFrame]) -> Path:
+    step = pl.int_range(pl.len()).over("user_id")
+    frame = walks(60, 20).with_columns(timestamp=pl.col("timestamp") + step * 100_000_000)
+    frame.write_csv(tmp_path / "log.csv")
+    return tmp_path / "log.csv"
+
+
+@pytest.mark.parametrize("held_out", [0.1, 0.25])
+@pytest.mark.parametrize("split", ["loo", "time"])
+def test_the_data_of_a_run_is_read_again_as_it_was(
+    tmp_path: Path, log: Path, spec_of: Callable[..., tuple[RunSpec, Prepared]], split: str, held_out: float
+) -> None:
+    spec, prepared = spec_of([log], split=split, held_out=held_out)
+    run = RunFolder(tmp_path / "run")
+    run.begin(spec, prepared)
+    assert run.spec() == spec
+    again = run.data()
+    assert again.split.cuts_ms == prepared.split.cuts_ms
+    assert again.split.train.items.tolist() == prepared.split.train.items.tolist()
+    assert run.ids() == list(prepared.dataset.vocabulary.ids)
+    assert run.popularity().sum() == prepared.split.train.interactions
+    assert run.attributes() is None
+
+
+def test_data_that_has_changed_since_is_refused(
+    tmp_path: Path, log: Path, spec_of: Callable[..., tuple[RunSpec, Prepared]]
+) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.begin(*spec_of([log]))
+    log.write_text(log.read_text() + "u1,i1,1600000000000\n")
+    with pytest.raises(RunError, match="not those the run was trained on"):
+        run.data()
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"split": "time"}])
+def test_another_run_is_refused_and_the_first_one_kept(
+    tmp_path: Path, log: Path, spec_of: Callable[..., tuple[RunSpec, Prepared]], change: dict[str, Any]
+) -> None:
+    run = RunFolder(tmp_path / "run")
+    spec, prepared = spec_of([log])
+    run.begin(spec, prepared)
+    run.begin(spec, prepared)  # the same again is how a run continues
+    with pytest.raises(RunError, match=r"holds another run.*--output"):
+        run.begin(*spec_of([log], **change))
+    assert run.spec() == spec
+
+
+def test_a_moved_file_is_the_same_run_and_other_content_is_not(
+    tmp_path: Path, log: Path, spec_of: Callable[..., tuple[RunSpec, Prepared]]
+) -> None:
+    before = spec_of([log])[0].identity
+    (tmp_path / "elsewhere").mkdir()
+    moved = log.rename(tmp_path / "elsewhere" / "log.csv")
+    assert spec_of([moved])[0].identity == before
+    lines = moved.read_text().splitlines()
+    lines[1], lines[2] = lines[2], lines[1]
+    moved.write_text("\n".join(lines) + "\n")
+    assert spec_of([moved])[0].identity != before
+
+
+def test_files_of_one_name_in_two_folders_are_both_remembered(
+    tmp_path: Path, log: Path, spec_of: Callable[..., tuple[RunSpec, Prepared]]
+) -> None:
+    (tmp_path / "old").mkdir()
+    older = tmp_path / "old" / "log.csv"
+    older.write_text(log.read_text())
+    spec, prepared = spec_of([older, log])
+    assert set(spec.data.files) == {str(older), str(log)}
+    run = RunFolder(tmp_path / "run")
+    run.begin(spec, prepared)
+    run.data()
+
+
+def test_a_run_is_finished_by_its_metrics_alone(
+    tmp_path: Path, log: Path, spec_of: Callable[..., tuple[RunSpec, Prepared]]
+) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.begin(*spec_of([log]))
+    with pytest.raises(RunError, match="not finished"):
+        run.metrics()
+    with pytest.raises(ValueError, match="JSON"):
+        run.finish({"test": float("nan")})
+    with pytest.raises(RunError, match="not finished"):
+        run.metrics()
+    run.finish({"test": 0.5})
+    assert run.metrics() == {"test": 0.5}
+    assert run.epochs() == []
+
+
+@pytest.mark.parametrize("content", [None, "", "{}", '{"name": 3}'])
+def test_what_is_no_run_is_named(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "run.json").write_text(content)
+    with pytest.raises(RunError, match=f"{tmp_path} is not the folder of a training run"):
+        RunFolder(tmp_path).spec()
