@@ -39,10 +39,18 @@ async def running(settings: Settings, store_url: str) -> AsyncIterator[FastAPI]:
     metrics = Metrics()
 
     def on_load(engine: Engine) -> None:
-        metrics.model_loaded(engine.version, engine.bundle.manifest.model, engine.provider)
+        manifest = engine.bundle.manifest
+        metrics.model_loaded(engine.version, manifest.model, engine.provider)
+        if manifest.length > settings.history_length:
+            logger.warning(
+                "%s reads %d events and %d are kept for each user; raise RECSERVE_HISTORY_LENGTH",
+                *(manifest.version, manifest.length, settings.history_length),
+            )
 
     try:
-        store = SequenceStore.connect(store_url, StoreSettings(sequence_types=settings.sequence_types))
+        store = SequenceStore.connect(
+            store_url, StoreSettings(history_length=settings.history_length, sequence_types=settings.sequence_types)
+        )
     except ValueError as error:
         raise BadSettings(f"redis is not the URL of a Redis server: {error}") from error
     async with AsyncExitStack() as stack:

@@ -42,6 +42,7 @@ class Settings(BaseSettings):
     poll_s: float = Field(0.25, gt=0, le=60)  # how soon a promotion is noticed
     stuck_s: float = Field(30, gt=0)  # a batch that takes longer makes /healthz fail
     drain_s: float = Field(10, ge=0)  # for requests under way when told to stop
+    history_length: int = Field(50, ge=1, le=1000)  # newest events kept for each user
     sequence_types: tuple[str, ...] = (
         "interaction",
         "view",

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from models.bundle import BundleError
-from models.eventlog import EventLogError
+from models.eventlog import SEQUENCE_TYPES, EventLogError
 from models.registry import Registry, RegistryError
 from models.runtime import DeviceError
 from training.attributes import AttributesError
@@ -169,6 +169,9 @@ def retrain_command(
     events_from: Annotated[
         str | None, typer.Option(metavar="REDIS_URL", help="Also train on the event log of this store.")
     ] = None,
+    event_types: Annotated[
+        list[str], typer.Option("--event-type", help="Which logged events count. Repeat; as RECSERVE_SEQUENCE_TYPES.")
+    ] = list(SEQUENCE_TYPES),  # noqa: B008 - typer reads it, nobody changes it
     output: Annotated[Path, typer.Option(metavar="DIR", help="Folder of bundles.")] = Path("artifacts"),
     attributes: AttributesFile = None,
     seed: Seed = 0,
@@ -188,6 +191,7 @@ def retrain_command(
         name=Path(config).stem,
         artifacts=output,
         events_from=events_from,
+        event_types=event_types,
         attributes=attributes,
         columns=columns,
         seed=seed,

@@ -3,6 +3,7 @@
 Split by time, since that is what serving is: learn from before a moment, be judged by what came after it.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,7 @@ def retrain(
     artifacts: Path,
     console: Console,
     events_from: str | None = None,
+    event_types: Collection[str] = SEQUENCE_TYPES,
     attributes: Path | None = None,
     seed: int = 0,
 ) -> str:
@@ -49,7 +51,7 @@ def retrain(
     """
     interactions = read_interactions(data, columns=columns, max_dropped=config.data.max_dropped)
     if events_from is not None:
-        events = logged_interactions(events_from, console)
+        events = logged_interactions(events_from, event_types, console)
         interactions = interactions if events is None else interactions.extended(events)
     console.print(str(interactions.report))
     registry = Registry(artifacts)
@@ -82,8 +84,8 @@ def retrain(
     return folder.name
 
 
-def logged_interactions(url: str, console: Console) -> Interactions | None:
-    """The event log of a store as interactions, each event once; None if it holds none that feed a sequence.
+def logged_interactions(url: str, event_types: Collection[str], console: Console) -> Interactions | None:
+    """The event log of a store as interactions, each event once; None if it holds none of these types.
 
     Raises EventLogError if the store cannot be read.
     """
@@ -96,7 +98,7 @@ def logged_interactions(url: str, console: Console) -> Interactions | None:
     console.print(
         f"event log: {len(events):,} events" + (f", {size.trimmed:,} older ones trimmed" if size.trimmed else "")
     )
-    rows = [event for event in events.values() if event.type in SEQUENCE_TYPES]
+    rows = [event for event in events.values() if event.type in event_types]
     if not rows:
         return None
     rows.sort(key=lambda event: (event.timestamp_ms, event.event_id))  # the order the service keeps them in

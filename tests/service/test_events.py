@@ -267,3 +267,23 @@ def test_which_types_are_history_is_a_setting(
     client = start_service(store_url, sequence_types=("heard",))
     client.post("/events", json={"events": [event(type="heard"), event(type="view")]})
     assert client.post("/recommend", json={"user_id": "ada"}).json()["history_length"] == 1
+
+
+def test_how_many_events_are_kept_is_a_setting(
+    make_bundle: Callable[..., Path], start_service: Callable[..., httpx.Client], store_url: str
+) -> None:
+    make_bundle("v1")
+    client = start_service(store_url, history_length=3)
+    client.post("/events", json={"events": [event(item_id=f"i{at}", timestamp=at) for at in range(1, 6)]})
+    assert client.post("/recommend", json={"user_id": "ada"}).json()["history_length"] == 3
+
+
+def test_keeping_fewer_events_than_the_model_reads_is_said(
+    make_bundle: Callable[..., Path],
+    start_service: Callable[..., httpx.Client],
+    store_url: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    make_bundle("v1")  # reads 4
+    start_service(store_url, history_length=3)
+    assert "v1 reads 4 events and 3 are kept for each user; raise RECSERVE_HISTORY_LENGTH" in caplog.text
