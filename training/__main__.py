@@ -171,7 +171,7 @@ def retrain_command(
     ] = None,
     event_types: Annotated[
         list[str], typer.Option("--event-type", help="Which logged events count. Repeat; as RECSERVE_SEQUENCE_TYPES.")
-    ] = list(SEQUENCE_TYPES),  # noqa: B008 - typer reads it, nobody changes it
+    ] = list(SEQUENCE_TYPES),  # noqa: B006 - typer reads it, nobody changes it
     output: Annotated[Path, typer.Option(metavar="DIR", help="Folder of bundles.")] = Path("artifacts"),
     attributes: AttributesFile = None,
     seed: Seed = 0,

@@ -95,10 +95,9 @@ def logged_interactions(url: str, event_types: Collection[str], console: Console
         events = {(event.user_id, event.event_id): event for event in read_events(client)}
     finally:
         client.close()
-    console.print(
-        f"event log: {len(events):,} events" + (f", {size.trimmed:,} older ones trimmed" if size.trimmed else "")
-    )
     rows = [event for event in events.values() if event.type in event_types]
+    trimmed = f", {size.trimmed:,} older ones trimmed" if size.trimmed else ""
+    console.print(f"event log: {len(events):,} events, {len(rows):,} of them {' or '.join(event_types)}{trimmed}")
     if not rows:
         return None
     rows.sort(key=lambda event: (event.timestamp_ms, event.event_id))  # the order the service keeps them in
