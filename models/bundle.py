@@ -232,9 +232,6 @@ def verify(folder: Path) -> Manifest:
     unknown = sorted(({entry.name for entry in folder.iterdir()} - expected) | (expected - _KNOWN))
     if unknown:
         raise BundleError(f"{folder}: {', '.join(unknown)} does not belong in a bundle")
-    unlisted = sorted(set(REQUIRED) - set(manifest.files))
-    if unlisted:
-        raise BundleError(f"{folder / MANIFEST}: has no digest of {', '.join(unlisted)}")
     for name, digest in manifest.files.items():
         path = folder / name
         if path.is_symlink() or not path.is_file():
