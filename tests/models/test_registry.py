@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -126,6 +127,35 @@ for turn in range(40):
             pass
 print("done")
 """
+
+
+_ONCE = """
+import sys, time
+from pathlib import Path
+from models.registry import Registry
+
+artifacts = Path(sys.argv[1])
+(artifacts / f"ready-{sys.argv[2]}").touch()
+while not (artifacts / "go").exists():
+    time.sleep(0.001)
+for version in sys.argv[2:]:
+    Registry(artifacts).promote(version)
+"""
+
+
+def test_no_promotion_is_lost_among_several_at_once(artifacts: Path, make_bundle: MakeBundle) -> None:
+    versions = [f"v{number}" for number in range(24)]
+    for version in versions:
+        make_bundle(version, promote=False)
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-c", _ONCE, str(artifacts)]
+    writers = [subprocess.Popen([*command, *versions[begin::4]], cwd=root) for begin in range(4)]
+    while len(list(artifacts.glob("ready-*"))) < len(writers):
+        assert all(writer.poll() is None for writer in writers)
+        time.sleep(0.001)
+    (artifacts / "go").touch()
+    assert [writer.wait(60) for writer in writers] == [0] * 4
+    assert sorted((artifacts / "CURRENT").read_text().split()) == sorted(versions)
 
 
 def test_promotions_by_several_processes_at_once_never_show_a_broken_state(registry: Registry) -> None:

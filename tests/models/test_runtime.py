@@ -133,6 +133,22 @@ def test_threads_follow_what_the_process_may_use() -> None:
     assert 1 <= cpu_quota() <= len(os.sched_getaffinity(0))
 
 
+@pytest.mark.parametrize(
+    ("limit", "share"),
+    [("max 100000", 1e9), ("50000 100000", 1), ("100000 100000", 1), ("199999 100000", 1), ("1000000000 100000", 1e4)],
+)
+def test_a_containers_quota_is_kept(tmp_path: Path, limit: str, share: float) -> None:
+    (tmp_path / "cpu.max").write_text(limit + "\n")
+    assert cpu_quota(tmp_path / "cpu.max") == min(share, len(os.sched_getaffinity(0)))
+
+
+@pytest.mark.parametrize("limit", ["", "max"])
+def test_a_quota_that_cannot_be_read_is_none(tmp_path: Path, limit: str) -> None:
+    (tmp_path / "cpu.max").write_text(limit)
+    for path in (tmp_path / "cpu.max", tmp_path / "absent"):
+        assert cpu_quota(path) == len(os.sched_getaffinity(0))
+
+
 def test_exactly_one_onnxruntime_is_installed_here() -> None:
     check_installation()
 
@@ -175,3 +191,10 @@ EXPECTED, SCORES = np.array([[1, 2]]), np.array([[3.0, 2.0]], np.float32)
 def test_only_an_exchange_of_equal_scores_is_the_same_ranking(found: list[list[int]], same: bool) -> None:
     items = np.array([[0, 0], [3, 0], [2, 0], [2, 9], [1, 0]], np.float32)
     assert same_items(items, ONE, np.array(found), EXPECTED, SCORES) is same
+
+
+def test_an_item_that_comes_twice_is_no_exchange() -> None:
+    items = np.array([[0, 0], [2, 0], [2, 0]], np.float32)
+    scores = np.array([[2.0, 2.0]], np.float32)
+    assert same_items(items, ONE, np.array([[2, 1]]), np.array([[1, 2]]), scores)
+    assert not same_items(items, ONE, np.array([[1, 1]]), np.array([[1, 2]]), scores)

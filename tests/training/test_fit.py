@@ -206,9 +206,11 @@ def test_a_line_that_was_logged_or_torn_before_its_checkpoint_is_forgotten(
 def test_a_finished_run_is_not_trained_further(
     tmp_path: Path, run: Callable[..., Any], tiny_config: Callable[..., Config]
 ) -> None:
-    first, fitted, _ = run(tmp_path, tiny_config(epochs=3))
+    config = tiny_config(epochs=50, patience=4, learning_rate=0.05, batch=8)
+    first, fitted, _ = run(tmp_path, config)
+    assert fitted.best_epoch < fitted.epochs  # so that the last weights are not the best
     before = (tmp_path / "checkpoint.safetensors").stat().st_mtime_ns
-    again, fitted_again, record = run(tmp_path, tiny_config(epochs=3))
+    again, fitted_again, record = run(tmp_path, config)
     assert (record.steps, fitted_again) == (0, fitted)
     assert same(first, again)
     assert (tmp_path / "checkpoint.safetensors").stat().st_mtime_ns == before
@@ -226,6 +228,9 @@ def test_training_stops_when_validation_has_not_risen_and_keeps_the_best(
     assert fitted.best_epoch < fitted.epochs == len(record.epochs)
     assert evaluate(ModelScorer(model), split.validation, ITEMS).metrics()["ndcg@10"] == fitted.best
     assert record.epochs[-1]["ndcg@10"] <= fitted.best
+    kept = build(model.config, ITEMS)
+    checkpoint.load_best(tmp_path / "wild" / "checkpoint.safetensors", kept)
+    assert same(model, kept)
 
 
 def test_all_epochs_without_a_stop_are_told_apart_from_an_early_one(
