@@ -113,13 +113,17 @@ class _Ties:
 
 
 class NegativeSampler:
-    """Items drawn uniformly from those a user has no train interaction with, as SASRec's paper does."""
+    """Negatives: uniform over what a user has no train interaction with, or by popularity and the same for a batch."""
 
     def __init__(self, sequences: Sequences, items: int) -> None:
         compact = sequences.compact()
         self.rows = items + 1
         owners = np.repeat(np.arange(len(compact), dtype=np.int64), compact.lengths)
         self._seen = np.unique(owners * self.rows + compact.items)
+        # One more than the count: an item that nobody has yet must be pushed down too.
+        weights = np.bincount(compact.items, minlength=self.rows)[1:] + 1.0
+        self._shares = weights / weights.sum()
+        self._cumulative = np.cumsum(self._shares)
 
     def draw(self, users: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.int64]:
         """One negative for each entry of users (targets,): int64 (targets,), from 1 to items.
@@ -135,3 +139,12 @@ class NegativeSampler:
                 break
             drawn[clashes] = generator.integers(1, self.rows, len(clashes))
         return drawn
+
+    def draw_popular(self, count: int, generator: np.random.Generator) -> NDArray[np.int64]:
+        """Items drawn in proportion to their train interactions plus one: int64 (count,), with repeats."""
+        drawn = np.searchsorted(self._cumulative, generator.random(count), side="right")
+        return np.minimum(drawn, self.rows - 2) + 1
+
+    def log_expected_draws(self, count: int) -> NDArray[np.float32]:
+        """Log of how often each item is expected in `draw_popular(count)`: float32 (items + 1,), 0 for padding."""
+        return np.concatenate(([0.0], np.log(count * self._shares))).astype(np.float32)

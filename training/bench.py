@@ -21,11 +21,11 @@ import torch
 from models.runtime import cpu_quota
 from models.sasrec import SASRecConfig
 from models.zoo import build
-from training.batches import Windows
+from training.config import TrainingConfig
 from training.dataset import Sequences, build_dataset
-from training.fit import NextItem
 from training.interactions import read_interactions
-from training.splits import split_by_time, split_leave_one_out
+from training.next_item import NextItem
+from training.splits import Holdout, split_by_time, split_leave_one_out
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -128,13 +128,16 @@ def _training_rate(train: Sequences, items: int, loss: str) -> float:
     torch.set_num_threads(cpu_quota())
     torch.manual_seed(0)
     model = build(SASRecConfig(), items)
-    windows = Windows(train, length=model.config.length, batch=256, seed=0)
-    objective = NextItem(train, items, loss, seed=0)
+    nobody = Holdout(
+        np.empty(0, np.int64), train.take(np.empty(0, np.int64)), np.empty(0, np.int32), np.empty(0, np.bool_)
+    )
+    config = TrainingConfig.model_validate({"loss": loss, "batch": 256})
+    task = NextItem(model, train, nobody, config, seed=0)
     optimiser = torch.optim.AdamW(model.parameters())
     began, taken = time.perf_counter(), 0
-    for batch in windows.epoch(1):
+    for batch in task.batches(1):
         optimiser.zero_grad()
-        objective(model, batch).backward()  # type: ignore[no-untyped-call]
+        task.loss(batch).backward()  # type: ignore[no-untyped-call]
         optimiser.step()
-        taken += len(batch.users)
+        taken += task.sizes(batch)[0]
     return taken / (time.perf_counter() - began)

@@ -4,7 +4,7 @@ import tomllib
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from models.zoo import ModelConfig
 
@@ -31,7 +31,9 @@ class DataConfig(_Section):
 class TrainingConfig(_Section):
     """How the model is fitted."""
 
-    loss: Literal["softmax", "bce"] = "softmax"
+    loss: Literal["softmax", "sampled_softmax", "bce", "gbce"] = "softmax"
+    negatives: int = Field(1, ge=1)  # a target for bce and gbce, a batch for sampled_softmax
+    calibration: float = Field(0.75, ge=0, le=1)  # of gbce: 0 is bce, 1 gives scores that are probabilities
     batch: int = Field(128, ge=1)  # windows a step
     stride: int | None = Field(None, ge=1)  # between windows of a long history; None: the model's length, no overlap
     shuffle_ties: bool = True  # draw the order of events of one user at the same time anew in every epoch
@@ -42,6 +44,13 @@ class TrainingConfig(_Section):
     weight_decay: float = Field(0.0, ge=0)
     gradient_clip: float | None = Field(None, gt=0)  # largest norm of the gradient
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on a GPU, float32 on CPU
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> "TrainingConfig":
+        for name, losses in (("negatives", {"sampled_softmax", "bce", "gbce"}), ("calibration", {"gbce"})):
+            if name in self.model_fields_set and self.loss not in losses:
+                raise ValueError(f"training.{name} does nothing with loss {self.loss!r}; leave it out")
+        return self
 
 
 class Config(_Section):

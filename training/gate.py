@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from models.runtime import Runtime
 from training.dataset import Sequences, Vocabulary
 from training.evaluate import Evaluation, paired_interval
-from training.fit import METRIC
+from training.next_item import METRIC
 
 
 @dataclass(frozen=True, slots=True)

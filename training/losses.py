@@ -7,16 +7,55 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 
+from models.layers import MASKED
+
 _CHUNK_ROWS = 512  # targets scored at once: enough for the matrix products to run at full speed
 _CHUNK_SCORES = 1 << 23  # and at most 32 MiB of scores, whatever the catalogue
 
 
 def bce(positive: Tensor, negative: Tensor) -> Tensor:
-    """Mean binary cross-entropy of one positive and one sampled negative a target, in nats.
+    """Mean over targets of the binary cross-entropy of the positive and of its sampled negatives together, in nats.
 
-    positive, negative (targets,): scores. Source: Kang & McAuley, ICDM 2018, equation 6.
+    positive (targets,), negative (targets, n): scores. Source: Kang & McAuley, ICDM 2018, equation 6, n = 1.
     """
-    return (functional.softplus(-positive) + functional.softplus(negative)).mean()
+    return gbce(positive, negative, beta=1.0)
+
+
+def gbce(positive: Tensor, negative: Tensor, *, beta: float) -> Tensor:
+    """Generalised binary cross-entropy: the positive's sigmoid to the power of beta, in nats; beta 1 is `bce`.
+
+    positive (targets,), negative (targets, n): scores. Raises ValueError if beta is not in (0, 1].
+    Source: Petrov & Macdonald, RecSys 2023 (gSASRec), equation 8.
+    """
+    if not 0 < beta <= 1:
+        raise ValueError(f"beta is {beta}; it must be above 0 and at most 1")
+    return (beta * functional.softplus(-positive) + functional.softplus(negative).sum(-1)).mean()
+
+
+def gbce_beta(negatives: int, items: int, calibration: float) -> float:
+    """The beta of `gbce` for a sampling rate and a calibration t from 0 (as `bce`) to 1 (fully calibrated).
+
+    Source: Petrov & Macdonald, RecSys 2023, equation 10: beta = a (t (1 - 1/a) + 1/a), a = negatives / (items - 1).
+    """
+    rate = negatives / max(1, items - 1)
+    return min(1.0, rate * (calibration * (1 - 1 / rate) + 1 / rate)) if rate < 1 else 1.0
+
+
+def sampled_softmax(
+    vectors: Tensor, item_matrix: Tensor, targets: Tensor, negatives: Tensor, log_draws: Tensor
+) -> Tensor:
+    """Mean cross-entropy of the target among itself and negatives shared by the batch, in nats.
+
+    vectors (targets, dim), item_matrix (items + 1, dim), targets (targets,), negatives (n,); log_draws (items + 1,) is
+    the logarithm of how often each item is expected among the negatives, which is taken off their scores (logQ
+    correction), so that the loss estimates the full softmax. A negative that is the target does not count against it.
+    Source: Bengio & Senecal 2008; Yi et al., RecSys 2019.
+    """
+    positive = dots(vectors, item_matrix, targets[:, None])  # (targets, 1)
+    negative = vectors @ item_matrix[negatives].T - log_draws[negatives]  # (targets, n)
+    negative = negative.masked_fill(negatives == targets[:, None], MASKED)
+    logits = torch.cat([positive, negative], dim=1).float()
+    return functional.cross_entropy(logits, torch.zeros_like(targets))
 
 
 def full_softmax(vectors: Tensor, item_matrix: Tensor, targets: Tensor) -> Tensor:
@@ -63,6 +102,6 @@ class _ChunkedSoftmax(torch.autograd.Function):
         return vectors_grad * grad, items_grad * grad, None
 
 
-def dot(vectors: Tensor, item_matrix: Tensor, items: Tensor) -> Tensor:
-    """Score of one item a vector: vectors (targets, dim), items (targets,) -> (targets,)."""
-    return torch.einsum("td,td->t", vectors, item_matrix[items])
+def dots(vectors: Tensor, item_matrix: Tensor, items: Tensor) -> Tensor:
+    """Scores of n items a vector: vectors (targets, dim), items (targets, n) -> (targets, n)."""
+    return torch.einsum("td,tnd->tn", vectors, item_matrix[items])

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from training.fit import METRIC, Fitted
+from training.fit import Fitted
+from training.next_item import METRIC
 
 _SHOWN = ("hr@10", "ndcg@10", "mrr", "coverage@10")
 
@@ -20,8 +21,8 @@ _SHOWN = ("hr@10", "ndcg@10", "mrr", "coverage@10")
 class EpochBar:
     """A fit.Watcher that draws one bar an epoch, with the loss, the speed and the best validation figure so far."""
 
-    def __init__(self, progress: Progress, windows: int) -> None:
-        self._progress = progress
+    def __init__(self, progress: Progress, windows: int, metric: str) -> None:
+        self._progress, self._metric = progress, metric
         self._task = progress.add_task("epoch 1", total=windows, loss=float("nan"), best="")
 
     def step(self, windows: int, loss: float) -> None:
@@ -31,12 +32,14 @@ class EpochBar:
     def epoch(self, record: dict[str, float], *, best: bool) -> None:
         """Start the next bar; a better epoch is remembered beside it."""
         if best:
-            self._progress.update(self._task, best=f"best {METRIC} {record[METRIC]:.4f} in epoch {record['epoch']}")
+            self._progress.update(
+                self._task, best=f"best {self._metric} {record[self._metric]:.4f} in epoch {record['epoch']}"
+            )
         self._progress.reset(self._task, description=f"epoch {record['epoch'] + 1}")
 
 
 @contextmanager
-def epoch_bar(console: Console, windows: int) -> Iterator[EpochBar]:
+def epoch_bar(console: Console, windows: int, metric: str) -> Iterator[EpochBar]:
     """A progress bar for training; it shows nothing where there is no terminal."""
     columns = (
         TextColumn("{task.description}"),
@@ -47,15 +50,15 @@ def epoch_bar(console: Console, windows: int) -> Iterator[EpochBar]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
-        yield EpochBar(progress, windows)
+        yield EpochBar(progress, windows, metric)
 
 
-def describe_stop(fitted: Fitted, patience: int) -> str:
+def describe_stop(fitted: Fitted, patience: int, metric: str) -> str:
     """Why training ended, in words."""
     speed = f"{fitted.epochs} epochs in {fitted.seconds:.0f} s, {fitted.sequences / fitted.seconds:,.0f} sequences/s"
     if fitted.stopped_early:
-        return f"stopped early: validation {METRIC} had not risen for {patience} epochs; {speed}"
-    return f"trained all {speed}; the best validation {METRIC} was in epoch {fitted.best_epoch}"
+        return f"stopped early: validation {metric} had not improved for {patience} epochs; {speed}"
+    return f"trained all {speed}; the best validation {metric} was in epoch {fitted.best_epoch}"
 
 
 def results_table(model: str, metrics: Mapping[str, Any], *, title: str) -> Table:
@@ -83,8 +86,8 @@ def _caption(test: Mapping[str, Any]) -> str:
     )
 
 
-def plot_curves(epochs: list[dict[str, float]], path: Path) -> None:
-    """Loss and validation NDCG@10 by epoch, as a PNG."""
+def plot_curves(epochs: list[dict[str, float]], path: Path, metric: str) -> None:
+    """Loss and a validation metric, higher is better, by epoch, as a PNG."""
     from matplotlib.figure import Figure  # noqa: PLC0415 - half a second that only a finished run should pay
 
     figure = Figure(figsize=(8, 3.5), layout="constrained")
@@ -92,10 +95,10 @@ def plot_curves(epochs: list[dict[str, float]], path: Path) -> None:
     numbers = [record["epoch"] for record in epochs]
     loss.plot(numbers, [record["loss"] for record in epochs])
     loss.set(title="training loss", xlabel="epoch", ylabel="nats a target")
-    figures = [record[METRIC] for record in epochs]
+    figures = [record[metric] for record in epochs]
     quality.plot(numbers, figures)
     best = max(range(len(figures)), key=figures.__getitem__)
     quality.plot(numbers[best], figures[best], "o", label=f"best: {figures[best]:.4f} in epoch {numbers[best]}")
-    quality.set(title=f"validation {METRIC}", xlabel="epoch", ylim=(0, None))
+    quality.set(title=f"validation {metric}", xlabel="epoch", ylim=(0, None))
     quality.legend(loc="lower right")
     figure.savefig(path, dpi=120)

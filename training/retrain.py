@@ -17,9 +17,9 @@ from models.runtime import Runtime
 from training.config import Config
 from training.evaluate import Evaluation, evaluate_test
 from training.export import export
-from training.fit import ModelScorer
 from training.gate import BundleScorer, compare
 from training.interactions import Columns, Interactions, interactions_from_frame, read_interactions
+from training.next_item import ModelScorer
 from training.run import CHECKPOINT, Prepared, RunSpec, data_window, prepare
 from training.train import train
 

@@ -9,7 +9,8 @@ from models.runtime import cpu_quota
 from models.zoo import build
 from training.baselines import baselines
 from training.evaluate import evaluate, evaluate_test
-from training.fit import METRIC, Fitted, ModelScorer, fit, training_windows
+from training.fit import Fitted, fit
+from training.next_item import METRIC, ModelScorer, NextItem
 from training.report import describe_stop, epoch_bar, plot_curves, results_table
 from training.run import Prepared, RunFolder, RunSpec
 
@@ -29,22 +30,13 @@ def train(spec: RunSpec, prepared: Prepared, folder: Path, console: Console) -> 
     items = prepared.dataset.vocabulary.items
     model = build(spec.config.model, items).to(device)
     training = spec.config.training
-    windows = training_windows(prepared.split.train, model, training, spec.seed)
-    with epoch_bar(console, windows.count(0)) as bar:
-        fitted = fit(
-            model,
-            prepared.split.train,
-            prepared.split.validation,
-            training,
-            seed=spec.seed,
-            folder=folder,
-            identity=spec.identity,
-            watcher=bar,
-        )
-    console.print(describe_stop(fitted, training.patience))
+    task = NextItem(model, prepared.split.train, prepared.split.validation, training, seed=spec.seed)
+    with epoch_bar(console, task.windows.count(0), METRIC) as bar:
+        fitted = fit(model, task, training, folder=folder, identity=spec.identity, watcher=bar)
+    console.print(describe_stop(fitted, training.patience, METRIC))
     metrics = judge(ModelScorer(model), prepared, fitted)
     run.finish(metrics)
-    plot_curves(run.epochs(), folder / "curves.png")
+    plot_curves(run.epochs(), folder / "curves.png", METRIC)
     console.print(results_table(spec.name, metrics, title=f"Test, {_SPLITS[spec.split]}"))
     console.print(f"run folder: {folder}")
     return run

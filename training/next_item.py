@@ -1,0 +1,120 @@
+"""Next-item prediction as a training task: every position of a window predicts the item after it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.sasrec import SASRec
+from models.sequence import PADDING, pad_flat
+from training import losses
+from training.batches import Batch, NegativeSampler, Windows
+from training.config import TrainingConfig
+from training.dataset import Sequences
+from training.evaluate import evaluate
+from training.fit import FitError
+from training.splits import Holdout
+
+METRIC = "ndcg@10"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SampledBatch:
+    """A batch with the negatives its loss needs: int64 (targets, n) for each target its own, (n,) shared, or None."""
+
+    windows: Batch
+    negatives: NDArray[np.int64] | None
+
+
+class NextItem:
+    """A fit.Task: windows of the train sequences, one of the next-item losses, full-catalogue validation.
+
+    Raises FitError if there is nothing to predict.
+    """
+
+    metric = METRIC
+
+    def __init__(
+        self, model: SASRec, train: Sequences, validation: Holdout, config: TrainingConfig, *, seed: int
+    ) -> None:
+        self._model, self._validation, self._config, self._seed = model, validation, config, seed
+        self.windows = Windows(
+            train,
+            length=model.config.length,
+            stride=config.stride,
+            shuffle_ties=config.shuffle_ties,
+            batch=config.batch,
+            seed=seed,
+        )
+        if not self.windows.count(0):
+            raise FitError("no user has two train interactions, so there is nothing to predict; give more data")
+        self._sampler = NegativeSampler(train, model.items)
+
+    def batches(self, epoch: int) -> Iterator[SampledBatch]:
+        """Windows in the epoch's order, with negatives drawn from a generator of the epoch's own."""
+        generator = np.random.default_rng([self._seed, epoch, 1])
+        for batch in self.windows.epoch(epoch):
+            yield SampledBatch(batch, self._negatives(batch, generator))
+
+    def sizes(self, batch: SampledBatch) -> tuple[int, int]:
+        """Windows, and positions that have a target."""
+        return len(batch.windows.users), int((batch.windows.targets != PADDING).sum())
+
+    def loss(self, batch: SampledBatch) -> Tensor:
+        """Mean loss over the batch's targets, in nats."""
+        matrix = self._model.item_matrix()
+        present = batch.windows.targets != PADDING  # (batch, width)
+        mask = torch.from_numpy(present).to(matrix.device)
+        targets = torch.from_numpy(batch.windows.targets[present]).to(matrix.device)  # (targets,)
+        vectors = self._model(torch.from_numpy(batch.windows.inputs).to(matrix.device))[mask]  # (targets, dim)
+        if batch.negatives is None:
+            return losses.full_softmax(vectors, matrix, targets)
+        negatives = torch.from_numpy(batch.negatives).to(matrix.device)
+        if self._config.loss == "sampled_softmax":
+            log_draws = torch.from_numpy(self._sampler.log_expected_draws(self._config.negatives)).to(matrix.device)
+            return losses.sampled_softmax(vectors, matrix, targets, negatives, log_draws)
+        positive, negative = (
+            losses.dots(vectors, matrix, targets[:, None])[:, 0],
+            losses.dots(vectors, matrix, negatives),
+        )
+        if self._config.loss == "gbce":
+            beta = losses.gbce_beta(self._config.negatives, self._model.items, self._config.calibration)
+            return losses.gbce(positive, negative, beta=beta)
+        return losses.bce(positive, negative)
+
+    def validate(self) -> dict[str, float]:
+        """Metrics of the validation part, the full catalogue ranked."""
+        return evaluate(ModelScorer(self._model), self._validation, self._model.items).metrics()
+
+    def score(self, figures: dict[str, float]) -> float:
+        """Validation NDCG@10."""
+        return figures[METRIC]
+
+    def _negatives(self, batch: Batch, generator: np.random.Generator) -> NDArray[np.int64] | None:
+        if self._config.loss == "softmax":
+            return None
+        if self._config.loss == "sampled_softmax":
+            return self._sampler.draw_popular(self._config.negatives, generator)
+        present = batch.targets != PADDING
+        users = np.broadcast_to(batch.users[:, None], present.shape)[present]
+        drawn = self._sampler.draw(np.repeat(users, self._config.negatives), generator)
+        return drawn.reshape(len(users), self._config.negatives)
+
+
+class ModelScorer:
+    """A torch model as a Scorer: the newest items of each history encoded at the last position, times the items."""
+
+    def __init__(self, model: SASRec) -> None:
+        self._model = model
+
+    @torch.no_grad()
+    def __call__(self, histories: Sequences) -> NDArray[np.float32]:
+        self._model.eval()
+        lengths = np.minimum(histories.lengths, self._model.config.length)
+        padded = pad_flat(histories.items, histories.ends - lengths, lengths)
+        device = self._model.item_matrix().device
+        vectors = self._model.encode(torch.from_numpy(padded).to(device), torch.from_numpy(lengths).to(device))
+        return (vectors @ self._model.item_matrix().T).float().cpu().numpy()
