@@ -182,8 +182,9 @@ def learned(config: Any, folder: Path, *, shuffled: bool) -> float:
     from training.config import TrainingConfig
     from training.dataset import build_dataset
     from training.evaluate import evaluate, evaluate_test
-    from training.fit import ModelScorer, fit
+    from training.fit import fit
     from training.interactions import interactions_from_frame
+    from training.next_item import ModelScorer, NextItem
     from training.splits import split_leave_one_out
 
     class Silent:
@@ -200,16 +201,8 @@ def learned(config: Any, folder: Path, *, shuffled: bool) -> float:
     torch.manual_seed(0)
     model = build(config, CIRCLE)
     training = TrainingConfig(batch=32, epochs=25, patience=25, learning_rate=0.01)
-    fit(
-        model,
-        split.train,
-        split.validation,
-        training,
-        seed=0,
-        folder=folder,
-        identity="x",
-        watcher=Silent(),
-    )
+    task = NextItem(model, split.train, split.validation, training, seed=0)
+    fit(model, task, training, folder=folder, identity="x", watcher=Silent())
     assert evaluate(ModelScorer(model), split.validation, CIRCLE).metrics()["users"] == 200
     return evaluate_test(ModelScorer(model), split, CIRCLE).metrics()["hr@10"]  # which chose no epoch
 

@@ -48,7 +48,7 @@ class TrainingConfig(_Section):
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> "TrainingConfig":
         for name, losses in (("negatives", {"sampled_softmax", "bce", "gbce"}), ("calibration", {"gbce"})):
-            if name in self.model_fields_set and self.loss not in losses:
+            if getattr(self, name) != type(self).model_fields[name].default and self.loss not in losses:
                 raise ValueError(f"training.{name} does nothing with loss {self.loss!r}; leave it out")
         return self
 

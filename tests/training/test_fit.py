@@ -21,8 +21,9 @@ from training.checkpoint import CheckpointError
 from training.config import Config
 from training.dataset import build_dataset
 from training.evaluate import evaluate
-from training.fit import FitError, Fitted, ModelScorer, fit
+from training.fit import FitError, Fitted, fit
 from training.interactions import interactions_from_frame
+from training.next_item import ModelScorer, NextItem
 from training.splits import split_leave_one_out
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -69,10 +70,8 @@ def run(split: Any) -> Callable[..., tuple[SASRec, Fitted, Record]]:
         model, record = build(config.model, ITEMS), Record(dies_at)
         fitted = fit(
             model,
-            split.train,
-            split.validation,
+            NextItem(model, split.train, split.validation, config.training, seed=0),
             config.training,
-            seed=0,
             folder=folder,
             identity=identity,
             watcher=record,
@@ -149,6 +148,7 @@ from pathlib import Path
 from models.zoo import build
 from training.config import Config
 from training.fit import fit
+from training.next_item import NextItem
 
 folder, items = Path(sys.argv[1]), int(sys.argv[2])
 split = pickle.loads((folder / "split").read_bytes())
@@ -164,8 +164,9 @@ class Killer:
         pass
 
 torch.manual_seed(0)
-fit(build(config.model, items), split.train, split.validation, config.training,
-    seed=0, folder=folder, identity="one", watcher=Killer())
+model = build(config.model, items)
+task = NextItem(model, split.train, split.validation, config.training, seed=0)
+fit(model, task, config.training, folder=folder, identity="one", watcher=Killer())
 """
 
 
@@ -258,22 +259,13 @@ def test_a_loss_that_is_no_number_ends_the_run_with_advice(
     assert not (tmp_path / "checkpoint.safetensors").exists()  # nothing to continue into the same ditch
 
 
-def test_data_without_a_second_interaction_teaches_nothing(tmp_path: Path, tiny_config: Callable[..., Config]) -> None:
+def test_data_without_a_second_interaction_teaches_nothing(tiny_config: Callable[..., Config]) -> None:
     rows = [("u", item) for item in "abc"]  # two are held out
     frame = pl.DataFrame(rows, schema=["user_id", "item_id"], orient="row")
     split = split_leave_one_out(build_dataset(interactions_from_frame(frame, source="x")))
     config = tiny_config()
     with pytest.raises(FitError, match="nothing to predict"):
-        fit(
-            build(config.model, 3),
-            split.train,
-            split.validation,
-            config.training,
-            seed=0,
-            folder=tmp_path,
-            identity="x",
-            watcher=Record(),
-        )
+        NextItem(build(config.model, 3), split.train, split.validation, config.training, seed=0)
 
 
 @pytest.mark.parametrize("damage", [b"", b"not a checkpoint", b"\x02\0\0\0\0\0\0\0{}"])

@@ -2,30 +2,33 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 
-from training.losses import bce, dot, full_softmax
+from training.batches import NegativeSampler
+from training.dataset import Sequences
+from training.losses import bce, dots, full_softmax, gbce, gbce_beta, sampled_softmax
 
 LN2 = math.log(2)
 
 
 def test_binary_cross_entropy_of_scores_that_say_nothing_is_two_coin_flips() -> None:
     zero = torch.zeros(3)
-    assert bce(zero, zero).item() == pytest.approx(2 * LN2)
+    assert bce(zero, zero[:, None]).item() == pytest.approx(2 * LN2)
 
 
 def test_binary_cross_entropy_by_hand() -> None:
     # -log sigmoid(ln 3) = -log(3/4); -log(1 - sigmoid(-ln 3)) = -log(3/4); the second pair the other way round.
     three = math.log(3)
-    loss = bce(torch.tensor([three, -three]), torch.tensor([-three, three]))
+    loss = bce(torch.tensor([three, -three]), torch.tensor([[-three], [three]]))
     assert loss.item() == pytest.approx((-2 * math.log(3 / 4) - 2 * math.log(1 / 4)) / 2)
 
 
 def test_binary_cross_entropy_stays_finite_however_sure_the_scores_are() -> None:
-    assert bce(torch.tensor([1e4]), torch.tensor([-1e4])).item() == 0
-    assert bce(torch.tensor([-1e4]), torch.tensor([1e4])).item() == pytest.approx(2e4)
+    assert bce(torch.tensor([1e4]), torch.tensor([[-1e4]])).item() == 0
+    assert bce(torch.tensor([-1e4]), torch.tensor([[1e4]])).item() == pytest.approx(2e4)
 
 
 def test_full_softmax_of_equal_scores_is_the_logarithm_of_the_catalogue() -> None:
@@ -68,6 +71,64 @@ def test_full_softmax_stays_finite_with_enormous_scores() -> None:
     assert vectors.grad.isfinite().all()
 
 
-def test_dot_scores_one_item_a_vector() -> None:
+def test_dots_scores_every_item_of_a_vector() -> None:
     matrix = torch.tensor([[0.0, 0.0], [1.0, 2.0], [3.0, 4.0]])
-    assert dot(torch.tensor([[1.0, 10.0], [1.0, -1.0]]), matrix, torch.tensor([2, 1])).tolist() == [43.0, -1.0]
+    found = dots(torch.tensor([[1.0, 10.0], [1.0, -1.0]]), matrix, torch.tensor([[2, 1], [1, 1]]))
+    assert found.tolist() == [[43.0, 21.0], [-1.0, -1.0]]
+
+
+def test_gbce_by_hand() -> None:
+    # sigmoid(ln 3) = 3/4 to the power of 1/2; negatives at 0 and ln 3 cost log 2 and log 4.
+    loss = gbce(torch.tensor([math.log(3)]), torch.tensor([[0.0, math.log(3)]]), beta=0.5)
+    assert loss.item() == pytest.approx(-0.5 * math.log(3 / 4) + math.log(2) + math.log(4))
+
+
+@pytest.mark.parametrize("beta", [0.0, -0.1, 1.1])
+def test_gbce_refuses_a_beta_outside_its_range(beta: float) -> None:
+    with pytest.raises(ValueError, match="beta is"):
+        gbce(torch.zeros(1), torch.zeros(1, 1), beta=beta)
+
+
+def test_the_beta_of_gbce_by_hand() -> None:
+    # 25 of 100 other items: a = 1/4; t = 1/2 gives 1/4 * (1/2 * (1 - 4) + 4) = 5/8.
+    assert gbce_beta(25, 101, 0.5) == pytest.approx(5 / 8)
+    assert gbce_beta(25, 101, 0.0) == 1.0  # uncalibrated: plain binary cross-entropy
+    assert gbce_beta(25, 101, 1.0) == pytest.approx(1 / 4)  # fully calibrated: the sampling rate
+    assert gbce_beta(200, 101, 0.75) == 1.0  # more negatives than items
+
+
+def test_sampled_softmax_by_hand() -> None:
+    items = torch.tensor([[9.0], [0.0], [LN2], [2 * LN2]])
+    log_draws = torch.tensor([0.0, 0.0, LN2, 0.0])
+    # target 1 scores 0; negatives 2 and 3 score ln 2 - ln 2 and 2 ln 2: probabilities 1/6, 1/6, 4/6.
+    loss = sampled_softmax(torch.ones(1, 1), items, torch.tensor([1]), torch.tensor([2, 3]), log_draws)
+    assert loss.item() == pytest.approx(math.log(6))
+
+
+def test_a_negative_that_is_the_target_does_not_count_against_it() -> None:
+    items = torch.zeros(4, 1)
+    loss = sampled_softmax(torch.ones(2, 1), items, torch.tensor([1, 2]), torch.tensor([1, 3]), torch.zeros(4))
+    assert loss.item() == pytest.approx((math.log(2) + math.log(3)) / 2)
+
+
+def test_sampled_softmax_estimates_the_full_one_when_its_draws_are_corrected() -> None:
+    generator = np.random.default_rng(0)
+    flat = np.sort(generator.integers(1, 21, 400)).astype(np.int32)  # uneven popularity
+    flat[:150] = 1
+    sampler = NegativeSampler(Sequences(flat, np.array([0]), np.array([400])), 20)
+    torch.manual_seed(0)
+    vectors, items, targets = torch.randn(30, 4), torch.randn(21, 4), torch.randint(1, 21, (30,))
+    log_draws = torch.from_numpy(sampler.log_expected_draws(20_000))
+    negatives = torch.from_numpy(sampler.draw_popular(20_000, generator))
+    # With the target left out of the negatives, the expected normaliser is the full one.
+    full = full_softmax(vectors, items, targets).item()
+    assert sampled_softmax(vectors, items, targets, negatives, log_draws).item() == pytest.approx(full, rel=0.02)
+    assert sampled_softmax(vectors, items, targets, negatives, torch.zeros(21)).item() > full + 1
+
+
+def test_popular_negatives_come_in_proportion_to_their_interactions_plus_one() -> None:
+    sampler = NegativeSampler(Sequences(np.array([1, 1, 1, 2], np.int32), np.array([0]), np.array([4])), 3)
+    counts = np.bincount(sampler.draw_popular(70_000, np.random.default_rng(0)), minlength=4)
+    assert counts[0] == 0
+    assert counts[1:] / 10_000 == pytest.approx([4, 2, 1], abs=0.1)
+    assert np.exp(sampler.log_expected_draws(7))[1:] == pytest.approx([4, 2, 1])
