@@ -17,6 +17,7 @@ from training.config import CONFIGS, Config, ConfigError, DataConfig, TrainingCo
 from training.dataset import build_dataset
 from training.fit import fit
 from training.interactions import InteractionsError, interactions_from_frame
+from training.next_item import NextItem
 from training.run import prepare
 from training.splits import split_leave_one_out
 
@@ -57,7 +58,10 @@ def test_a_file_says_only_what_differs(write: Callable[[str], str]) -> None:
         ('[model]\ndim = "64"\n', ["model.dim", "'64'"]),
         ("[model]\ndim = 64.0\n", ["model.dim", "64.0"]),
         ("[model]\n[training]\nepochs = true\n", ["training.epochs", "True"]),
-        ('[model]\n[training]\nloss = "hinge"\n', ["training.loss", "'softmax' or 'bce'", "'hinge'"]),
+        (
+            '[model]\n[training]\nloss = "hinge"\n',
+            ["training.loss", "'softmax', 'sampled_softmax', 'bce' or 'gbce'", "'hinge'"],
+        ),
         ('[model]\nname = "gru4rec"\n', ["model.name", "gru4rec"]),
         ("[model]\ndim = 0\n", ["model.dim", "greater than or equal to 1"]),
         ("[model]\ndropout = 1.0\n", ["model.dropout", "less than 1"]),
@@ -133,16 +137,9 @@ def outcome(
         torch.manual_seed(seed)
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         folder.mkdir()
-        fit(
-            build(config.model, 15),
-            split.train,
-            split.validation,
-            config.training,
-            seed=seed,
-            folder=folder,
-            identity="x",
-            watcher=Silent(),
-        )
+        model = build(config.model, 15)
+        task = NextItem(model, split.train, split.validation, config.training, seed=seed)
+        fit(model, task, config.training, folder=folder, identity="x", watcher=Silent())
         tensors = load_file(folder / "checkpoint.safetensors")
         return {name: tensor for name, tensor in tensors.items() if name.startswith("model/")}
 
@@ -157,7 +154,7 @@ def differ(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
 
 def test_there_is_a_test_for_the_effect_of_every_option() -> None:
     assert {"name", *MODEL_OPTIONS} == set(SASRecConfig.model_fields)
-    assert set(TRAINING_OPTIONS) == set(TrainingConfig.model_fields)
+    assert {"negatives", "calibration", *TRAINING_OPTIONS} == set(TrainingConfig.model_fields)
     assert set(DataConfig.model_fields) == {"min_user_interactions", "min_item_interactions", "max_dropped"}
     assert set(Config.model_fields) == {"data", "model", "training"}
 
@@ -171,6 +168,25 @@ def test_every_option_of_model_and_training_changes_what_is_learned(
         if name != "patience":
             assert differ(usual, outcome(**{name: value})), name
     assert differ(usual, outcome(seed=1))
+
+
+@pytest.mark.parametrize("loss", ["sampled_softmax", "bce", "gbce"])
+def test_negatives_change_what_is_learned_by_the_losses_that_have_some(
+    outcome: Callable[..., dict[str, torch.Tensor]], loss: str
+) -> None:
+    assert differ(outcome(loss=loss), outcome(loss=loss, negatives=4))
+
+
+def test_calibration_changes_what_gbce_learns(outcome: Callable[..., dict[str, torch.Tensor]]) -> None:
+    assert differ(outcome(loss="gbce"), outcome(loss="gbce", calibration=0.1))
+
+
+@pytest.mark.parametrize(
+    ("options", "named"), [({"negatives": 4}, "negatives"), ({"loss": "bce", "calibration": 0.1}, "calibration")]
+)
+def test_an_option_that_a_loss_would_ignore_is_refused(options: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=f"training.{named} does nothing with loss"):
+        TrainingConfig(**options)
 
 
 def test_patience_ends_training_when_nothing_gets_better(outcome: Callable[..., dict[str, torch.Tensor]]) -> None:
