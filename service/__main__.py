@@ -53,8 +53,9 @@ def main(arguments: list[str] | None = None) -> int:
     serve.add_argument("--device", help="auto, cpu or cuda (auto)")
     serve.add_argument("--threads", help="CPU threads of one ranking (the CPU quota)")
     serve.add_argument("--log-level", help="debug, info, warning or error (info)")
-    bench = commands.add_parser("bench", help="measure a running service, beside a route that does nothing")
-    bench.add_argument("--url", default="http://127.0.0.1:8000", help="of a service that needs no key (%(default)s)")
+    bench = commands.add_parser("bench", help="measure requests a second, beside a route that does nothing")
+    bench.add_argument("--artifacts", type=Path, default=Path("artifacts"), help="whose promoted bundle (%(default)s)")
+    bench.add_argument("--url", help="a running service instead; the benchmark's events go to its log")
     bench.add_argument("--seconds", type=float, default=5, help="for each kind of request (%(default)s)")
     commands.add_parser("key", help="print a new API key and its hash")
     options = vars(parser.parse_args(arguments))
@@ -82,11 +83,12 @@ def _key() -> int:
     return 0
 
 
-def _bench(url: str, seconds: float) -> int:
-    from service.bench import BenchError, bench, table  # noqa: PLC0415
+def _bench(artifacts: Path, url: str | None, seconds: float) -> int:
+    from service.bench import BenchError, bench, own_service, table  # noqa: PLC0415
 
     try:
-        print(table(bench(url, seconds)))
+        with contextlib.nullcontext(url) if url else own_service(artifacts) as measured:
+            print(table(bench(measured, seconds)))
     except BenchError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -2,14 +2,21 @@
 
 Closed loop: each of 64 keep-alive connections sends its next request when it has its answer, from this process to the
 service's. The no-op route is measured in the same run, because requests a second mean little without the machine.
+The service is one of its own, with a store that is thrown away: a benchmark's events must not reach a real log.
 """
 
 import asyncio
 import multiprocessing
 import socket
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Sequence
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -51,6 +58,33 @@ def table(loads: Sequence[Load]) -> str:
         figures = f"{load.per_second:>11,.0f} {load.median_s * 1e3:>8.1f} {load.p99_s * 1e3:>8.1f} {load.refused:>8}"
         lines.append(f"{load.name:<14}  {figures}")
     return "\n".join(lines)
+
+
+@contextmanager
+def own_service(artifacts: Path) -> Iterator[str]:
+    """URL of a service on the promoted bundle with an empty store, both gone when the block ends.
+
+    Raises BenchError if it does not start, with what it said.
+    """
+    with tempfile.TemporaryDirectory() as folder, socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        free.close()
+        options = ["--port", str(port), "--artifacts", str(artifacts), "--embedded", "--data", f"{folder}/store"]
+        command = [sys.executable, "-m", "service", "serve", *options, "--log-level", "error"]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE)  # noqa: S603 - our own program
+        try:
+            while process.poll() is None:
+                with suppress(OSError):
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5).close()
+                    break
+                time.sleep(0.05)
+            else:
+                raise BenchError(process.stderr.read().decode() if process.stderr else "the service did not start")
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            process.wait()
 
 
 async def _bench(address: tuple[str, int], seconds: float) -> list[Load]:
