@@ -26,6 +26,7 @@ from models import VERSION
 from models.sequence import PADDING
 
 FORMAT = 1  # raised when an older reader could misread a newer bundle
+READER = "0.1.0"  # oldest version that reads what this one writes
 MANIFEST = "manifest.json"
 ENCODER = "encoder.onnx"
 RANKER = "ranker.onnx"
@@ -76,7 +77,7 @@ class Manifest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: int = FORMAT
-    reader: str = VERSION  # oldest version that can read it
+    reader: str = Field(READER, pattern=r"^\d+\.\d+\.\d+$")  # oldest version that can read it
     version: str = Field(pattern=f"^{VERSION_NAME}$")
     created: str  # RFC 3339
     model: str
@@ -268,6 +269,8 @@ def read_manifest(folder: Path) -> Manifest:
         raise BundleError(f"{path}: {where}: {first['msg']} (found {first['input']!r})") from error
     if hashlib.sha256(raw.replace(manifest.seal.encode(), b"")).hexdigest() != manifest.seal:
         raise BundleError(f"{path}: has changed since it was written (its seal is another); restore or re-export")
+    if _numbers(manifest.reader) > _numbers(VERSION):
+        raise BundleError(f"{path}: needs version {manifest.reader} or later, this is {VERSION}; update the service")
     if manifest.version != folder.name:
         raise BundleError(f"{path}: version is {manifest.version}, the folder is called {folder.name}")
     return manifest
@@ -278,6 +281,10 @@ def sealed(manifest: Manifest) -> bytes:
     text = manifest.model_copy(update={"seal": ""}).model_dump_json(indent=2) + "\n"
     before, after = text.rsplit('""', 1)
     return f'{before}"{hashlib.sha256(text.encode()).hexdigest()}"{after}'.encode()
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split(".")))
 
 
 _KNOWN = {MANIFEST, *REQUIRED, *OPTIONAL}

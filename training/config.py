@@ -35,7 +35,7 @@ class TrainingConfig(_Section):
     negatives: int = Field(1, ge=1)  # a target for bce and gbce, a batch for sampled_softmax
     calibration: float = Field(0.75, ge=0, le=1)  # of gbce: 0 is bce, 1 gives scores that are probabilities
     batch: int = Field(128, ge=1)  # windows a step
-    stride: int | None = Field(None, ge=1)  # between windows of a long history; None: the model's length, no overlap
+    stride: int | None = Field(None, ge=1)  # between windows of a long history; None: the model's length
     shuffle_ties: bool = True  # draw the order of events of one user at the same time anew in every epoch
     epochs: int = Field(200, ge=1)
     patience: int = Field(20, ge=1)  # epochs without a better validation NDCG@10 before training stops

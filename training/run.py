@@ -133,6 +133,8 @@ class RunFolder:
         np.save(self.path / "popularity.npy", popularity(prepared.split.train, prepared.dataset.vocabulary.items))
         if prepared.attributes is not None:
             self._write_json("attributes.json", prepared.attributes.columns)
+        else:  # the same run with attributes may have been here before
+            (self.path / "attributes.json").unlink(missing_ok=True)
         self._write_json(RUN, spec.model_dump(mode="json"), indent=2)  # last: what it describes is there
 
     def finish(self, metrics: dict[str, object]) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from models import bundle as bundles
+from models import VERSION
 from models.bundle import REQUIRED, BundleError, Content, Manifest, read_bundle, sealed, verify, write_bundle
 from models.registry import Registry, RegistryError
 from models.runtime import Runtime
@@ -313,6 +314,16 @@ def test_a_format_of_the_future_is_told_from_damage(whole: Path, found: Any) -> 
     new = manifest | {"format": found, "field_of_the_future": 1}
     (writable(whole) / "manifest.json").write_text(json.dumps(new))
     refused(whole, "manifest.json", f"format is {found!r}", "reads 1")
+
+
+@pytest.mark.parametrize(("oldest", "reads"), [("0.0.9", True), (VERSION, True), ("0.1.1", False), ("0.10.0", False)])
+def test_a_bundle_for_a_later_version_asks_for_an_update(whole: Path, oldest: str, reads: bool) -> None:
+    writable(whole)
+    reseal(whole, reader=oldest)
+    if reads:
+        assert read_bundle(whole).manifest.reader == oldest
+    else:
+        refused(whole, f"needs version {oldest} or later", VERSION)
 
 
 @pytest.mark.parametrize(("key", "value"), [("items", 13), ("dim", 11), ("items", 0), ("version", "../v1")])

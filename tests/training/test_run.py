@@ -54,6 +54,18 @@ def test_the_data_of_a_run_is_read_again_as_it_was(
     assert run.attributes() is None
 
 
+def test_attributes_that_are_no_longer_given_do_not_stay(
+    tmp_path: Path, log: Path, spec_of: Callable[..., tuple[RunSpec, Prepared]]
+) -> None:
+    titles = tmp_path / "titles.csv"
+    titles.write_text("item_id,title\ni1,First\n")
+    run = RunFolder(tmp_path / "run")
+    run.begin(*spec_of([log], attributes=titles))
+    assert "First" in (run.attributes() or {})["title"]
+    run.begin(*spec_of([log]))
+    assert run.attributes() is None
+
+
 def test_data_that_has_changed_since_is_refused(
     tmp_path: Path, log: Path, spec_of: Callable[..., tuple[RunSpec, Prepared]]
 ) -> None:
