@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models import bundle as bundles
 from models import VERSION
+from models import bundle as bundles
 from models.bundle import REQUIRED, BundleError, Content, Manifest, read_bundle, sealed, verify, write_bundle
 from models.registry import Registry, RegistryError
 from models.runtime import Runtime
