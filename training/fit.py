@@ -66,7 +66,7 @@ class Task(Protocol[Batch]):
         """Figures of the model as it is."""
 
     def score(self, figures: dict[str, float]) -> float:
-        """One number from these figures, higher is better."""
+        """One number from these figures, higher is better; NaN where nothing is validated, then the latest is best."""
 
 
 def fit(
@@ -104,7 +104,7 @@ def fit(
         figures = task.validate()
         score = task.score(figures)
         seconds = time.perf_counter() - began
-        better = score > progress.best
+        better = not score <= progress.best  # so written, NaN is better than what was
         if better:
             best_weights = _copy(model)
         best_epoch = epoch if better else progress.best_epoch
@@ -112,7 +112,7 @@ def fit(
             identity=identity,
             epoch=epoch,
             best_epoch=best_epoch,
-            best=max(score, progress.best),
+            best=score if better else progress.best,
             seconds=progress.seconds + seconds,
             sequences=progress.sequences + taken,
             finished=epoch >= config.epochs or epoch - best_epoch >= config.patience,

@@ -33,7 +33,8 @@ def compare(challenger: Evaluation, champion: Evaluation) -> Verdict:
 class BundleScorer:
     """A bundle as a Scorer over another vocabulary: items are matched by external id.
 
-    An item that the bundle does not know can neither be scored nor speak for a user, as when it serves.
+    As when it serves: an item that it does not know can neither be scored nor speak for a user, and a user of whom it
+    knows no item gets what is popular.
     """
 
     def __init__(self, runtime: Runtime, vocabulary: Vocabulary) -> None:
@@ -42,8 +43,10 @@ class BundleScorer:
         self._rows = np.array([0, *(index_of.get(item, 0) for item in vocabulary.ids[1:])], np.int64)
 
     def __call__(self, histories: Sequences) -> NDArray[np.float32]:
-        translated = [self._rows[histories[user]] for user in range(len(histories))]
-        vectors = self._runtime.encode([history[history > 0] for history in translated])
-        scores = (vectors @ self._runtime.bundle.items.T)[:, self._rows]
+        bundle = self._runtime.bundle
+        known = [rows[rows > 0] for rows in (self._rows[histories[user]] for user in range(len(histories)))]
+        own = self._runtime.encode(known) @ bundle.items.T  # (users, the bundle's rows)
+        own[[user for user, history in enumerate(known) if not len(history)]] = bundle.popularity
+        scores: NDArray[np.float32] = own[:, self._rows]
         scores[:, self._rows == 0] = -np.inf
         return scores

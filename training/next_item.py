@@ -1,5 +1,6 @@
 """Next-item prediction as a training task: every position of a window predicts the item after it."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -86,12 +87,14 @@ class NextItem:
         return losses.bce(positive, negative)
 
     def validate(self) -> dict[str, float]:
-        """Metrics of the validation part, the full catalogue ranked."""
+        """Metrics of the validation part, the full catalogue ranked; none if the part is empty."""
+        if not len(self._validation):
+            return {}
         return evaluate(ModelScorer(self._model), self._validation, self._model.items).metrics()
 
     def score(self, figures: dict[str, float]) -> float:
-        """Validation NDCG@10."""
-        return figures[METRIC]
+        """Validation NDCG@10, NaN without a validation part."""
+        return figures.get(METRIC, math.nan)
 
     def _negatives(self, batch: Batch, generator: np.random.Generator) -> NDArray[np.int64] | None:
         if self._config.loss == "softmax":

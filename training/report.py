@@ -31,7 +31,7 @@ class EpochBar:
 
     def epoch(self, record: dict[str, float], *, best: bool) -> None:
         """Start the next bar; a better epoch is remembered beside it."""
-        if best:
+        if best and self._metric in record:
             self._progress.update(
                 self._task, best=f"best {self._metric} {record[self._metric]:.4f} in epoch {record['epoch']}"
             )

@@ -1,30 +1,47 @@
 """Batch retraining: files and the live event log in, a better champion or the same one out.
 
-Split by time, since that is what serving is: learn from before a moment, be judged by what came after it.
+Split by time, since that is what serving is: learn from before a moment, be judged by what came after it. A challenger
+that passes is fitted once more on everything, for the newest events are those it has to know.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 from rich.console import Console
 
-from models.bundle import read_bundle
-from models.eventlog import SEQUENCE_TYPES, connect, log_size, read_events
+from models.bundle import Bundle, read_bundle
+from models.eventlog import SEQUENCE_TYPES, LoggedEvent, connect, log_size, read_events
 from models.registry import Registry
 from models.runtime import Runtime
+from training.attributes import Attributes
 from training.config import Config
+from training.dataset import DatasetError, Vocabulary
 from training.evaluate import Evaluation, evaluate_test
 from training.export import export
 from training.gate import BundleScorer, compare
 from training.interactions import Columns, Interactions, interactions_from_frame, read_interactions
 from training.next_item import ModelScorer
-from training.run import CHECKPOINT, Prepared, RunSpec, data_window, prepare
-from training.train import train
+from training.run import CHECKPOINT, Prepared, RunFolder, RunSpec, data_window, prepare
+from training.train import refit, train
 
 _LARGEST_WINDOW = 0.1  # of the interactions: the newest tenth judges, the tenth before it validates
 _SMALLEST_WINDOW = 0.01  # less than this after the champion's training would be judged by chance
+_WIDER_WINDOWS = (0.1, 0.2, 0.3)  # where the first has too few users with a history before it
+_FEWEST_JUDGES = 50  # users: below, the figure of a window is mostly chance
+
+_Row = tuple[str, str, str, str, int, float | None]
+_LOG = {
+    "user_id": pl.String,
+    "event_id": pl.String,
+    "item_id": pl.String,
+    "type": pl.String,
+    "timestamp": pl.Int64,
+    "value": pl.Float64,
+}
+_PAGE = 50_000  # events turned into columns together: as Python objects they take ten times the memory
 
 
 class NotPromoted(Exception):  # noqa: N818 - an outcome, not an error
@@ -57,8 +74,7 @@ def retrain(
     registry = Registry(artifacts)
     current = registry.current()
     champion = Runtime(read_bundle(registry.folder(current)), device="cpu") if current else None
-    window = _window(interactions, champion, console)
-    prepared = prepare(interactions, config, split="time", attributes=attributes, held_out=window)
+    prepared, window = _prepare(interactions, config, attributes, champion, console)
     spec = RunSpec(
         name=name,
         config=config,
@@ -71,14 +87,16 @@ def retrain(
         data=data_window(data, prepared),
     )
     run = train(spec, prepared, artifacts / "runs" / f"{name}-{spec.identity[:12]}", console)
-    challenger = _judge(ModelScorer(run.model()), prepared)
-    folder = export(run, artifacts)
-    (run.path / CHECKPOINT).unlink()  # the bundle has the weights; retraining every night must not fill the disk
     if champion is not None:
+        challenger = _judge(ModelScorer(run.model()), prepared)
         verdict = compare(challenger, _judge(BundleScorer(champion, prepared.dataset.vocabulary), prepared))
         if not verdict.promote:
+            folder = _publish(run, artifacts)
             raise NotPromoted(f"{verdict.reason}; champion stays {current}, challenger kept as {folder.name}")
         console.print(verdict.reason)
+    whole = refit(run, prepared, console)
+    folder = _publish(whole, artifacts)
+    (run.path / CHECKPOINT).unlink()
     registry.promote(folder.name)
     console.print(f"champion is {folder.name} (before: {current or 'none'})")
     return folder.name
@@ -87,49 +105,100 @@ def retrain(
 def logged_interactions(url: str, event_types: Collection[str], console: Console) -> Interactions | None:
     """The event log of a store as interactions, each event once; None if it holds none of these types.
 
-    Raises EventLogError if the store cannot be read.
+    What it was accepted with may still be nothing to learn from, a blank id or a time before 1970: counted, not
+    refused, since whoever may post events must not be able to stop retraining. Raises EventLogError if the store
+    cannot be read.
     """
     client = connect(url)
     try:
         size = log_size(client)
-        events = {(event.user_id, event.event_id): event for event in read_events(client)}
+        pages = [pl.DataFrame(page, schema=_LOG, orient="row") for page in _pages(map(_row, read_events(client)))]
     finally:
         client.close()
-    rows = [event for event in events.values() if event.type in event_types]
+    log = pl.concat([pl.DataFrame(schema=_LOG), *pages]).unique(["user_id", "event_id"], keep="first")
+    rows = log.filter(pl.col("type").is_in(list(event_types)))
     trimmed = f", {size.trimmed:,} older ones trimmed" if size.trimmed else ""
-    console.print(f"event log: {len(events):,} events, {len(rows):,} of them {' or '.join(event_types)}{trimmed}")
-    if not rows:
+    console.print(f"event log: {len(log):,} events, {len(rows):,} of them {' or '.join(event_types)}{trimmed}")
+    if not len(rows):
         return None
-    rows.sort(key=lambda event: (event.timestamp_ms, event.event_id))  # the order the service keeps them in
-    frame = pl.DataFrame(
-        {
-            "user_id": [event.user_id for event in rows],
-            "item_id": [event.item_id for event in rows],
-            "timestamp": [event.timestamp_ms for event in rows],
-            "value": [event.value for event in rows],
-        },
-        schema_overrides={"timestamp": pl.Int64, "value": pl.Float32},
+    value = pl.col("value").cast(pl.Float32)
+    frame = rows.sort("timestamp", "event_id").select(  # the order the service keeps them in
+        "user_id",
+        "item_id",
+        pl.col("timestamp").cast(pl.Datetime("ms")),  # milliseconds, whatever they look like
+        pl.when(value.is_finite()).then(value).alias("value"),
     )
-    return interactions_from_frame(frame, source=f"event log of {url.rpartition('@')[2]}")
+    return interactions_from_frame(frame, source=f"event log of {url.rpartition('@')[2]}", max_dropped=1.0)
+
+
+def _pages(rows: Iterable[_Row]) -> Iterator[list[_Row]]:
+    """Rows in lists of up to _PAGE."""
+    rows = iter(rows)
+    while page := list(islice(rows, _PAGE)):
+        yield page
+
+
+def _row(event: LoggedEvent) -> _Row:
+    return event.user_id, event.event_id, event.item_id, event.type, event.timestamp_ms, event.value
+
+
+def _publish(run: RunFolder, artifacts: Path) -> Path:
+    folder = export(run, artifacts)
+    (run.path / CHECKPOINT).unlink()  # the bundle has the weights; retraining every night must not fill the disk
+    return folder
 
 
 def _judge(scorer: "ModelScorer | BundleScorer", prepared: Prepared) -> Evaluation:
     return evaluate_test(scorer, prepared.split, prepared.dataset.vocabulary.items)
 
 
-def _window(interactions: Interactions, champion: Runtime | None, console: Console) -> float:
-    """Share of the newest interactions to judge by: later than what the champion learned from, where there are enough.
+def _prepare(
+    interactions: Interactions, config: Config, attributes: Path | None, champion: Runtime | None, console: Console
+) -> tuple[Prepared, float]:
+    """The data split in time, and the share of it that judges.
 
-    A champion that has seen the answers would win against any challenger.
+    The window is later than what the champion learned from where that leaves enough to judge by; a champion that has
+    seen the answers would win against any challenger. A window that too few known users reach is widened.
     """
+    unseen = _unseen(interactions, champion)
+    shares = [min(unseen, _LARGEST_WINDOW)] if unseen >= _SMALLEST_WINDOW else []
+    problem: DatasetError | None = None
+    for share in [*shares, *_WIDER_WINDOWS]:
+        try:
+            prepared = prepare(interactions, config, split="time", attributes=attributes, held_out=share)
+        except DatasetError as error:
+            problem = error
+            continue
+        if prepared.split.judges >= _FEWEST_JUDGES or share == _WIDER_WINDOWS[-1]:
+            break
+    else:
+        raise problem or DatasetError("there is nothing to judge by")
+    for reason, users in prepared.split.left_out.items():
+        if users:
+            console.print(f"{users:,} users with {reason}: they are learned from, and judge nothing")
+    if share > unseen:
+        console.print(
+            f"note: only {unseen:.2%} of the interactions are later than what the champion was trained on, so it has "
+            "seen part of the window it is judged by, which favours it"
+        )
+    if attributes is None and champion is not None and champion.bundle.attributes is not None:
+        prepared = replace(prepared, attributes=_inherited(champion.bundle, prepared.dataset.vocabulary))
+    return prepared, share
+
+
+def _unseen(interactions: Interactions, champion: Runtime | None) -> float:
+    """Share of the interactions that are later than what the champion was fitted to; 1 without a champion."""
     learned_until = champion.bundle.manifest.data.trained_until_ms if champion else None
     if learned_until is None or not interactions.has_timestamps:
-        return _LARGEST_WINDOW
-    unseen = float((interactions.frame["timestamp"].to_numpy() > learned_until).mean())
-    if unseen >= _SMALLEST_WINDOW:
-        return float(np.minimum(unseen, _LARGEST_WINDOW))
-    console.print(
-        f"note: only {unseen:.2%} of the interactions are later than what the champion was trained on, so it has seen "
-        "part of the window it is judged by, which favours it"
-    )
-    return _LARGEST_WINDOW
+        return 1.0
+    return float((interactions.frame["timestamp"].to_numpy() > learned_until).mean())
+
+
+def _inherited(bundle: Bundle, vocabulary: Vocabulary) -> Attributes:
+    """The champion's attributes in the rows of a new vocabulary, so that titles survive a retraining without them."""
+    rows = [0, *(bundle.index_of.get(item, 0) for item in vocabulary.ids[1:])]
+    columns = {
+        name: [column[row] if row else None for row in rows] for name, column in (bundle.attributes or {}).items()
+    }
+    missing = rows[1:].count(0)
+    return Attributes(columns, missing_items=missing, unknown_items=bundle.manifest.items - len(rows) + 1 + missing)

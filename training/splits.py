@@ -46,6 +46,11 @@ class Split:
     left_out: dict[str, int]
     cuts_ms: tuple[int, int] | None = None
 
+    @property
+    def judges(self) -> int:
+        """How many users the test part has: whether it can judge anything, and not by what."""
+        return len(self._test)
+
 
 def open_test(split: Split) -> Holdout:
     """The sealed test part. For training.evaluate alone; a test holds that."""
@@ -122,6 +127,14 @@ def split_by_time(dataset: Dataset, *, validation_share: float = 0.1, test_share
         },
         cuts_ms=(first_cut, second_cut),
     )
+
+
+def unsplit(dataset: Dataset) -> Split:
+    """Everything for training, nothing held out: for a last fit of a model that was judged on less."""
+    everything = dataset.sequences.compact()
+    nobody = np.empty(0, np.int64)
+    nothing = Holdout(nobody, everything.take(nobody), nobody.astype(np.int32), nobody.astype(np.bool_))
+    return Split(train=everything, validation=nothing, _test=nothing, left_out={})
 
 
 def _count_before(sequences: Sequences, times: NDArray[np.int64], cut_ms: int) -> NDArray[np.int64]:

@@ -1,5 +1,6 @@
 """One training run from data to figures: prepare, fit, evaluate beside the baselines, write the folder."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from training.fit import Fitted, fit
 from training.next_item import METRIC, ModelScorer, NextItem
 from training.report import describe_stop, epoch_bar, plot_curves, results_table
 from training.run import Prepared, RunFolder, RunSpec
+from training.splits import unsplit
 
 _SPLITS = {"loo": "leave-one-out", "time": "split by time"}
 
@@ -26,9 +28,8 @@ def train(spec: RunSpec, prepared: Prepared, folder: Path, console: Console) -> 
     run.begin(spec, prepared)
     torch.set_num_threads(cpu_quota())
     torch.manual_seed(spec.seed)  # weights and dropout; the data's order and the negatives draw from their own
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     items = prepared.dataset.vocabulary.items
-    model = build(spec.config.model, items).to(device)
+    model = build(spec.config.model, items).to(_device())
     training = spec.config.training
     task = NextItem(model, prepared.split.train, prepared.split.validation, training, seed=spec.seed)
     with epoch_bar(console, task.windows.count(0), METRIC) as bar:
@@ -39,6 +40,27 @@ def train(spec: RunSpec, prepared: Prepared, folder: Path, console: Console) -> 
     plot_curves(run.epochs(), folder / "curves.png", METRIC)
     console.print(results_table(spec.name, metrics, title=f"Test, {_SPLITS[spec.split]}"))
     console.print(f"run folder: {folder}")
+    return run
+
+
+def refit(judged: RunFolder, prepared: Prepared, console: Console) -> RunFolder:
+    """The model of a judged run once more, now on everything: what judged it is the newest there is to learn.
+
+    It takes the epochs that the judged one took to its best, and carries that one's figures.
+    """
+    spec, metrics = judged.spec(), judged.metrics()
+    whole = replace(prepared, split=unsplit(prepared.dataset))
+    spec = spec.model_copy(update={"data": spec.data.model_copy(update={"trained_until_ms": spec.data.last_ms})})
+    run = RunFolder(judged.path / "refit")
+    run.begin(spec, whole)
+    torch.manual_seed(spec.seed)
+    model = build(spec.config.model, prepared.dataset.vocabulary.items).to(_device())
+    training = spec.config.training.model_copy(update={"epochs": metrics["best_epoch"]})
+    task = NextItem(model, whole.split.train, whole.split.validation, training, seed=spec.seed)
+    with epoch_bar(console, task.windows.count(0), METRIC) as bar:
+        fitted = fit(model, task, training, folder=run.path, identity=spec.identity, watcher=bar)
+    console.print(f"fitted again on everything: {fitted.epochs} epochs in {fitted.seconds:.0f} s")
+    run.finish(metrics)
     return run
 
 
@@ -78,3 +100,7 @@ def judge(scorer: ModelScorer, prepared: Prepared, fitted: Fitted) -> dict[str, 
         "seconds": fitted.seconds,
         "sequences_per_second": fitted.sequences / fitted.seconds,
     }
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 import redis
 
-from models.bundle import Content, read_bundle, write_bundle
+from models.bundle import read_bundle
 from models.eventlog import LoggedEvent, encode, log_key, partition_of
 from models.registry import Registry
 from training.__main__ import main
@@ -132,20 +132,78 @@ def test_a_worse_challenger_is_kept_and_the_champion_stays(desk: Desk) -> None:
     assert error.startswith("not promoted: ndcg@10 0.")
     assert f"champion stays {champion}, challenger kept as {challenger}" in error
     assert "same" in error
-    assert "note:" not in out  # the window is later than all that the champion learned from
-
-    # A champion that has seen everything is judged by what it knows, which the operator is told.
-    bundle = read_bundle(desk.registry.folder(champion))
-    assert bundle.manifest.data.last_ms is not None
-    window = bundle.manifest.data.model_copy(update={"trained_until_ms": bundle.manifest.data.last_ms})
-    values = {field.name: getattr(bundle, field.name) for field in fields(Content)}
-    values |= {"encoder": bundle.encoder.read_bytes(), "ranker": bundle.ranker.read_bytes()}
-    values["manifest"] = bundle.manifest.model_copy(update={"version": "knows-it-all", "data": window, "seal": ""})
-    write_bundle(desk.registry.artifacts, Content(**values))
-    desk.registry.promote("knows-it-all")
-    status, out, _ = desk.retrain(USELESS.replace("1e-9", "2e-9"), "--seed", "1")
-    assert (status, desk.registry.current()) == (3, "knows-it-all")
+    # The champion was fitted again on everything, this window too, which the operator is told.
     assert "it has seen part of the window it is judged by" in " ".join(out.split())
+
+
+def test_events_that_came_after_the_champion_judge_and_are_learned(desk: Desk, store: tuple[str, redis.Redis]) -> None:
+    """Known users go on where they were, a new item among what they take, and newcomers arrive."""
+    url, client = store
+    assert desk.retrain(GOOD)[0] == 0
+    first = desk.registry.current()
+    assert first is not None
+    log = pl.read_csv(desk.folder / "log.csv")
+    late = int(log["timestamp"].max()) + 1  # type: ignore[arg-type]
+    for number, (user, item) in enumerate(
+        log.group_by("user_id", maintain_order=True).last()["user_id", "item_id"].rows()
+    ):
+        follows = f"i{(int(item[1:]) + 1) % 40}"
+        add(client, user, f"{number}a", item_id=follows, timestamp_ms=late + number)
+        add(client, user, f"{number}b", item_id="new-item", timestamp_ms=late + 1_000_000 + number, type="purchase")
+    for number in range(30):
+        add(client, f"newcomer{number}", "e", item_id="i1", timestamp_ms=late + number)
+    status, out, error = desk.retrain(GOOD, "--events-from", url)
+    said = " ".join(out.split())
+    assert (status, error) == (0, "")
+    assert "note:" not in said  # what judged was later than all that the champion knew
+    assert "30 users with no history before" in said
+    champion = desk.registry.current()
+    assert champion not in (first, None)
+    bundle = read_bundle(desk.registry.folder(str(champion)))
+    data = bundle.manifest.data
+    assert data.trained_until_ms == data.last_ms  # judged on less, then fitted on everything
+    assert bundle.popularity[bundle.index_of["new-item"]] == 250
+    assert bundle.popularity.sum() == len(log) + 530
+    assert not list((desk.folder / "artifacts" / "runs").rglob("checkpoint*"))
+
+
+def test_a_log_of_newcomers_alone_is_learned_from_all_the_same(desk: Desk, store: tuple[str, redis.Redis]) -> None:
+    url, client = store
+    assert desk.retrain(GOOD)[0] == 0
+    late = int(pl.read_csv(desk.folder / "log.csv")["timestamp"].max()) + 1  # type: ignore[arg-type]
+    for number in range(300):
+        add(client, f"newcomer{number}", "e", item_id="i1", timestamp_ms=late + number)
+    status, out, error = desk.retrain(GOOD, "--events-from", url)
+    assert status in (0, 3), error  # a wider window judges
+    assert "note:" in out
+
+
+def test_what_training_cannot_use_of_the_log_is_counted_and_stops_nothing(
+    desk: Desk, store: tuple[str, redis.Redis]
+) -> None:
+    url, client = store
+    for number in range(200):
+        add(client, "blank", f"e{number}", item_id=" ", timestamp_ms=5 + number)
+    add(client, "old", "e", item_id="i1", timestamp_ms=17, value=1e300)  # milliseconds, although they look like seconds
+    status, out, _ = desk.retrain(GOOD, "--events-from", url)
+    assert status == 0
+    assert "200 item id empty" in " ".join(out.split())
+    champion = desk.registry.current()
+    assert champion is not None
+    assert desk.registry.manifest(champion).data.first_ms == 17
+
+
+def test_titles_survive_a_retraining_without_attributes(desk: Desk) -> None:
+    titles = desk.folder / "titles.csv"
+    titles.write_text("item_id,title\ni1,First\ngone,Never seen\n")
+    assert desk.retrain(GOOD, "--attributes", str(titles))[0] == 0
+    first = desk.registry.current()
+    assert desk.retrain(GOOD, "--seed", "1")[0] in (0, 3)
+    (second,) = set(desk.registry.versions()) - {first}
+    bundle = read_bundle(desk.registry.folder(second))
+    assert bundle.attributes is not None
+    assert bundle.attributes["title"][bundle.index_of["i1"]] == "First"
+    assert sum(title is not None for title in bundle.attributes["title"]) == 1
 
 
 def test_an_unreachable_store_is_one_sentence_and_changes_nothing(desk: Desk) -> None:
@@ -188,8 +246,8 @@ def test_a_champion_is_scored_by_ids_whatever_rows_its_items_have(published: Pat
     vocabulary = Vocabulary(("", "unknown", "i9", "i3", "other", "i5"))
     histories = Sequences(np.array([3, 1, 2, 4], np.int32), np.array([0, 3]), np.array([3, 4]))
     scores = BundleScorer(runtime, vocabulary)(histories)
-    known = runtime.encode([bundle.indices(["i3", "i9"]), bundle.indices([])])
-    expected = known @ bundle.items.T
+    known = runtime.encode([bundle.indices(["i3", "i9"])])
+    expected = np.vstack([known @ bundle.items.T, bundle.popularity])  # nothing known of the second: what is popular
     for column, name in enumerate(vocabulary.ids):
         if name in ("i9", "i3", "i5"):
             np.testing.assert_allclose(scores[:, column], expected[:, bundle.index_of[name]], rtol=1e-5)
