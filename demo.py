@@ -6,8 +6,11 @@ The story goes over HTTP like any client's.
 
 import argparse
 import contextlib
+import hashlib
 import json
+import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -69,7 +72,10 @@ def main() -> int:
 
 def make_bundle(options: argparse.Namespace) -> None:
     """Fetch, train, export and promote, each by its own command."""
-    data, run = Path("data/ml-100k"), options.artifacts / "runs" / f"demo-{Path(options.config).stem}"
+    file = Path(options.config) if options.config.endswith(".toml") else Path(f"training/configs/{options.config}.toml")
+    mark = hashlib.sha256(file.read_bytes()).hexdigest()[:8] if file.is_file() else "unknown"
+    data = Path("data/ml-100k")
+    run = options.artifacts / "runs" / f"demo-{file.stem}-{mark}"  # another configuration is another run
     training("fetch", "ml-100k", "--to", data, *(["--from", options.source] if options.source else []))
     files = ("--data", data / "ml-100k.inter", "--attributes", data / "ml-100k.item")
     training("train", options.config, *files, "--output", run)
@@ -102,15 +108,22 @@ def read_titles(artifacts: Path) -> dict[str, str]:
 @contextlib.contextmanager
 def service(options: argparse.Namespace) -> Iterator[str]:
     """The service, ready to answer; stopped with everything it started when the block ends."""
-    store = ["--redis", options.redis] if options.redis else ["--embedded"]
-    command = ["-m", "service", "serve", "--port", str(options.port), "--artifacts", str(options.artifacts), *store]
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", options.port)) == 0:
+            raise DemoError(f"port {options.port} is taken by another program; choose another with --port")
+    command = ["-m", "service", "serve", "--port", str(options.port), "--artifacts", str(options.artifacts)]
+    environment = dict(os.environ)
+    if options.redis:  # not on the command line, where everyone on the machine can read its password
+        environment["RECSERVE_REDIS"] = options.redis
+    else:
+        command.append("--embedded")
     log = options.artifacts / "demo.log"
     print(f"\n$ python {' '.join(command)}   (its log: {log})", flush=True)
     url = f"http://127.0.0.1:{options.port}"
     with log.open("w", encoding="utf-8") as output:
         # In a group of its own: Ctrl-C reaches it through us, once.
         process = subprocess.Popen(  # noqa: S603 - our own program
-            [sys.executable, *command], stdout=output, stderr=output, process_group=0
+            [sys.executable, *command], stdout=output, stderr=output, env=environment, process_group=0
         )
     try:
         wait_until_ready(url, process, log)
@@ -127,7 +140,8 @@ def wait_until_ready(url: str, process: "subprocess.Popen[bytes]", log: Path) ->
     while time.monotonic() < deadline and process.poll() is None:
         with contextlib.suppress(OSError):
             call(url, "GET", "/readyz")
-            return
+            if process.poll() is None:
+                return
         time.sleep(0.05)
     tail = "\n".join(log.read_text(encoding="utf-8").splitlines()[-5:])
     state = "ended" if process.poll() is not None else f"was not ready within {READY_WITHIN_S} s"
@@ -138,7 +152,10 @@ def call(url: str, method: str, path: str, body: object = None) -> Any:
     """One JSON request. Raises OSError (HTTPError among them) if it does not succeed."""
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url + path, data, {"Content-Type": "application/json"}, method=method)  # noqa: S310
-    with urllib.request.urlopen(request, timeout=10) as response:  # noqa: S310 - our own service
+    direct = urllib.request.build_opener(
+        urllib.request.ProxyHandler({})
+    )  # a proxy knows nothing of this machine's ports
+    with direct.open(request, timeout=10) as response:
         return json.loads(response.read())
 
 

@@ -33,7 +33,7 @@ VOLUME /artifacts
 EXPOSE 8000
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 \
-    CMD ["python", "-c", "import os, urllib.request as u; u.urlopen(f'http://127.0.0.1:{os.environ.get(\"RECSERVE_PORT\", 8000)}/healthz', timeout=2)"]
+    CMD ["python", "-c", "import os, urllib.request as u; u.build_opener(u.ProxyHandler({})).open(f'http://127.0.0.1:{os.environ.get(\"RECSERVE_PORT\", 8000)}/healthz', timeout=2)"]
 # A store and leave to listen beyond the container are for whoever runs it to give: RECSERVE_REDIS, and either
 # RECSERVE_API_KEY_HASHES or RECSERVE_TRUSTED_NETWORK=true.
 ENTRYPOINT ["python", "-m", "service", "serve", "--host", "0.0.0.0"]

@@ -50,7 +50,7 @@ class LoggedEvent:
 
     def __post_init__(self) -> None:
         if not (self.user_id and self.item_id and self.event_id and self.type):
-            raise ValueError(f"user_id, item_id, event_id and type must not be empty: {self}")
+            raise ValueError("user_id, item_id, event_id and type must not be empty")
         if not 0 <= self.timestamp_ms <= LAST_TIMESTAMP_MS:
             raise ValueError(f"timestamp_ms is {self.timestamp_ms}; give milliseconds from 0 to {LAST_TIMESTAMP_MS}")
         if self.value is not None and not math.isfinite(self.value):

@@ -70,12 +70,17 @@ class Registry:
         Raises RegistryError if there is none, BundleError if it is damaged.
         """
         with self._locked():
-            promoted = self._promoted()
-            if len(promoted) < 2:
-                raise RegistryError(f"there is no earlier champion in {self.artifacts} to roll back to")
-            read_bundle(self.folder(promoted[1]))
-            self._write(promoted[1:])
-            return promoted[1]
+            before = self.predecessor()
+            read_bundle(self.folder(before))
+            self._write(self._promoted()[1:])
+            return before
+
+    def predecessor(self) -> str:
+        """The champion before this one. Raises RegistryError if there is none."""
+        promoted = self._promoted()
+        if len(promoted) < 2:
+            raise RegistryError(f"there is no earlier champion in {self.artifacts} to roll back to")
+        return promoted[1]
 
     def _created(self, version: str) -> str:
         try:
@@ -88,6 +93,10 @@ class Registry:
             return (self.artifacts / CURRENT).read_text(encoding="utf-8").split()
         except FileNotFoundError:
             return []
+        except UnicodeDecodeError as error:
+            raise RegistryError(
+                f"{self.artifacts / CURRENT} is not a list of versions; write the name of the champion into it"
+            ) from error
 
     def _write(self, promoted: list[str]) -> None:
         descriptor, draft = tempfile.mkstemp(prefix=".current-", dir=self.artifacts)
@@ -100,6 +109,8 @@ class Registry:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
+        if not self.artifacts.is_dir():
+            raise RegistryError(f"there is no folder {self.artifacts}; give the one that holds the bundles")
         with (self.artifacts / ".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield

@@ -27,6 +27,7 @@ import uvloop
 CONNECTIONS = 64
 MAX_HISTORY = 50
 _SEED = 7
+_START_S = 60
 
 
 class BenchError(Exception):
@@ -73,11 +74,15 @@ def own_service(artifacts: Path) -> Iterator[str]:
         options = ["--port", str(port), "--artifacts", str(artifacts), "--embedded", "--data", f"{folder}/store"]
         command = [sys.executable, "-m", "service", "serve", *options, "--log-level", "error"]
         process = subprocess.Popen(command, stderr=subprocess.PIPE)  # noqa: S603 - our own program
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever proxy the environment names
+        deadline = time.monotonic() + _START_S
         try:
             while process.poll() is None:
                 with suppress(OSError):
-                    urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5).close()
+                    direct.open(f"http://127.0.0.1:{port}/healthz", timeout=5).close()
                     break
+                if time.monotonic() > deadline:
+                    raise BenchError(f"the service did not answer within {_START_S} s")
                 time.sleep(0.05)
             else:
                 raise BenchError(process.stderr.read().decode() if process.stderr else "the service did not start")

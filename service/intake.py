@@ -35,7 +35,6 @@ class Intake:
         self._live = live
         self._metrics = metrics
         self._now = now
-        self._last_ms = 0
 
     async def take(self, body: object) -> dict[str, Any]:
         """Store the events of a parsed body and return the response.
@@ -46,9 +45,10 @@ class Intake:
         accepted: list[Event] = []
         rejected: list[dict[str, Any]] = []
         problems: list[dict[str, Any]] = []
-        latest_ms = int(self._now() * 1000) + MAX_AHEAD_MS
+        now_ms = int(self._now() * 1000)
         for index, raw in enumerate(received):
-            found = self._check(raw, latest_ms)
+            # Events sent together without a time keep their order: a millisecond apart, a second at most.
+            found = self._check(raw, default_ms=now_ms + index, latest_ms=now_ms + MAX_AHEAD_MS)
             if isinstance(found, Event):
                 accepted.append(found)
             else:
@@ -81,7 +81,7 @@ class Intake:
             "unknown_items": sum(event.item_id not in known for event in accepted),
         }
 
-    def _check(self, raw: object, latest_ms: int) -> Event | list[dict[str, Any]]:
+    def _check(self, raw: object, *, default_ms: int, latest_ms: int) -> Event | list[dict[str, Any]]:
         """The event as it will be stored, or what is wrong with it."""
         try:
             event = EventRequest.model_validate(raw)
@@ -89,7 +89,7 @@ class Intake:
             return field_errors(error)
         timestamp_ms = event.timestamp
         if timestamp_ms is None:
-            timestamp_ms = self._next_ms()
+            timestamp_ms = default_ms
         elif timestamp_ms > latest_ms:
             detail = "must not be more than 5 minutes ahead of the service's clock"
             return [{"field": "timestamp", "code": "timestamp_ahead", "detail": detail, "value": shorten(timestamp_ms)}]
@@ -103,11 +103,6 @@ class Intake:
             recommendation_id=event.recommendation_id,
             properties=None if event.properties is None else orjson.dumps(event.properties),
         )
-
-    def _next_ms(self) -> int:
-        """Server time, but never the same twice: events sent without a time keep the order they were sent in."""
-        self._last_ms = max(int(self._now() * 1000), self._last_ms + 1)
-        return self._last_ms
 
 
 def _received(body: object) -> list[object]:

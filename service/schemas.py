@@ -6,6 +6,7 @@ and written by hand, since validating our own answers costs more than computing 
 """
 
 import hashlib
+import math
 import re
 from datetime import datetime
 from typing import Annotated, Any, Literal
@@ -17,11 +18,11 @@ from pydantic_core import PydanticCustomError
 from models.eventlog import LAST_TIMESTAMP_MS
 
 MAX_K = 500
-MAX_HISTORY = 1000
+MAX_HISTORY = 10_000  # far above what a model reads, below what would make one request a load
 MAX_EXCLUDED = 1000
 MAX_EVENTS = 1000
 MAX_ID_BYTES = 256
-MAX_TYPE_BYTES = 64
+MAX_TYPE_BYTES = 256
 MAX_PROPERTIES_BYTES = 4096
 MAX_AHEAD_MS = 5 * 60 * 1000
 LATER_FIELDS = frozenset({"filter", "candidates", "model_version", "explain"})  # of the contract, not of this version
@@ -48,7 +49,7 @@ def _milliseconds(value: object) -> object:
         if not _RFC_3339.fullmatch(value):
             raise ValueError
         moment = datetime.fromisoformat(value.upper())
-        return int(moment.timestamp()) * 1000 + moment.microsecond // 1000
+        return math.floor(moment.timestamp()) * 1000 + moment.microsecond // 1000
     except (ValueError, OverflowError):
         raise PydanticCustomError(
             "timestamp", "must be integer epoch milliseconds or an RFC 3339 time with a zone, 2026-05-01T12:00:00Z"

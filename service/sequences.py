@@ -294,10 +294,18 @@ def _unpack(value: bytes, user_id: str) -> list[Any]:
     """Flat list of a packed history. An unreadable one counts as none: one damaged user must not fail a whole batch."""
     try:
         flat = msgpack.unpackb(value)
+        if (
+            not isinstance(flat, list)
+            or len(flat) % STRIDE
+            or not all(isinstance(i, str) for i in flat[ITEM_ID::STRIDE])
+        ):
+            raise ValueError("not a list of events")
     except (ValueError, msgpack.UnpackException) as error:
-        logger.error("history %r is not readable and counts as empty: %s", _history_key(user_id), error)
+        # Who it is stays out of the log; the partition is what to look through.
+        partition = partition_of(user_id)
+        logger.error("a history in partition %d is not readable and counts as empty: %s", partition, error)
         return []
-    return cast(list[Any], flat)
+    return flat
 
 
 def _text(value: bytes | str) -> str:

@@ -69,13 +69,18 @@ class Slot:
         self._watcher: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        """Load the champion, if there is one, and watch for the next. Raises BundleError if it must not serve."""
+        """Load the champion, if there is one, and watch for the next.
+
+        One that must not serve is refused and the watch goes on: a rollback mends it without a restart, and until then
+        readiness says why. Raises DeviceError if the device is not there.
+        """
+        champion = None
         try:
             champion = await asyncio.to_thread(self.registry.current)
             if champion is not None:
                 self._swap(await asyncio.to_thread(self._load, champion))
-        except (RegistryError, EngineError, UnicodeDecodeError) as error:
-            raise BundleError(str(error)) from error
+        except (BundleError, RegistryError, EngineError) as error:
+            self._refuse(Refused(champion or "CURRENT", str(error)))
         self._watcher = asyncio.create_task(self._watch(), name="slot")
         return self
 
@@ -117,7 +122,12 @@ class Slot:
     async def refresh(self) -> None:
         """Serve the champion, if another version serves now; a damaged one is reported and the old one kept."""
         async with self._changing:
-            champion = await asyncio.to_thread(self.registry.current)
+            try:
+                champion = await asyncio.to_thread(self.registry.current)
+            except RegistryError as error:
+                if self.refused is None or self.refused.reason != str(error):
+                    self._refuse(Refused("CURRENT", str(error)))
+                return
             if champion is None or (self.engine is not None and self.engine.version == champion):
                 self.refused = None
                 return

@@ -104,6 +104,31 @@ def test_ctrl_c_leaves_no_process_behind(artifacts: Path) -> None:
     assert left == []
 
 
+def test_a_strangers_service_on_the_port_is_left_alone(artifacts: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        command = demo(artifacts, "--exit", "--skip-train")
+        command[command.index("--port") + 1] = str(taken.getsockname()[1])
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "is taken by another program; choose another with --port" in done.stderr
+    assert "POST /events" not in done.stdout
+
+
+def test_a_proxy_in_the_environment_is_not_asked_for_this_machine(artifacts: Path) -> None:
+    done = subprocess.run(
+        demo(artifacts, "--exit", "--skip-train"),
+        cwd=ROOT,
+        env={**os.environ, "http_proxy": "http://127.0.0.1:9"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_without_a_bundle_the_demo_says_what_to_do(tmp_path: Path) -> None:
     done = subprocess.run(
         demo(tmp_path, "--exit", "--skip-train"), cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
@@ -121,5 +146,5 @@ def test_the_demo_trains_to_the_promised_quality_in_three_minutes(tmp_path: Path
         demo(tmp_path / "artifacts", "--exit"), cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    metrics = json.loads((tmp_path / "artifacts/runs/demo-ml-100k/metrics.json").read_text(encoding="utf-8"))
+    metrics = json.loads(next(tmp_path.glob("artifacts/runs/demo-ml-100k-*/metrics.json")).read_text(encoding="utf-8"))
     assert metrics["test"]["ndcg@10"] >= 0.105

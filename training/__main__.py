@@ -116,8 +116,6 @@ def train_command(
     columns = Columns(user=user_column, item=item_column, timestamp=timestamp_column, value=value_column)
     interactions = read_interactions(data, columns=columns, max_dropped=loaded.data.max_dropped)
     console.print(str(interactions.report))
-    if not interactions.has_timestamps:
-        console.print("no timestamps: the order of the rows is taken as the order of events")
     prepared = prepare(interactions, loaded, split=split, attributes=attributes)
     name = Path(config).stem if config.endswith(".toml") else config
     spec = RunSpec(
@@ -235,9 +233,20 @@ def bench(
     Console().print(str(result))
 
 
+def spread(arguments: list[str]) -> list[str]:
+    """`--data a b` as `--data a --data b`: files that follow a file, as a shell's `*.csv` gives them."""
+    spread: list[str] = []
+    data = False
+    for argument in arguments:
+        another = data and spread[-1] != "--data" and not argument.startswith("-") and Path(argument).is_file()
+        data = argument == "--data" or (data and not argument.startswith("-"))
+        spread += ["--data", argument] if another else [argument]
+    return spread
+
+
 def main() -> int:
     try:
-        app()
+        app(spread(sys.argv[1:]))
     except NotPromoted as reason:
         print(f"not promoted: {reason}", file=sys.stderr)
         return NOT_PROMOTED

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from training.fit import Fitted
 from training.next_item import METRIC
+from training.run import Prepared
 
 _SHOWN = ("hr@10", "ndcg@10", "mrr", "coverage@10")
 
@@ -51,6 +52,30 @@ def epoch_bar(console: Console, windows: int, metric: str) -> Iterator[EpochBar]
     )
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
         yield EpochBar(progress, windows, metric)
+
+
+def describe_data(prepared: Prepared) -> str:
+    """What is trained on, and all that was left out of it and why."""
+    numbers, core = prepared.dataset.statistics(), prepared.dataset.core
+    lines = [
+        f"{numbers.users:,} users, {numbers.items:,} items, {numbers.interactions:,} interactions, "
+        f"median history {numbers.median_length:.0f}"
+    ]
+    if core.interactions_removed:
+        lines.append(
+            f"too few interactions: {core.users_removed:,} users and {core.items_removed:,} items removed, "
+            f"{core.interactions_removed:,} interactions with them"
+        )
+    lines += [f"not evaluated: {users:,} users, {why}" for why, users in prepared.split.left_out.items() if users]
+    if not prepared.interactions.has_timestamps:
+        lines.append("no timestamps: the order of the rows is taken as the order of events")
+    if prepared.attributes is not None:
+        known = numbers.items - prepared.attributes.missing_items
+        lines.append(
+            f"attributes of {known:,} of {numbers.items:,} items; "
+            f"{prepared.attributes.unknown_items:,} in the file are not in the data"
+        )
+    return "\n".join(lines)
 
 
 def describe_stop(fitted: Fitted, patience: int, metric: str) -> str:

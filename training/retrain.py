@@ -173,9 +173,6 @@ def _prepare(
             break
     else:
         raise problem or DatasetError("there is nothing to judge by")
-    for reason, users in prepared.split.left_out.items():
-        if users:
-            console.print(f"{users:,} users with {reason}: they are learned from, and judge nothing")
     if share > unseen:
         console.print(
             f"note: only {unseen:.2%} of the interactions are later than what the champion was trained on, so it has "

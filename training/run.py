@@ -31,6 +31,7 @@ from training.splits import Split, split_by_time, split_leave_one_out
 
 SplitName = Literal["loo", "time"]
 
+_AGAIN = "the same train command writes it again"
 RUN, METRICS, EPOCHS = "run.json", "metrics.json", "metrics.jsonl"
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -154,7 +155,7 @@ class RunFolder:
             raise RunError(
                 f"{self.path} has no {METRICS}: the run is not finished; the same train command continues it"
             )
-        return json.loads((self.path / METRICS).read_bytes())  # type: ignore[no-any-return]
+        return self._read_json(METRICS)  # type: ignore[no-any-return]
 
     def epochs(self) -> list[dict[str, float]]:
         """What metrics.jsonl holds, oldest first."""
@@ -169,16 +170,18 @@ class RunFolder:
 
     def ids(self) -> list[str]:
         """External id of every item row; row 0 is padding."""
-        return json.loads((self.path / "vocabulary.json").read_bytes())  # type: ignore[no-any-return]
+        return self._read_json("vocabulary.json")  # type: ignore[no-any-return]
 
     def popularity(self) -> NDArray[np.float32]:
         """Train interactions of every item row."""
-        return np.load(self.path / "popularity.npy", allow_pickle=False)  # type: ignore[no-any-return]
+        try:
+            return np.load(self.path / "popularity.npy", allow_pickle=False)  # type: ignore[no-any-return]
+        except (OSError, ValueError) as error:
+            raise RunError(f"{self.path / 'popularity.npy'} is damaged ({error}); {_AGAIN}") from error
 
     def attributes(self) -> dict[str, list[Any]] | None:
         """Attribute columns by name, one entry an item row, or None."""
-        path = self.path / "attributes.json"
-        return json.loads(path.read_bytes()) if path.exists() else None
+        return self._read_json("attributes.json") if (self.path / "attributes.json").exists() else None
 
     def data(self) -> Prepared:
         """The run's data again, read from its files. Raises RunError if they have changed since."""
@@ -190,6 +193,12 @@ class RunFolder:
         if data_window(spec.files, prepared) != spec.data:
             raise RunError(f"{self.path}: the data files are not those the run was trained on (their sha256 differ)")
         return prepared
+
+    def _read_json(self, name: str) -> Any:
+        try:
+            return json.loads((self.path / name).read_bytes())
+        except (OSError, ValueError) as error:
+            raise RunError(f"{self.path / name} is damaged ({error}); {_AGAIN}") from error
 
     def _write_json(self, name: str, value: object, *, indent: int | None = None) -> None:
         draft = self.path / f".{name}.draft"

@@ -12,7 +12,7 @@ from training.baselines import baselines
 from training.evaluate import evaluate, evaluate_test
 from training.fit import Fitted, fit
 from training.next_item import METRIC, ModelScorer, NextItem
-from training.report import describe_stop, epoch_bar, plot_curves, results_table
+from training.report import describe_data, describe_stop, epoch_bar, plot_curves, results_table
 from training.run import Prepared, RunFolder, RunSpec
 from training.splits import unsplit
 
@@ -26,6 +26,7 @@ def train(spec: RunSpec, prepared: Prepared, folder: Path, console: Console) -> 
     """
     run = RunFolder(folder)
     run.begin(spec, prepared)
+    console.print(describe_data(prepared))
     torch.set_num_threads(cpu_quota())
     torch.manual_seed(spec.seed)  # weights and dropout; the data's order and the negatives draw from their own
     items = prepared.dataset.vocabulary.items

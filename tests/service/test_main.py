@@ -165,14 +165,6 @@ def test_it_does_not_start_on_a_port_in_use(artifacts: Path) -> None:
     assert "--port" in said
 
 
-def test_it_does_not_start_with_a_damaged_bundle(make_bundle: Callable[..., Path], artifacts: Path) -> None:
-    items = make_bundle("v1") / "items.npy"
-    items.chmod(0o644)
-    items.write_bytes(items.read_bytes()[:-4] + b"\0\0\0\0")
-    said = refused("serve", "--port", "0", "--redis", "redis://127.0.0.1:1", "--artifacts", str(artifacts))
-    assert "items.npy" in said
-
-
 def test_it_does_not_start_where_it_may_not_write(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     said = refused("serve", "--port", "0", "--embedded", "--artifacts", str(tmp_path / "file" / "artifacts"))

@@ -203,3 +203,38 @@ def test_the_old_bundle_is_let_go(
         thing for thing in gc.get_objects() if type(thing) is Engine and "test_the_old" in str(thing.bundle.folder)
     ]
     assert len(alive) == 1
+
+
+def test_a_damaged_champion_at_start_is_told_and_a_rollback_mends_it_without_a_restart(
+    make_bundle: Callable[..., Path], artifacts: Path, start_service: Callable[..., httpx.Client], store_url: str
+) -> None:
+    make_bundle("v1")
+    items = make_bundle("v2") / "items.npy"
+    items.chmod(0o644)
+    items.write_bytes(items.read_bytes()[:-4] + b"\0\0\0\0")
+    client = start_service(store_url)
+    answer = client.get("/readyz")
+    assert answer.status_code == 503
+    assert "v2 was refused" in answer.json()["detail"]
+    assert "items.npy" in answer.json()["detail"]
+    assert client.get("/healthz").status_code == 200  # a restart would change nothing
+    Registry(artifacts).rollback()
+    deadline = time.monotonic() + 2
+    while client.get("/readyz").status_code != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert client.get("/readyz").json()["model_version"] == "v1"
+
+
+def test_a_current_that_is_no_text_is_told(
+    make_bundle: Callable[..., Path], artifacts: Path, start_service: Callable[..., httpx.Client], store_url: str
+) -> None:
+    make_bundle("v1")
+    (artifacts / "CURRENT").write_bytes(b"\xff\xfe")
+    client = start_service(store_url)
+    assert "is not a list of versions" in client.get("/readyz").json()["detail"]
+    (artifacts / "CURRENT").write_text("v1\n")
+    deadline = time.monotonic() + 2
+    while client.get("/readyz").status_code != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

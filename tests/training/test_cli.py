@@ -192,3 +192,16 @@ def test_columns_can_be_called_anything(
     status, out, _ = command("train", tiny, "--data", "plain.csv", "--output", "plain")
     assert status == 0
     assert "no timestamps: the order of the rows is taken as the order of events" in " ".join(out.split())
+
+
+def test_files_that_follow_a_file_are_data_too(tmp_path: Path) -> None:
+    from training.__main__ import spread
+
+    one, two = tmp_path / "a.csv", tmp_path / "b.csv"
+    one.touch(), two.touch()
+    files = [str(one), str(two)]
+    assert spread(["train", "x", "--data", *files, "--seed", "1"]) == [
+        *("train", "x", "--data", str(one), "--data", str(two), "--seed", "1")
+    ]
+    assert spread(["train", "--data", str(one), "sasrec"]) == ["train", "--data", str(one), "sasrec"]
+    assert spread(["export", *files]) == ["export", *files]

@@ -156,7 +156,7 @@ def test_events_that_came_after_the_champion_judge_and_are_learned(desk: Desk, s
     said = " ".join(out.split())
     assert (status, error) == (0, "")
     assert "note:" not in said  # what judged was later than all that the champion knew
-    assert "30 users with no history before" in said
+    assert "not evaluated: 30 users, no history before" in said
     champion = desk.registry.current()
     assert champion not in (first, None)
     bundle = read_bundle(desk.registry.folder(str(champion)))
