@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from training.dataset import Sequences
+from training.dataset import Sequences, popularity_of
 from training.evaluate import Scorer
 
 Weight = Callable[[int], float]
@@ -18,11 +18,6 @@ _GAP = 5  # positions within which two items belong together
 _RECENT = 20  # newest items that speak for a user
 _DECAY = 0.8  # weight of each item over that of the next newer one
 _SHRINKAGE = 10.0  # added to popularity, so that rare items do not win by chance
-
-
-def popularity(train: Sequences, items: int) -> NDArray[np.float32]:
-    """Train interactions of every item: float32 (items + 1,), 0 for padding."""
-    return np.bincount(train.compact().items, minlength=items + 1).astype(np.float32)
 
 
 def baselines(train: Sequences, items: int) -> dict[str, Scorer]:
@@ -38,7 +33,7 @@ class Popularity:
     """The same ranking for everybody: how often each item was interacted with."""
 
     def __init__(self, train: Sequences, items: int) -> None:
-        self._scores = popularity(train, items)
+        self._scores = popularity_of(train, items)
 
     def __call__(self, histories: Sequences) -> NDArray[np.float32]:
         return np.tile(self._scores, (len(histories), 1))
@@ -64,7 +59,7 @@ class ItemKNN:
     """
 
     def __init__(self, train: Sequences, items: int) -> None:
-        discount = 1 / np.sqrt(popularity(train, items) + _SHRINKAGE)
+        discount = 1 / np.sqrt(popularity_of(train, items) + _SHRINKAGE)
         pairs = _neighbours(train, items, lambda gap: 1 / gap, lambda gap: 0.5 / gap)
         self._matrix = (sparse.diags_array(discount) @ pairs @ sparse.diags_array(discount)).tocsr()
 

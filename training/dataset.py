@@ -132,6 +132,11 @@ class Sequences:
         )
 
 
+def popularity_of(sequences: Sequences, items: int) -> NDArray[np.float32]:
+    """Interactions of every item in these sequences: float32 (items + 1,), 0 for padding."""
+    return np.bincount(sequences.compact().items, minlength=items + 1).astype(np.float32)
+
+
 @dataclass(frozen=True, slots=True)
 class CoreReport:
     """What the k-core filter removed, and in how many rounds it settled (0: there was nothing to remove)."""

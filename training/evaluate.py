@@ -2,26 +2,34 @@
 
 Items of the history get minus infinity before the target is looked up; padding is never a candidate; ties count
 against the model, so that constant scores earn nothing. Every user with a target counts, whether or not it can be hit.
+Ranking among sampled negatives is here too, to compare with papers that did so and for nothing else.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from training.dataset import Sequences
+from training.dataset import Sequences, popularity_of
+from training.measures import (
+    MISS,
+    Difference,
+    gains,
+    head_items,
+    intervals,
+    novelty_of_items,
+    paired_difference,
+    summarise,
+)
 from training.splits import Holdout, Split, open_test
 
-CUTOFFS = (5, 10, 20)
-MISS = np.iinfo(np.int64).max  # the rank of a target that filtering removed
 _USERS_AT_ONCE = 256
-_BOOTSTRAP_SAMPLES = 1000
 
 
 class EvaluationError(ValueError):
-    """Scores that cannot be ranked."""
+    """Scores that cannot be ranked, or a protocol that this data cannot follow."""
 
 
 class Scorer(Protocol):
@@ -33,79 +41,122 @@ class Scorer(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evaluation:
-    """Ranks of the targets, from 1, int64 (users,), and the share of the catalogue that reached anyone's first ten."""
+    """Ranks of the targets, from 1, int64 (users,), parts of the users by name, and what the first ten were like.
+
+    coverage: share of the catalogue that reached anyone's first ten. novelty: mean self-information in bits of what
+    stood there; None where the popularity of items was not given.
+    """
 
     ranks: NDArray[np.int64]
-    strictly_later: NDArray[np.bool_]
+    slices: Mapping[str, NDArray[np.bool_]]
     coverage: float
+    novelty: float | None = None
 
     def metrics(self) -> dict[str, float]:
-        """HR and NDCG at 5, 10 and 20, MRR, coverage of the catalogue in the first ten, and the users counted.
-
-        One target a user, so that HR@k is recall@k and NDCG@k is 1 / log2(rank + 1) within the first k.
-        """
-        return summarise(self.ranks) | {"coverage@10": self.coverage}
+        """What `summarise` gives, with coverage and novelty of the first ten."""
+        novelty = {} if self.novelty is None else {"novelty@10": self.novelty}
+        return summarise(self.ranks) | {"coverage@10": self.coverage} | novelty
 
     def intervals(self, *, seed: int = 0) -> dict[str, tuple[float, float]]:
         """Bootstrap 95 % intervals of HR@10 and NDCG@10 over users."""
-        return _bootstrap({"hr@10": self.ranks <= 10, "ndcg@10": _gains(self.ranks, 10)}, seed)
+        return intervals(self.ranks, seed=seed)
 
     def report(self) -> dict[str, object]:
-        """Metrics, their intervals, and the slice of users whose target is strictly later than their history."""
+        """Metrics and their intervals, of all users and of each slice of them."""
+        slices = {name: self.ranks[part] for name, part in self.slices.items()}
         return {
             **self.metrics(),
             "intervals": self.intervals(),
-            "strictly_later": summarise(self.ranks[self.strictly_later]),
+            "slices": {name: summarise(part) | {"intervals": intervals(part)} for name, part in slices.items()},
         }
 
 
-def summarise(ranks: NDArray[np.int64]) -> dict[str, float]:
-    """Metrics of these ranks; all 0 where there are none."""
-    metrics: dict[str, float] = {}
-    for cutoff in CUTOFFS:
-        metrics[f"hr@{cutoff}"] = _mean(ranks <= cutoff)
-        metrics[f"ndcg@{cutoff}"] = _mean(_gains(ranks, cutoff))
-    return metrics | {"mrr": _mean(np.where(ranks == MISS, 0.0, 1 / ranks)), "users": len(ranks)}
+@dataclass(frozen=True, slots=True, eq=False)
+class SampledEvaluation:
+    """Ranks of the targets among sampled negatives, from 1, int64 (users,); never to be shown without saying so."""
+
+    ranks: NDArray[np.int64]
+    negatives: int
+
+    def report(self) -> dict[str, object]:
+        """Metrics and intervals under a name that says what they are."""
+        figures = summarise(self.ranks) | {"intervals": intervals(self.ranks)}
+        return {f"sampled, {self.negatives} negatives": figures}
 
 
-def evaluate(scorer: Scorer, holdout: Holdout, items: int) -> Evaluation:
+def evaluate(
+    scorer: Scorer, holdout: Holdout, items: int, *, popularity: NDArray[np.floating] | None = None
+) -> Evaluation:
     """Rank every target of a held-out part among all `items`.
 
-    Raises EvaluationError for scores that are not numbers or have the wrong shape.
+    popularity: train interactions of every item, (items + 1,); it adds novelty and the slices of head and tail
+    targets. Raises EvaluationError for scores that are not numbers or have the wrong shape.
     """
     ranks = np.empty(len(holdout), np.int64)
-    recommended = np.zeros(items + 1, np.bool_)
-    for begin in range(0, len(holdout), _USERS_AT_ONCE):
-        rows = np.arange(begin, min(begin + _USERS_AT_ONCE, len(holdout)))
-        histories = holdout.histories.take(rows)
-        scores = np.array(scorer(histories), np.float32)  # a copy: it is masked below
-        if scores.shape != (len(rows), items + 1):
-            raise EvaluationError(f"scores have shape {scores.shape}, expected {(len(rows), items + 1)}")
-        if np.isnan(scores[:, 1:]).any():
-            raise EvaluationError(f"scores of users {rows[0]} to {rows[-1]} hold NaN; the model has diverged")
-        mask_seen(scores, histories)
+    recommended = np.zeros(items + 1, np.int64)
+    for rows, scores, _ in _scored(scorer, holdout, items):
         ranks[rows] = rank_of(scores, holdout.targets[rows])
         best = np.argpartition(-scores, min(10, items) - 1, axis=1)[:, :10]
-        recommended[best[np.take_along_axis(scores, best, axis=1) > -np.inf]] = True
-    return Evaluation(ranks, holdout.strictly_later, float(recommended[1:].mean()))
+        recommended += np.bincount(best[np.take_along_axis(scores, best, axis=1) > -np.inf], minlength=items + 1)
+    novelty = None
+    if popularity is not None:
+        novelty = float(recommended @ novelty_of_items(popularity) / max(1, recommended.sum()))
+    coverage = float((recommended[1:] > 0).mean())
+    return Evaluation(ranks, _slices(holdout, popularity), coverage, novelty)
+
+
+def evaluate_sampled(
+    scorer: Scorer, holdout: Holdout, items: int, *, negatives: int, seed: int = 0
+) -> SampledEvaluation:
+    """Rank every target among this many items drawn evenly, without repeats, from those not in the user's history.
+
+    The target is none of them. A figure so made is several times that of the whole catalogue and orders models
+    otherwise (Krichene & Rendle, KDD 2020): for comparison with papers that report nothing else.
+    Raises EvaluationError as `evaluate`, or if a user has fewer items to draw from.
+    """
+    if negatives < 1:
+        raise EvaluationError(f"{negatives} sampled negatives: give at least 1")
+    generator = np.random.default_rng(seed)
+    ranks = np.empty(len(holdout), np.int64)
+    for rows, scores, histories in _scored(scorer, holdout, items):
+        targets = holdout.targets[rows].astype(np.int64)
+        order = generator.random(scores.shape, np.float32)  # the smallest keys are the sample
+        mask_seen(order, histories, mask=np.inf)
+        order[np.arange(len(rows)), targets] = np.inf
+        fewest = int((order < np.inf).sum(axis=1).min())
+        if fewest < negatives:
+            raise EvaluationError(
+                f"a user has only {fewest} items outside the history to draw {negatives} negatives from; draw fewer"
+            )
+        drawn = np.argpartition(order, negatives - 1, axis=1)[:, :negatives]
+        own = np.take_along_axis(scores, targets[:, None], axis=1)
+        beaten_by = (np.take_along_axis(scores, drawn, axis=1) >= own).sum(axis=1)
+        ranks[rows] = np.where(own[:, 0] == -np.inf, MISS, beaten_by + 1)
+    return SampledEvaluation(ranks, negatives)
 
 
 def evaluate_test(scorer: Scorer, split: Split, items: int) -> Evaluation:
-    """The same on the sealed test part, which nothing may choose by."""
-    return evaluate(scorer, open_test(split), items)
+    """`evaluate` on the sealed test part, which nothing may choose by."""
+    return evaluate(scorer, open_test(split), items, popularity=popularity_of(split.train, items))
 
 
-def paired_interval(one: Evaluation, other: Evaluation, *, seed: int = 0) -> tuple[float, float]:
-    """Bootstrap 95 % interval, over users, of the NDCG@10 of one evaluation minus that of another of the same users."""
-    differences = _gains(one.ranks, 10) - _gains(other.ranks, 10)
-    return _bootstrap({"difference": differences}, seed)["difference"]
+def evaluate_test_sampled(
+    scorer: Scorer, split: Split, items: int, *, negatives: int, seed: int = 0
+) -> SampledEvaluation:
+    """`evaluate_sampled` on the sealed test part."""
+    return evaluate_sampled(scorer, open_test(split), items, negatives=negatives, seed=seed)
 
 
-def mask_seen(scores: NDArray[np.float32], histories: Sequences) -> None:
-    """Set padding and each user's history to minus infinity, in place: scores (users, items + 1)."""
+def difference(one: Evaluation, other: Evaluation) -> Difference:
+    """NDCG@10 of one evaluation minus that of another of the same users, with its interval and p."""
+    return paired_difference(gains(one.ranks, 10), gains(other.ranks, 10))
+
+
+def mask_seen(scores: NDArray[np.float32], histories: Sequences, *, mask: float = -np.inf) -> None:
+    """Set padding and each user's history to `mask`, in place: scores (users, items + 1)."""
     compact = histories.compact()
-    scores[np.repeat(np.arange(len(compact)), compact.lengths), compact.items] = -np.inf
-    scores[:, 0] = -np.inf
+    scores[np.repeat(np.arange(len(compact)), compact.lengths), compact.items] = mask
+    scores[:, 0] = mask
 
 
 def rank_of(scores: NDArray[np.float32], targets: NDArray[np.int32]) -> NDArray[np.int64]:
@@ -115,24 +166,28 @@ def rank_of(scores: NDArray[np.float32], targets: NDArray[np.int32]) -> NDArray[
     return np.where(own[:, 0] == -np.inf, MISS, ranks)
 
 
-def _gains(ranks: NDArray[np.int64], cutoff: int) -> NDArray[np.float64]:
-    return np.where(ranks <= cutoff, 1 / np.log2(np.minimum(ranks, cutoff) + 1.0), 0.0)
+def _scored(
+    scorer: Scorer, holdout: Holdout, items: int
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32], Sequences]]:
+    """Rows of the held-out part, their scores with the histories masked, and the histories, some users at a time."""
+    for begin in range(0, len(holdout), _USERS_AT_ONCE):
+        rows = np.arange(begin, min(begin + _USERS_AT_ONCE, len(holdout)))
+        histories = holdout.histories.take(rows)
+        scores = np.array(scorer(histories), np.float32)  # a copy: it is masked below
+        if scores.shape != (len(rows), items + 1):
+            raise EvaluationError(f"scores have shape {scores.shape}, expected {(len(rows), items + 1)}")
+        if np.isnan(scores[:, 1:]).any():
+            raise EvaluationError(f"scores of users {rows[0]} to {rows[-1]} hold NaN; the model has diverged")
+        mask_seen(scores, histories)
+        yield rows, scores, histories
 
 
-def _bootstrap(gains: dict[str, NDArray[np.bool_] | NDArray[np.float64]], seed: int) -> dict[str, tuple[float, float]]:
-    """95 % intervals of the means of per-user gains (users,).
-
-    Users of equal gain are drawn together: the same distribution as drawing users, whose counts alone would take
-    8 GB for a million of them, and a gain takes a handful of values.
-    """
-    generator = np.random.default_rng(seed)
-    intervals = {}
-    for name, gain in gains.items():
-        values, counts = np.unique(gain.astype(np.float64), return_counts=True)
-        means = generator.multinomial(len(gain), counts / len(gain), _BOOTSTRAP_SAMPLES) @ values / len(gain)
-        intervals[name] = (float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975)))
-    return intervals
-
-
-def _mean(values: NDArray[np.bool_] | NDArray[np.float64] | Sequence[float]) -> float:
-    return float(np.mean(values)) if len(values) else 0.0
+def _slices(holdout: Holdout, popularity: NDArray[np.floating] | None) -> dict[str, NDArray[np.bool_]]:
+    """Parts of the users that are judged apart; histories are short up to the median of their lengths."""
+    lengths = holdout.histories.lengths
+    short = lengths <= np.median(lengths) if len(lengths) else np.empty(0, np.bool_)
+    slices = {"strictly later": holdout.strictly_later, "short history": short, "long history": ~short}
+    if popularity is not None:
+        head = head_items(popularity)[holdout.targets]
+        slices |= {"head target": head, "tail target": ~head}
+    return slices

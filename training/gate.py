@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from models.runtime import Runtime
 from training.dataset import Sequences, Vocabulary
-from training.evaluate import Evaluation, paired_interval
+from training.evaluate import Evaluation, difference
 from training.next_item import METRIC
 
 
@@ -22,10 +22,9 @@ class Verdict:
 def compare(challenger: Evaluation, champion: Evaluation) -> Verdict:
     """The challenger wins unless its NDCG@10 is below the champion's on the same users."""
     theirs, ours = champion.metrics()[METRIC], challenger.metrics()[METRIC]
-    low, high = paired_interval(challenger, champion)
     reason = (
         f"{METRIC} {ours:.4f}, champion {theirs:.4f} on the same {len(champion.ranks):,} users "
-        f"(difference {ours - theirs:+.4f}, 95 % interval {low:+.4f} to {high:+.4f})"
+        f"(difference {difference(challenger, champion)})"
     )
     return Verdict(promote=ours >= theirs, reason=reason)
 

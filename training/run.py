@@ -23,9 +23,8 @@ from models.sasrec import SASRec
 from models.zoo import build
 from training import checkpoint
 from training.attributes import Attributes, read_attributes
-from training.baselines import popularity
 from training.config import Config
-from training.dataset import Dataset, build_dataset
+from training.dataset import Dataset, build_dataset, popularity_of
 from training.interactions import Columns, Interactions, read_interactions
 from training.splits import Split, split_by_time, split_leave_one_out
 
@@ -131,7 +130,7 @@ class RunFolder:
             )
         self.path.mkdir(parents=True, exist_ok=True)
         self._write_json("vocabulary.json", prepared.dataset.vocabulary.ids)
-        np.save(self.path / "popularity.npy", popularity(prepared.split.train, prepared.dataset.vocabulary.items))
+        np.save(self.path / "popularity.npy", popularity_of(prepared.split.train, prepared.dataset.vocabulary.items))
         if prepared.attributes is not None:
             self._write_json("attributes.json", prepared.attributes.columns)
         else:  # the same run with attributes may have been here before

@@ -9,6 +9,7 @@ from rich.console import Console
 from models.runtime import cpu_quota
 from models.zoo import build
 from training.baselines import baselines
+from training.dataset import popularity_of
 from training.evaluate import evaluate, evaluate_test
 from training.fit import Fitted, fit
 from training.next_item import METRIC, ModelScorer, NextItem
@@ -84,12 +85,13 @@ def reevaluate(run: RunFolder, console: Console) -> None:
 def judge(scorer: ModelScorer, prepared: Prepared, fitted: Fitted) -> dict[str, object]:
     """What metrics.json holds: the model and the baselines on validation and on the test part, and the time it took."""
     split, items = prepared.split, prepared.dataset.vocabulary.items
+    popularity = popularity_of(split.train, items)
     return {
-        "validation": evaluate(scorer, split.validation, items).report(),
+        "validation": evaluate(scorer, split.validation, items, popularity=popularity).report(),
         "test": evaluate_test(scorer, split, items).report(),
         "baselines": {
             name: {
-                "validation": evaluate(baseline, split.validation, items).report(),
+                "validation": evaluate(baseline, split.validation, items, popularity=popularity).report(),
                 "test": evaluate_test(baseline, split, items).report(),
             }
             for name, baseline in baselines(split.train, items).items()

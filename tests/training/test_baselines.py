@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.baselines import CoVisitation, ItemKNN, Popularity, baselines, popularity, recent
-from training.dataset import Sequences, build_dataset
+from training.baselines import CoVisitation, ItemKNN, Popularity, baselines, recent
+from training.dataset import Sequences, build_dataset, popularity_of
 from training.evaluate import evaluate_test
 from training.interactions import read_interactions
 from training.splits import split_leave_one_out
@@ -29,12 +29,12 @@ TRAIN = [[1, 2, 3], [2, 3], [4]]
 
 def test_popularity_counts_interactions() -> None:
     train = sequences([[1, 2, 2], [2], [4]])
-    assert popularity(train, 5).tolist() == [0, 1, 3, 0, 1, 0]
+    assert popularity_of(train, 5).tolist() == [0, 1, 3, 0, 1, 0]
     assert Popularity(train, 5)(sequences([[1], [], [4, 4]])).tolist() == [[0, 1, 3, 0, 1, 0]] * 3
 
 
 def test_popularity_counts_only_the_users_it_is_given() -> None:
-    assert popularity(sequences(TRAIN).take(np.array([1])), 4).tolist() == [0, 0, 1, 1, 0]
+    assert popularity_of(sequences(TRAIN).take(np.array([1])), 4).tolist() == [0, 0, 1, 1, 0]
 
 
 def test_covisitation_counts_the_neighbours_of_the_newest_item_on_both_sides() -> None:

@@ -10,15 +10,14 @@ from hypothesis import strategies as st
 
 from training.dataset import Sequences
 from training.evaluate import (
-    MISS,
-    Evaluation,
     EvaluationError,
     evaluate,
+    evaluate_sampled,
     evaluate_test,
-    paired_interval,
+    evaluate_test_sampled,
     rank_of,
-    summarise,
 )
+from training.measures import MISS
 from training.splits import Holdout, Split
 
 
@@ -62,16 +61,6 @@ def test_ranks_by_hand() -> None:
     assert metrics["ndcg@10"] == pytest.approx((1 + 0.5 + 0.5 + 0 + 1) / 5)  # 1 / log2(3 + 1) = 1/2
     assert metrics["mrr"] == pytest.approx((1 + 1 / 3 + 1 / 3 + 0 + 1) / 5)
     assert metrics["users"] == 5
-
-
-def test_cutoffs_count_the_last_rank_that_fits() -> None:
-    metrics = summarise(np.array([5, 6, 10, 11, 20, 21]))
-    assert [metrics[f"hr@{cutoff}"] for cutoff in (5, 10, 20)] == [1 / 6, 3 / 6, 5 / 6]
-    assert metrics["ndcg@5"] == pytest.approx(1 / math.log2(6) / 6)
-
-
-def test_no_users_have_no_metrics() -> None:
-    assert set(summarise(np.array([], np.int64)).values()) == {0.0}
 
 
 def ranked_slowly(scores: list[float], history: list[int], target: int) -> int | None:
@@ -158,16 +147,98 @@ def test_the_sealed_part_and_no_other_is_judged() -> None:
     scores = [[0, 0, 5, 4]]
     assert evaluate(fixed(scores), split.validation, 3).ranks.tolist() == [1]
     assert evaluate_test(fixed(scores), split, 3).ranks.tolist() == [2]
+    assert evaluate_test_sampled(fixed(scores), split, 3, negatives=1).ranks.tolist() == [2]
 
 
-def test_the_report_shows_the_strictly_later_targets_apart() -> None:
-    scores = [[0, 3, 2, 1], [0, 3, 2, 1], [0, 3, 2, 1]]
-    report = evaluate(fixed(scores), holdout([[1], [1], [2]], [2, 3, 3], [True, False, True]), 3).report()
-    later = report["strictly_later"]
-    assert isinstance(later, dict)
-    assert later["users"] == 2
-    assert later["mrr"] == pytest.approx((1 + 1 / 2) / 2)
-    assert report["users"] == 3
+def test_novelty_is_the_mean_self_information_of_what_stood_in_the_first_ten() -> None:
+    popularity = np.array([0, 4, 2, 1, 1], np.float32)  # 1, 2, 3 and 3 bits
+    scores = np.zeros((2, 5))
+    found = evaluate(fixed(scores), holdout([[1], [1, 2]], [2, 3]), 4, popularity=popularity)
+    assert found.metrics()["novelty@10"] == pytest.approx((2 + 3 + 3 + 3 + 3) / 5)  # what is filtered does not count
+    assert "novelty@10" not in evaluate(fixed(scores), holdout([[1], [1, 2]], [2, 3]), 4).metrics()
+
+
+def test_slices_are_judged_apart_and_add_up() -> None:
+    """Ranks 1, 2, 1, 1 of users with 1, 1, 2 and 3 items before a target; the median is 1.5."""
+    scores = [[0, 3, 2, 1, 0], [0, 3, 2, 1, 0], [0, 0, 0, 1, 2], [0, 0, 0, 0, 1]]
+    part = holdout([[1], [2], [1, 2], [1, 2, 3]], [2, 3, 4, 4], [True, False, True, True])
+    popularity = np.array([0, 1, 1, 1, 3], np.float32)  # item 4 is the head
+    report = evaluate(fixed(scores), part, 4, popularity=popularity).report()
+    slices = report["slices"]
+    assert isinstance(slices, dict)
+    assert {name: (figures["users"], figures["mrr"]) for name, figures in slices.items()} == {
+        "strictly later": (3, 1.0),
+        "short history": (2, 0.75),
+        "long history": (2, 1.0),
+        "head target": (2, 1.0),
+        "tail target": (2, 0.75),
+    }
+    assert slices["head target"]["intervals"]["ndcg@10"] == (1.0, 1.0)
+    assert report["users"] == 4
+
+
+def test_histories_of_the_median_length_are_short() -> None:
+    found = evaluate(fixed(np.zeros((3, 5))), holdout([[1], [1, 2], [1, 2, 3]], [4, 4, 4]), 4)
+    assert found.slices["short history"].tolist() == [True, True, False]
+    assert set(found.slices) == {"strictly later", "short history", "long history"}  # no popularity, no head
+
+
+def test_sampled_ranks_by_hand() -> None:
+    """With as many negatives as there are items outside history and target, the sample is all of them."""
+    scores = [
+        [9, 0.5, 0.4, 0.3, 0.2, 0.1],  # history 1 and 2, target 3 before 4 and 5
+        [9, 0.5, 0.5, 0.3, 0.5, 0.1],  # history 5 and 3, target 4 ties with 1 and 2
+        [9, 0.5, 0.4, 0.3, 0.2, 0.1],  # the target repeats an item of the history: cannot be hit
+    ]
+    found = evaluate_sampled(fixed(scores), holdout([[1, 2], [5, 3], [4, 5, 5]], [3, 4, 5]), 5, negatives=2)
+    assert found.ranks.tolist() == [1, 3, MISS]
+    (label,) = found.report()
+    assert label == "sampled, 2 negatives"
+
+
+def test_sampled_negatives_are_drawn_evenly_without_repeats_from_what_the_user_has_not_had() -> None:
+    """The target scores below item j alone, so that a rank of 2 says that j was drawn."""
+    users, items, negatives = 4000, 12, 3
+    for better in range(1, items + 1):
+        scores = np.zeros((users, items + 1))
+        scores[:, 12], scores[:, better] = 1, 2
+        found = evaluate_sampled(fixed(scores), holdout([[1, 2]] * users, [12] * users), items, negatives=negatives)
+        drawn = float((found.ranks > 1).mean())
+        if better in (1, 2):
+            assert drawn == 0
+        elif better == 12:
+            assert drawn == 0  # never among its own negatives
+        else:
+            assert drawn == pytest.approx(negatives / 9, abs=0.03)
+    scores = np.tile([0.0, 0, 0, *[2.0] * 9, 1], (users, 1))
+    found = evaluate_sampled(fixed(scores), holdout([[1, 2]] * users, [12] * users), items, negatives=9)
+    assert found.ranks.tolist() == [10] * users  # all nine, each once
+
+
+def test_sampled_ranks_repeat_with_the_seed_and_change_with_it() -> None:
+    scores = np.random.default_rng(0).random((600, 51))
+    part = holdout([[1]] * 600, [user % 49 + 2 for user in range(600)])
+    ranks = [evaluate_sampled(fixed(scores), part, 50, negatives=9, seed=seed).ranks.tolist() for seed in (0, 0, 1)]
+    assert ranks[0] == ranks[1] != ranks[2]
+
+
+def test_too_few_items_to_draw_from_is_an_error() -> None:
+    part = holdout([[1], [1, 2]], [3, 3])
+    evaluate_sampled(fixed(np.zeros((2, 5))), part, 4, negatives=1)
+    with pytest.raises(EvaluationError, match="only 1 items outside the history to draw 2 negatives"):
+        evaluate_sampled(fixed(np.zeros((2, 5))), part, 4, negatives=2)
+    with pytest.raises(EvaluationError, match="at least 1"):
+        evaluate_sampled(fixed(np.zeros((2, 5))), part, 4, negatives=0)
+
+
+def test_sampled_scores_that_are_no_numbers_are_an_error_too() -> None:
+    with pytest.raises(EvaluationError, match="NaN"):
+        evaluate_sampled(fixed([[0, 0, np.nan, 0]]), holdout([[1]], [3]), 3, negatives=1)
+
+
+def test_constant_scores_earn_nothing_among_samples_either() -> None:
+    found = evaluate_sampled(fixed(np.zeros((40, 151))), holdout([[1]] * 40, list(range(2, 42))), 150, negatives=99)
+    assert found.ranks.tolist() == [100] * 40
 
 
 def test_rank_of_counts_ties_against_the_target_even_at_infinity() -> None:
@@ -176,50 +247,3 @@ def test_rank_of_counts_ties_against_the_target_even_at_infinity() -> None:
     assert rank_of(scores, np.array([3], np.int32)).tolist() == [3]
     scores[0, 3] = -np.inf
     assert rank_of(scores, np.array([3], np.int32)).tolist() == [MISS]
-
-
-def judged(ranks: list[int]) -> Evaluation:
-    return Evaluation(np.array(ranks), np.ones(len(ranks), np.bool_), 1.0)
-
-
-def test_intervals_are_those_of_the_textbook_and_repeat() -> None:
-    """HR over 2,000 users of whom 300 hit is binomial: .15, give or take 1.96 * sqrt(.15 * .85 / 2000)."""
-    evaluation = judged([1] * 300 + [50] * 1700)
-    low, high = evaluation.intervals()["hr@10"]
-    margin = 1.96 * math.sqrt(0.15 * 0.85 / 2000)
-    assert low == pytest.approx(0.15 - margin, abs=0.003)
-    assert high == pytest.approx(0.15 + margin, abs=0.003)
-    assert evaluation.intervals() == evaluation.intervals()
-    assert evaluation.intervals(seed=1) != evaluation.intervals()
-    assert judged([1] * 10).intervals()["ndcg@10"] == (1.0, 1.0)
-
-
-def test_intervals_hold_the_truth_about_nineteen_times_in_twenty() -> None:
-    generator = np.random.default_rng(0)
-    chances = 1 / np.arange(1, 41)
-    truth = sum(
-        chance / math.log2(rank + 1) for rank, chance in zip(range(1, 11), chances / chances.sum(), strict=False)
-    )
-    held = 0
-    for _ in range(200):
-        ranks = generator.choice(np.arange(1, 41), 300, p=chances / chances.sum())
-        low, high = judged(ranks.tolist()).intervals()["ndcg@10"]
-        held += low <= truth <= high
-    assert 180 <= held <= 199
-
-
-def test_paired_intervals_see_a_difference_that_separate_ones_cannot() -> None:
-    generator = np.random.default_rng(0)
-    ranks = generator.integers(1, 12, 400)
-    better = np.maximum(ranks - 1, 1)
-    low, high = paired_interval(judged(better.tolist()), judged(ranks.tolist()))
-    assert 0 < low < high
-    one, two = judged(better.tolist()).intervals()["ndcg@10"], judged(ranks.tolist()).intervals()["ndcg@10"]
-    assert high - low < min(one[1] - one[0], two[1] - two[0])
-    assert paired_interval(judged(ranks.tolist()), judged(ranks.tolist())) == (0.0, 0.0)
-
-
-def test_a_million_users_have_intervals_within_seconds() -> None:
-    evaluation = judged(np.random.default_rng(0).integers(1, 50, 1_000_000).tolist())
-    low, high = evaluation.intervals()["hr@10"]
-    assert high - low < 0.002
