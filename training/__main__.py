@@ -11,6 +11,7 @@ from models.bundle import BundleError
 from models.eventlog import SEQUENCE_TYPES, EventLogError
 from models.registry import Registry, RegistryError
 from models.runtime import DeviceError
+from training.assessment import assess
 from training.attributes import AttributesError
 from training.checkpoint import CheckpointError
 from training.config import ConfigError, load_config
@@ -20,9 +21,10 @@ from training.export import ExportError, export
 from training.fetch import FetchError, fetch_ml_100k
 from training.fit import FitError
 from training.interactions import Columns, InteractionsError, read_interactions
+from training.report import print_assessment
 from training.retrain import NotPromoted, retrain
 from training.run import RunError, RunFolder, RunSpec, SplitName, data_window, prepare
-from training.train import reevaluate, train
+from training.train import train
 
 # What a person can put right: one sentence on standard error and exit status 1, never a traceback.
 EXPECTED = (
@@ -131,10 +133,34 @@ def train_command(
     train(spec, prepared, output or Path("runs") / f"{name}-{seed}", console)
 
 
-@app.command(epilog="[bold]Example:[/] python -m training evaluate runs/first")
-def evaluate(run: Run) -> None:
-    """Evaluate a run's checkpoint on its test part again, and print the table."""
-    reevaluate(RunFolder(run), Console())
+@app.command(
+    epilog="[bold]Example:[/] python -m training evaluate artifacts/v2 --data events.csv --against artifacts/v1"
+)
+def evaluate(
+    subject: Annotated[Path, typer.Argument(metavar="RUN_OR_BUNDLE", help="Folder of a finished run, or of a bundle.")],
+    *,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option("--data", metavar="FILE", help="Interactions to judge on.  [default: those of the run]"),
+    ] = None,
+    split: Annotated[
+        SplitName | None, typer.Option(help="As in train.  [default: the run's; for a bundle loo]")
+    ] = None,
+    sampled: Annotated[
+        int | None, typer.Option(metavar="N", help="Also rank among N sampled negatives, as some papers do.", min=1)
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option(metavar="RUN_OR_BUNDLE", help="Test the difference from this one on the same users.")
+    ] = None,
+    user_column: User = "user_id",
+    item_column: Item = "item_id",
+    timestamp_column: Time = None,
+    value_column: Value = None,
+) -> None:
+    """Judge a run through torch, or a bundle through onnxruntime, on its test part, and print the tables."""
+    columns = Columns(user=user_column, item=item_column, timestamp=timestamp_column, value=value_column)
+    found = assess(subject, data=data or (), columns=columns, split=split, sampled=sampled, against=against)
+    print_assessment(found, Console())
 
 
 @app.command(name="export", epilog="[bold]Example:[/] python -m training export runs/first --promote")

@@ -12,11 +12,15 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from training.assessment import Assessment
 from training.fit import Fitted
 from training.next_item import METRIC
 from training.run import Prepared
 
-_SHOWN = ("hr@10", "ndcg@10", "mrr", "coverage@10")
+SPLITS = {"loo": "leave-one-out", "time": "split by time"}
+
+_SHOWN = ("hr@10", "ndcg@10", "mrr", "coverage@10", "novelty@10")
+_MORE_IS_BETTER = _SHOWN[:-1]  # novelty describes; chance has the most of it
 
 
 class EpochBar:
@@ -87,27 +91,80 @@ def describe_stop(fitted: Fitted, patience: int, metric: str) -> str:
 
 
 def results_table(model: str, metrics: Mapping[str, Any], *, title: str) -> Table:
-    """Test figures of the model beside the baselines on the same split; the best of each column is bold."""
+    """Test figures of the model beside the baselines on the same split; the best of each column is bold.
+
+    metrics: `test`, and `baselines` by name each with a `test`.
+    """
     rows = {name: figures["test"] for name, figures in metrics["baselines"].items()} | {model: metrics["test"]}
     table = Table(title=title, caption=_caption(metrics["test"]), title_justify="left", caption_justify="left")
     table.add_column("model")
     for name in _SHOWN:
-        table.add_column(name.replace("hr", "HR").replace("ndcg", "NDCG").replace("mrr", "MRR"), justify="right")
-    best = {name: max(figures[name] for figures in rows.values()) for name in _SHOWN}
+        table.add_column(heading(name), justify="right")
+    best = {name: max(figures[name] for figures in rows.values()) for name in _MORE_IS_BETTER}
     for row, figures in rows.items():
-        cells = [
-            f"[bold]{figures[name]:.4f}[/]" if figures[name] == best[name] else f"{figures[name]:.4f}"
-            for name in _SHOWN
-        ]
+        cells = []
+        for name in _SHOWN:
+            figure = figures.get(name)
+            shown = "-" if figure is None else f"{figure:.4f}"
+            cells.append(f"[bold]{shown}[/]" if figure == best.get(name, -1) else shown)
         table.add_row(row, *cells, style="cyan" if row == model else None)
     return table
+
+
+def slices_table(report: Mapping[str, Any]) -> Table:
+    """All users of an evaluation and each part of them, with 95 % intervals."""
+    table = Table(title="By parts of the users, with 95 % intervals", title_justify="left")
+    for name in ("part", "users", "HR@10", "NDCG@10", "MRR"):
+        table.add_column(name, justify="left" if name == "part" else "right")
+    for name, figures in {"all": report, **report["slices"]}.items():
+        table.add_row(name, f"{figures['users']:,}", *_with_interval(figures), f"{figures['mrr']:.4f}")
+    return table
+
+
+def sampled_table(name: str, sampled: Mapping[str, Any]) -> Table:
+    """Figures among sampled negatives, under a title that says so."""
+    table = Table(
+        title="[bold red]Sampled negatives, not all items[/]: only to compare with papers that sample",
+        title_justify="left",
+    )
+    for column in ("model", "protocol", "HR@10", "NDCG@10", "MRR"):
+        table.add_column(column, justify="left" if column in ("model", "protocol") else "right")
+    for protocol, figures in sampled.items():
+        table.add_row(name, protocol, *_with_interval(figures), f"{figures['mrr']:.4f}")
+    return table
+
+
+def print_assessment(found: Assessment, console: Console) -> None:
+    """Everything that was found, as tables and sentences."""
+    report = found.evaluation.report()
+    metrics = {"test": report, "baselines": {name: {"test": figures} for name, figures in found.baselines.items()}}
+    console.print(results_table(found.name, metrics, title=f"Test, {SPLITS[found.split]}"))
+    console.print(slices_table(report))
+    if found.sampled:
+        console.print(sampled_table(found.name, found.sampled))
+    if found.difference is not None:
+        console.print(f"{METRIC} of {found.name} minus that of {found.against}: {found.difference}")
+    for note in found.notes:
+        console.print(f"note: {note}")
+
+
+def heading(name: str) -> str:
+    """A metric as it is written in a table."""
+    return name.replace("hr", "HR").replace("ndcg", "NDCG").replace("mrr", "MRR")
+
+
+def _with_interval(figures: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{figures[name]:.4f} [dim]{figures['intervals'][name][0]:.4f} to {figures['intervals'][name][1]:.4f}[/]"
+        for name in ("hr@10", METRIC)
+    ]
 
 
 def _caption(test: Mapping[str, Any]) -> str:
     low, high = test["intervals"][METRIC]
     return (
-        f"all items ranked, history excluded, {test['users']:,} users; 95 % interval of the model's "
-        f"{METRIC}: {low:.4f} to {high:.4f}"
+        f"all items ranked, history excluded, {test['users']:,} users; HR is recall: one target a user; 95 % interval "
+        f"of the model's {METRIC}: {low:.4f} to {high:.4f}"
     )
 
 

@@ -21,10 +21,11 @@ from training.config import Config
 from training.dataset import DatasetError, Vocabulary
 from training.evaluate import Evaluation, evaluate_test
 from training.export import export
-from training.gate import BundleScorer, compare
+from training.gate import compare
 from training.interactions import Columns, Interactions, interactions_from_frame, read_interactions
 from training.next_item import ModelScorer
 from training.run import CHECKPOINT, Prepared, RunFolder, RunSpec, data_window, prepare
+from training.scorers import BundleScorer
 from training.train import refit, train
 
 _LARGEST_WINDOW = 0.1  # of the interactions: the newest tenth judges, the tenth before it validates

@@ -23,7 +23,7 @@ from models.sasrec import SASRec
 from models.zoo import build
 from training import checkpoint
 from training.attributes import Attributes, read_attributes
-from training.config import Config
+from training.config import Config, DataConfig
 from training.dataset import Dataset, build_dataset, popularity_of
 from training.interactions import Columns, Interactions, read_interactions
 from training.splits import Split, split_by_time, split_leave_one_out
@@ -83,18 +83,23 @@ def prepare(
 
     held_out: share of the interactions in the test window of a split by time; as much before it is for validation.
     """
+    dataset, parts = split_data(interactions, config.data, split=split, held_out=held_out)
+    known = read_attributes(attributes, dataset.vocabulary) if attributes else None
+    return Prepared(interactions, dataset, parts, known)
+
+
+def split_data(
+    interactions: Interactions, rules: DataConfig, *, split: SplitName, held_out: float = 0.1
+) -> tuple[Dataset, Split]:
+    """The part of `prepare` that needs no model: which interactions count, and which are held out."""
     dataset = build_dataset(
         interactions,
-        min_user_interactions=config.data.min_user_interactions,
-        min_item_interactions=config.data.min_item_interactions,
+        min_user_interactions=rules.min_user_interactions,
+        min_item_interactions=rules.min_item_interactions,
     )
-    known = read_attributes(attributes, dataset.vocabulary) if attributes else None
-    parts = (
-        split_leave_one_out(dataset)
-        if split == "loo"
-        else split_by_time(dataset, validation_share=held_out, test_share=held_out)
-    )
-    return Prepared(interactions, dataset, parts, known)
+    if split == "loo":
+        return dataset, split_leave_one_out(dataset)
+    return dataset, split_by_time(dataset, validation_share=held_out, test_share=held_out)
 
 
 def data_window(files: list[Path], prepared: Prepared) -> DataWindow:

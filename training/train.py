@@ -13,11 +13,9 @@ from training.dataset import popularity_of
 from training.evaluate import evaluate, evaluate_test
 from training.fit import Fitted, fit
 from training.next_item import METRIC, ModelScorer, NextItem
-from training.report import describe_data, describe_stop, epoch_bar, plot_curves, results_table
+from training.report import SPLITS, describe_data, describe_stop, epoch_bar, plot_curves, results_table
 from training.run import Prepared, RunFolder, RunSpec
 from training.splits import unsplit
-
-_SPLITS = {"loo": "leave-one-out", "time": "split by time"}
 
 
 def train(spec: RunSpec, prepared: Prepared, folder: Path, console: Console) -> RunFolder:
@@ -40,7 +38,7 @@ def train(spec: RunSpec, prepared: Prepared, folder: Path, console: Console) -> 
     metrics = judge(ModelScorer(model), prepared, fitted)
     run.finish(metrics)
     plot_curves(run.epochs(), folder / "curves.png", METRIC)
-    console.print(results_table(spec.name, metrics, title=f"Test, {_SPLITS[spec.split]}"))
+    console.print(results_table(spec.name, metrics, title=f"Test, {SPLITS[spec.split]}"))
     console.print(f"run folder: {folder}")
     return run
 
@@ -64,22 +62,6 @@ def refit(judged: RunFolder, prepared: Prepared, console: Console) -> RunFolder:
     console.print(f"fitted again on everything: {fitted.epochs} epochs in {fitted.seconds:.0f} s")
     run.finish(metrics)
     return run
-
-
-def reevaluate(run: RunFolder, console: Console) -> None:
-    """Rank the test part again with the run's best weights and print the table; nothing is written.
-
-    Raises RunError if the run is not finished or its data has changed.
-    """
-    spec, recorded, prepared = run.spec(), run.metrics(), run.data()
-    items = prepared.dataset.vocabulary.items
-    test = evaluate_test(ModelScorer(run.model()), prepared.split, items).report()
-    metrics = recorded | {"test": test}  # the baselines have nothing to load, so their figures stand
-    console.print(results_table(spec.name, metrics, title=f"Test, {_SPLITS[spec.split]}"))
-    if (found := test[METRIC]) != (then := recorded["test"][METRIC]):
-        console.print(
-            f"recorded when it was trained: {METRIC} {then:.6f}, now {found:.6f} (another machine rounds otherwise)"
-        )
 
 
 def judge(scorer: ModelScorer, prepared: Prepared, fitted: Fitted) -> dict[str, object]:

@@ -145,7 +145,7 @@ def test_a_run_from_training_to_evaluation_is_quiet_outside_a_terminal(
     assert set(metrics["baselines"]) == {"popularity", "co-visitation", "item-kNN"}
     for part in ("validation", "test"):
         for figures in (metrics[part], *(baseline[part] for baseline in metrics["baselines"].values())):
-            assert {"hr@10", "ndcg@10", "mrr", "coverage@10", "intervals", "strictly_later"} <= set(figures)
+            assert {"hr@10", "ndcg@10", "mrr", "coverage@10", "novelty@10", "intervals", "slices"} <= set(figures)
     assert (run.spec().seed, run.spec().name) == (4, "tiny")
     assert (Path("first") / "curves.png").read_bytes().startswith(b"\x89PNG")
 

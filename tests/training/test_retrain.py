@@ -227,7 +227,7 @@ def test_the_gate_compares_the_same_users_and_lets_a_draw_pass() -> None:
     from training.gate import compare
 
     def judged(ranks: list[int]) -> Evaluation:
-        return Evaluation(np.array(ranks), np.ones(len(ranks), np.bool_), 1.0)
+        return Evaluation(np.array(ranks), {}, 1.0)
 
     assert compare(judged([1, 3]), judged([3, 1])).promote
     better = compare(judged([1, 1, 20]), judged([1, 3, 20]))
@@ -239,7 +239,7 @@ def test_the_gate_compares_the_same_users_and_lets_a_draw_pass() -> None:
 def test_a_champion_is_scored_by_ids_whatever_rows_its_items_have(published: Path) -> None:
     from models.runtime import Runtime
     from training.dataset import Sequences, Vocabulary
-    from training.gate import BundleScorer
+    from training.scorers import BundleScorer
 
     bundle = read_bundle(published)
     runtime = Runtime(bundle, device="cpu")

@@ -1,0 +1,164 @@
+"""One evaluation for runs and bundles: the same figures on the same data, whichever program scores."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from training.__main__ import main
+from training.assessment import assess, open_subject
+from training.dataset import Sequences, Vocabulary
+from training.evaluate import EvaluationError
+from training.run import RunError, RunFolder
+from training.scorers import Translated
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def log(finished_run: RunFolder) -> Path:
+    return finished_run.spec().files[0]
+
+
+def same_figures(one: Any, two: Any) -> None:
+    """Reports equal to rounding, however deep."""
+    assert type(one) is type(two)
+    if isinstance(one, dict):
+        assert one.keys() == two.keys()
+        for name in one:
+            same_figures(one[name], two[name])
+    else:
+        assert one == pytest.approx(two, abs=1e-3)
+
+
+def test_a_bundle_through_onnxruntime_gives_the_figures_of_its_run_through_torch(
+    finished_run: RunFolder, published: Path, log: Path
+) -> None:
+    run = assess(finished_run.path, sampled=9)
+    bundle = assess(published, data=[log], sampled=9)
+    same_figures(run.evaluation.report(), bundle.evaluation.report())
+    same_figures(run.sampled, bundle.sampled)
+    assert run.evaluation.metrics()["hr@10"] == finished_run.metrics()["test"]["hr@10"] > 0.5
+    assert (run.notes, bundle.notes) == ((), ())
+    assert run.baselines.keys() == bundle.baselines.keys() == {"popularity", "co-visitation", "item-kNN"}
+
+
+def test_where_the_model_errs_both_err_alike(
+    finished_run: RunFolder, published: Path, tmp_path: Path, walks: Callable[..., pl.DataFrame]
+) -> None:
+    walks(150, 40, seed=5, shuffled=True).write_csv(tmp_path / "noise.csv")
+    run, bundle = (assess(path, data=[tmp_path / "noise.csv"], sampled=9) for path in (finished_run.path, published))
+    assert (run.evaluation.ranks != bundle.evaluation.ranks).mean() < 0.02  # rounding may swap two equals
+    assert len(set(run.evaluation.ranks.tolist())) > 15
+    same_figures(run.evaluation.report(), bundle.evaluation.report())
+    same_figures(run.sampled, bundle.sampled)
+
+
+def test_on_other_data_too_whatever_the_order_of_its_items(
+    finished_run: RunFolder, published: Path, tmp_path: Path, walks: Callable[..., pl.DataFrame]
+) -> None:
+    other = tmp_path / "other.csv"
+    newcomers = pl.DataFrame(
+        [(f"u{user}", "new", 1) for user in range(30)], schema=["user_id", "item_id", "timestamp"], orient="row"
+    )
+    pl.concat([newcomers, walks(30, 40, seed=9).reverse()]).write_csv(other)
+    run, bundle = assess(finished_run.path, data=[other]), assess(published, data=[other])
+    assert run.evaluation.ranks.tolist() == bundle.evaluation.ranks.tolist()
+    assert len(run.evaluation.ranks) == 30
+    assert run.evaluation.metrics()["hr@10"] > 0.5  # i + 1 follows i here too
+    assert "trained on other files (walks.csv)" in run.notes[0]
+    assert run.baselines["item-kNN"] != finished_run.metrics()["baselines"]["item-kNN"]["test"]
+
+
+def test_a_bundle_has_no_data_of_its_own_and_a_run_no_other_split(finished_run: RunFolder, published: Path) -> None:
+    with pytest.raises(EvaluationError, match="name the files with --data"):
+        assess(published)
+    with pytest.raises(EvaluationError, match="trained on the split loo"):
+        assess(finished_run.path, split="time")
+
+
+def test_another_split_of_the_same_data_is_pointed_out(published: Path, log: Path) -> None:
+    (note,) = assess(published, data=[log], split="time").notes
+    assert "trained on another split" in note
+
+
+def test_a_folder_that_is_neither_is_named(tmp_path: Path, published: Path) -> None:
+    with pytest.raises(RunError, match=f"{tmp_path} is not the folder of a training run"):
+        open_subject(tmp_path)
+    damaged = tmp_path / published.name
+    shutil.copytree(published, damaged)
+    (damaged / "items.npy").chmod(0o644)
+    (damaged / "items.npy").write_bytes(b"x")
+    with pytest.raises(Exception, match=r"items\.npy"):
+        open_subject(damaged)
+
+
+def test_a_difference_is_that_of_the_same_users(finished_run: RunFolder, published: Path, log: Path) -> None:
+    itself = assess(published, data=[log], against=finished_run.path).difference
+    assert itself is not None
+    assert itself.mean == pytest.approx(0, abs=1e-3)
+    assert itself.p > 0.3
+    worse = assess(finished_run.path, against=_forgetful(finished_run, log.parent / "forgetful"))
+    assert worse.difference is not None
+    assert worse.difference.low > 0
+    assert worse.difference.p < 0.001
+    assert worse.against is not None
+
+
+def _forgetful(run: RunFolder, folder: Path) -> Path:
+    """A copy of the run whose items have changed places, so that its model knows nothing."""
+    shutil.copytree(run.path, folder)
+    ids = run.ids()
+    (folder / "vocabulary.json").write_text(json.dumps(["", *np.random.default_rng(0).permutation(ids[1:]).tolist()]))
+    return folder
+
+
+def test_items_are_matched_by_id_and_the_unknown_cannot_be_scored() -> None:
+    """The scorer knows b, a, c as rows 1 to 3 and scores each by its row, plus ten times the newest row it is given."""
+
+    def scorer(histories: Sequences) -> np.ndarray:
+        newest = [history[-1] if len(history) else 0 for history in (histories[u] for u in range(len(histories)))]
+        return np.array([[row + 10 * last for row in range(4)] for last in newest], np.float32)
+
+    popularity = np.array([0, 7, 8, 9], np.float32)
+    translated = Translated(scorer, ["", "b", "a", "c"], popularity, Vocabulary(("", "a", "b", "new")))
+    flat = np.array([2, 3, 1, 3, 3], np.int32)  # "b new", "a", "new new"
+    scores = translated(Sequences(flat, np.array([0, 2, 3]), np.array([2, 3, 5])))
+    assert scores[:, 1:].tolist() == [[12, 11, -np.inf], [22, 21, -np.inf], [8, 7, -np.inf]]
+    assert (scores[:, 0] == -np.inf).all()
+
+
+def test_the_tables_show_parts_intervals_and_that_a_sample_is_one(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    finished_run: RunFolder,
+    published: Path,
+    log: Path,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    words = ["evaluate", published, "--data", log, "--sampled", "9", "--against", finished_run.path]
+    monkeypatch.setattr("sys.argv", ["training", *map(str, words)])
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    out = capsys.readouterr().out
+    for word in (
+        "walks-1",
+        "item-kNN",
+        "strictly later",
+        "short history",
+        "long history",
+        "head target",
+        "tail target",
+    ):
+        assert word in out
+    assert "Sampled negatives, not all items" in out
+    assert "sampled, 9 negatives" in out
+    assert "ndcg@10 of walks-1 minus that of" in out
+    assert "p = " in out
+    low, high = assess(finished_run.path).evaluation.intervals()["ndcg@10"]
+    assert f"{low:.4f} to {high:.4f}" in out

@@ -1,0 +1,181 @@
+"""An evaluation that a person asks for: a run or a bundle, on its own data or on other files, alone or beside another.
+
+A run scores through torch and a bundle through onnxruntime; on the same data the figures are the same to rounding.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from models.bundle import MANIFEST, DataWindow, read_bundle
+from models.runtime import Runtime
+from training.baselines import baselines
+from training.config import DataConfig
+from training.dataset import Dataset, Vocabulary
+from training.evaluate import Evaluation, EvaluationError, Scorer, difference, evaluate_test, evaluate_test_sampled
+from training.interactions import Columns, Interactions, read_interactions
+from training.measures import Difference
+from training.next_item import METRIC
+from training.run import RUN, RunFolder, SplitName, split_data
+from training.scorers import BundleScorer, run_scorer
+from training.splits import Split
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Subject:
+    """A run or a bundle as something to judge: what it was made from, its recorded figures, and its scorer.
+
+    `over` gives the scorer over the items of any data. `run` is None for a bundle.
+    """
+
+    name: str
+    rules: DataConfig
+    data: DataWindow
+    figures: Mapping[str, Any]
+    over: Callable[[Vocabulary], Scorer]
+    run: RunFolder | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Assessment:
+    """What was found: the evaluation with its report, the baselines on the same data, and what else was asked for.
+
+    notes are sentences about what the figures do not say by themselves. against is the name of the other subject.
+    """
+
+    name: str
+    split: SplitName
+    evaluation: Evaluation
+    baselines: Mapping[str, Mapping[str, Any]]
+    sampled: Mapping[str, Any] = field(default_factory=dict)
+    against: str | None = None
+    difference: Difference | None = None
+    notes: tuple[str, ...] = ()
+
+
+def open_subject(path: Path) -> Subject:
+    """The finished run or the bundle in this folder. Raises RunError or BundleError if it is neither or damaged."""
+    if (path / MANIFEST).is_file() and not (path / RUN).exists():
+        runtime = Runtime(read_bundle(path), device="cpu")
+        runtime.replay_golden()
+        manifest = runtime.bundle.manifest
+        return Subject(
+            name=manifest.version,
+            rules=DataConfig.model_validate(manifest.config.get("data", {})),
+            data=manifest.data,
+            figures=manifest.metrics,
+            over=lambda vocabulary: BundleScorer(runtime, vocabulary),
+            run=None,
+        )
+    run = RunFolder(path)
+    spec = run.spec()
+    return Subject(
+        name=spec.name,
+        rules=spec.config.data,
+        data=spec.data,
+        figures=run.metrics(),
+        over=lambda vocabulary: run_scorer(run, vocabulary),
+        run=run,
+    )
+
+
+def assess(
+    path: Path,
+    *,
+    data: Sequence[Path] = (),
+    columns: Columns | None = None,
+    split: SplitName | None = None,
+    sampled: int | None = None,
+    against: Path | None = None,
+) -> Assessment:
+    """Judge a run or a bundle on the test part of data, and if asked for among sampled negatives and against another.
+
+    data: interaction files; without them the run's own. split: by default that of the run, and leave-one-out for a
+    bundle. Raises EvaluationError if a bundle comes without data or a run's own data is to be split otherwise, and
+    whatever reading the subject and the data raises.
+    """
+    subject = open_subject(path)
+    interactions, dataset, parts, chosen = _data(subject, data, columns or Columns(), split)
+    items = dataset.vocabulary.items
+    scorer = subject.over(dataset.vocabulary)
+    evaluation = evaluate_test(scorer, parts, items)
+    own = _is_own(subject, interactions, dataset, parts)
+    recorded = subject.figures.get("baselines")
+    # On the data it was made from the baselines stand as they were recorded: they are fitted without chance.
+    if own and recorded:
+        beside = {name: figures["test"] for name, figures in recorded.items()}
+    else:
+        beside = {
+            name: evaluate_test(baseline, parts, items).report()
+            for name, baseline in baselines(parts.train, items).items()
+        }
+    notes = _drift(subject, evaluation) if own else [_caution(subject, interactions)]
+    other = open_subject(against) if against is not None else None
+    found = None
+    if other is not None:
+        found = difference(evaluation, evaluate_test(other.over(dataset.vocabulary), parts, items))
+        if not _is_own(other, interactions, dataset, parts):
+            notes.append(_caution(other, interactions))
+    return Assessment(
+        name=subject.name,
+        split=chosen,
+        evaluation=evaluation,
+        baselines=beside,
+        sampled=evaluate_test_sampled(scorer, parts, items, negatives=sampled).report() if sampled is not None else {},
+        against=None if other is None else str(against),
+        difference=found,
+        notes=tuple(notes),
+    )
+
+
+def _data(
+    subject: Subject, files: Sequence[Path], columns: Columns, split: SplitName | None
+) -> tuple[Interactions, Dataset, Split, SplitName]:
+    spec = subject.run.spec() if subject.run else None
+    chosen: SplitName = split or (spec.split if spec else "loo")
+    if not files:
+        if subject.run is None or spec is None:
+            raise EvaluationError(
+                f"{subject.name} is a bundle, which does not hold its data; name the files with --data"
+            )
+        if chosen != spec.split:
+            raise EvaluationError(
+                f"{subject.run.path} was trained on the split {spec.split}, so its own data cannot be judged by "
+                f"{chosen}: part of that test was learned from; leave --split out or give other --data"
+            )
+        prepared = subject.run.data()
+        return prepared.interactions, prepared.dataset, prepared.split, chosen
+    interactions = read_interactions(files, columns=columns)
+    dataset, parts = split_data(interactions, subject.rules, split=chosen, held_out=spec.held_out if spec else 0.1)
+    return interactions, dataset, parts, chosen
+
+
+def _is_own(subject: Subject, interactions: Interactions, dataset: Dataset, split: Split) -> bool:
+    """Whether the subject was made from the train part of just this data."""
+    times = split.train.timestamps
+    return (
+        set(interactions.sha256) == set(subject.data.files.values())
+        and (len(dataset.users), dataset.vocabulary.items) == (subject.data.users, subject.data.items)
+        and (None if times is None else int(times.max())) == subject.data.trained_until_ms
+    )
+
+
+def _drift(subject: Subject, evaluation: Evaluation) -> list[str]:
+    """A word if the figures are not the recorded ones; rounding on another machine moves a rank here and there."""
+    found, recorded = evaluation.metrics()[METRIC], subject.figures.get("test", {}).get(METRIC)
+    if recorded is None or abs(found - recorded) < 5e-5:
+        return []
+    return [f"recorded when {subject.name} was trained: {METRIC} {recorded:.6f}, now {found:.6f}"]
+
+
+def _caution(subject: Subject, interactions: Interactions) -> str:
+    if set(interactions.sha256) == set(subject.data.files.values()):
+        return (
+            f"{subject.name} was trained on another split or selection of this very data: part of this test may have "
+            "been learned from, and the figures may flatter it"
+        )
+    return (
+        f"{subject.name} was trained on other files ({', '.join(subject.data.files)}): items it does not know count as "
+        "missed, and if it has seen these events before, the figures flatter it"
+    )

@@ -1,0 +1,69 @@
+"""Runs and bundles as Scorers, over their own items or those of other data.
+
+A run scores through torch and a bundle through onnxruntime; behind this door they are judged by the same code.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.runtime import Runtime
+from training.dataset import Sequences, Vocabulary
+from training.evaluate import Scorer
+from training.next_item import ModelScorer
+from training.run import RunFolder
+
+
+class Translated:
+    """A scorer of some items as one of another vocabulary's: items are matched by external id.
+
+    An item that the scorer does not know can neither be scored nor speak for a user, and a user of whose history
+    nothing is known gets what is popular, as when it serves.
+    """
+
+    def __init__(
+        self, scorer: Scorer, ids: Sequence[str], popularity: NDArray[np.float32], vocabulary: Vocabulary
+    ) -> None:
+        """ids and popularity (the scorer's items + 1,): what its rows are called, and how popular they are."""
+        self._scorer = scorer
+        self._popularity = popularity
+        row_of = {item: row for row, item in enumerate(ids) if row}
+        self._rows = np.array([0, *(row_of.get(item, 0) for item in vocabulary.ids[1:])], np.int32)
+        self._same = tuple(ids) == vocabulary.ids
+
+    def __call__(self, histories: Sequences) -> NDArray[np.float32]:
+        if self._same:
+            return self._scorer(histories)
+        compact = histories.compact()
+        rows = self._rows[compact.items]
+        owners = np.repeat(np.arange(len(compact)), compact.lengths)[rows > 0]
+        lengths = np.bincount(owners, minlength=len(compact))
+        ends = np.cumsum(lengths)
+        scores = np.array(self._scorer(Sequences(rows[rows > 0], ends - lengths, ends)))
+        scores[lengths == 0] = self._popularity
+        scores = scores[:, self._rows]
+        scores[:, self._rows == 0] = -np.inf
+        return scores
+
+
+class BundleScorer:
+    """A bundle as a Scorer over a vocabulary, through onnxruntime."""
+
+    def __init__(self, runtime: Runtime, vocabulary: Vocabulary) -> None:
+        self._runtime = runtime
+        bundle = runtime.bundle
+        self._translated = Translated(self._score, bundle.ids, bundle.popularity, vocabulary)
+
+    def __call__(self, histories: Sequences) -> NDArray[np.float32]:
+        return self._translated(histories)
+
+    def _score(self, histories: Sequences) -> NDArray[np.float32]:
+        """Over the bundle's own rows."""
+        vectors = self._runtime.encode([histories[user] for user in range(len(histories))])
+        return vectors @ self._runtime.bundle.items.T
+
+
+def run_scorer(run: RunFolder, vocabulary: Vocabulary) -> Scorer:
+    """A run's best weights as a Scorer over a vocabulary, through torch."""
+    return Translated(ModelScorer(run.model()), run.ids(), run.popularity(), vocabulary)
