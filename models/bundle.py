@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from models import VERSION
+from models.neighbours import Neighbours
 from models.sequence import PADDING
 
 FORMAT = 1  # raised when an older reader could misread a newer bundle
@@ -35,9 +36,11 @@ VOCABULARY = "vocabulary.json"
 POPULARITY = "popularity.npy"
 ATTRIBUTES = "attributes.json"
 GOLDEN = "golden.npz"
+NEIGHBOURS = "neighbours.npy"
+AFFINITIES = "affinities.npy"
 VERSION_NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,99}"  # what a version may be called: one plain folder
 REQUIRED = (ENCODER, RANKER, ITEMS, VOCABULARY, POPULARITY, GOLDEN)
-OPTIONAL = (ATTRIBUTES,)
+OPTIONAL = (ATTRIBUTES, NEIGHBOURS, AFFINITIES)
 
 _GOLDEN_SHAPES = {"sequences": 2, "lengths": 1, "excluded": 2, "vectors": 2, "indices": 2, "scores": 2}
 _CHUNK_BYTES = 1 << 20
@@ -122,11 +125,12 @@ class Content:
     popularity: NDArray[np.float32]  # (items + 1,) interactions of each item
     attributes: Mapping[str, list[Any]] | None  # column -> a value for every row
     golden: Golden
+    neighbours: Neighbours | None = None  # added to the scores, by a ranker that reads them
 
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A verified bundle on disk; `items` is memory-mapped, so that processes share it."""
+    """A verified bundle on disk; `items` and `neighbours` are memory-mapped, so that processes share them."""
 
     folder: Path
     manifest: Manifest
@@ -136,6 +140,7 @@ class Bundle:
     popularity: NDArray[np.float32]
     attributes: Mapping[str, list[Any]] | None
     golden: Golden
+    neighbours: Neighbours | None = None
 
     @property
     def encoder(self) -> Path:
@@ -168,6 +173,9 @@ def write_bundle(artifacts: Path, content: Content) -> Path:
         _write_json(draft / VOCABULARY, content.ids)
         if content.attributes is not None:
             _write_json(draft / ATTRIBUTES, dict(content.attributes))
+        if content.neighbours is not None:
+            np.save(draft / NEIGHBOURS, content.neighbours.items.astype(np.int32), allow_pickle=False)
+            np.save(draft / AFFINITIES, content.neighbours.affinities.astype(np.float32), allow_pickle=False)
         golden = {name: getattr(content.golden, name) for name in _GOLDEN_SHAPES}
         np.savez(draft / GOLDEN, allow_pickle=False, **golden)
         digests = {path.name: _sha256(path) for path in sorted(draft.iterdir())}
@@ -217,7 +225,8 @@ def read_bundle(folder: Path) -> Bundle:
         ):
             raise BundleError(f"{folder / ATTRIBUTES}: every column must be a list of {rows} values, one a row")
     golden = _load_golden(folder / GOLDEN, manifest)
-    return Bundle(folder, manifest, items, ids, index_of, popularity, attributes, golden)
+    neighbours = _load_neighbours(folder, manifest)
+    return Bundle(folder, manifest, items, ids, index_of, popularity, attributes, golden, neighbours)
 
 
 def verify(folder: Path) -> Manifest:
@@ -290,14 +299,33 @@ def _numbers(version: str) -> tuple[int, ...]:
 _KNOWN = {MANIFEST, *REQUIRED, *OPTIONAL}
 
 
+def _load_neighbours(folder: Path, manifest: Manifest) -> Neighbours | None:
+    present = {NEIGHBOURS, AFFINITIES} & set(manifest.files)
+    if not present:
+        return None
+    if len(present) == 1:
+        raise BundleError(f"{folder}: has {present.pop()} alone; {NEIGHBOURS} and {AFFINITIES} belong together")
+    rows = manifest.items + 1
+    items = _load_array(folder / NEIGHBOURS, np.int32, (rows, None), mapped=True)
+    affinities = _load_array(folder / AFFINITIES, np.float32, items.shape, mapped=True)
+    if items.min(initial=0) < 0 or items.max(initial=0) >= rows:
+        raise BundleError(f"{folder / NEIGHBOURS}: holds an item outside the rows 0 to {rows - 1}")
+    if items[PADDING].any() or affinities[PADDING].any():
+        raise BundleError(f"{folder / NEIGHBOURS}: row {PADDING} is no item and must have no neighbours")
+    return Neighbours(items, affinities)
+
+
 def _load_array(
-    path: Path, dtype: type[np.floating[Any]], shape: tuple[int, ...], *, mapped: bool = False
+    path: Path, dtype: type[np.number[Any]], shape: tuple[int | None, ...], *, mapped: bool = False
 ) -> NDArray[Any]:
     try:
         array = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise BundleError(f"{path}: cannot be read as an array: {error}") from error
-    if array.dtype != dtype or array.shape != shape:
+    fits = array.ndim == len(shape) and all(
+        size in (None, found) for size, found in zip(shape, array.shape, strict=True)
+    )
+    if array.dtype != dtype or not fits:
         raise BundleError(f"{path}: is {array.dtype} {array.shape}, manifest says {np.dtype(dtype)} {shape}")
     if not np.isfinite(array).all():
         raise BundleError(f"{path}: holds a value that is not a finite number")

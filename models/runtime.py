@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.bundle import Bundle, BundleError
+from models.neighbours import recent
 from models.sequence import Indices, pad, truncate
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -44,6 +45,10 @@ class Runtime:
         # An encoder that embeds items takes the matrix as an input: it is in memory once, not also in the graph.
         reads_items = any(graph_input.name == "items" for graph_input in self._encoder.get_inputs())
         self._encoder_feeds = {"items": bundle.items} if reads_items else {}
+        blends = any(graph_input.name == "recent" for graph_input in self._ranker.get_inputs())
+        if blends != (bundle.neighbours is not None):
+            has = "reads neighbours and the bundle has none" if blends else "does not read the bundle's neighbours"
+            raise BundleError(f"{bundle.ranker}: {has}; export the model again")
 
     def encode(self, sequences: Sequence[Indices]) -> NDArray[np.float32]:
         """Last-position vectors of histories given as item indices, oldest first: float32 (batch, dim).
@@ -62,12 +67,17 @@ class Runtime:
         return vectors
 
     def rank(
-        self, vectors: NDArray[np.float32], excluded: Sequence[Indices], k: int
+        self,
+        vectors: NDArray[np.float32],
+        excluded: Sequence[Indices],
+        k: int,
+        sequences: Sequence[Indices] | None = None,
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """The k best items of each row, best first, ties in item order: indices and scores, both (batch, k).
 
-        vectors (batch, dim); excluded: item indices a row that must not come back. Where fewer than k items remain,
-        the surplus entries score EXCLUDED_SCORE or less.
+        vectors (batch, dim); excluded: item indices a row that must not come back; sequences: the histories that the
+        vectors are of. Where fewer than k items remain, the surplus entries score EXCLUDED_SCORE or less.
+        Raises ValueError without sequences for a bundle with neighbours, which would rank otherwise than certified.
         """
         matrix, _ = pad(excluded)  # its padding excludes row 0, which is no item
         if not (matrix == 0).any(axis=1).all():
@@ -78,6 +88,15 @@ class Runtime:
             "excluded": matrix,
             "k": np.array([min(k, self.bundle.manifest.items)], np.int64),
         }
+        neighbours = self.bundle.neighbours
+        if neighbours is not None:
+            if sequences is None:
+                raise ValueError(f"{self.bundle.manifest.version} ranks by neighbours too: give the sequences")
+            feeds |= {
+                "recent": recent(sequences),
+                "neighbours": neighbours.items,
+                "affinities": neighbours.affinities,
+            }
         indices, scores = self._ranker.run(["indices", "scores"], feeds)
         return indices, scores
 
@@ -87,16 +106,18 @@ class Runtime:
         sequences = [row[:length] for row, length in zip(golden.sequences, golden.lengths, strict=True)]
         try:
             vectors = self.encode(sequences)
-            indices, scores = self.rank(vectors, list(golden.excluded), golden.scores.shape[1])
+            indices, scores = self.rank(vectors, list(golden.excluded), golden.scores.shape[1], sequences)
         except Exception as error:  # onnxruntime's own errors share no other base class
             raise BundleError(f"{self.bundle.folder}: its graphs cannot run the golden inputs: {error}") from error
+        neighbours = self.bundle.neighbours
+        bonus = None if neighbours is None else neighbours.bonus(sequences)
         difference = np.max([_distance(vectors, golden.vectors), _distance(scores, golden.scores)])
         if not difference <= TOLERANCE:  # so written, a NaN fails too
             raise BundleError(
                 f"{self.bundle.folder}: golden inputs come out {difference:.2g} away from torch's answers "
                 f"(at most {TOLERANCE:.0e} is allowed); do not serve it, export it again"
             )
-        if not same_items(self.bundle.items, vectors, indices, golden.indices, golden.scores):
+        if not same_items(self.bundle.items, vectors, indices, golden.indices, golden.scores, bonus=bonus):
             raise BundleError(
                 f"{self.bundle.folder}: golden inputs rank other items than torch did; do not serve it, export it again"
             )
@@ -113,15 +134,19 @@ def same_items(
     found: NDArray[np.int64],
     expected: NDArray[np.int64],
     scores: NDArray[np.float32],
+    *,
+    bonus: NDArray[np.float32] | None = None,
 ) -> bool:
     """Whether found ranks the expected items, exchanges of equal scores aside.
 
-    items (rows, dim), vectors (batch, dim), found and expected (batch, k), scores (batch, k) of the expected. Scores
-    that agree prove nothing about the indices beside them.
+    items (rows, dim), vectors (batch, dim), found and expected (batch, k), scores (batch, k) of the expected, bonus
+    (batch, rows) what neighbours add. Scores that agree prove nothing about the indices beside them.
     """
     if found.shape != expected.shape or found.min(initial=0) < 0 or found.max(initial=0) >= len(items):
         return False
     own = np.einsum("bd,bkd->bk", vectors, items[found])
+    if bonus is not None:
+        own += np.take_along_axis(bonus, found, axis=1)
     distinct = (np.diff(np.sort(found, axis=1), axis=1) > 0).all()
     return bool(distinct and ((found == expected) | (np.abs(own - scores) <= TOLERANCE)).all())
 

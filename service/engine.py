@@ -62,11 +62,12 @@ class Engine:
         """One ranking for each query, in one run of the ranker. Raises EngineError if the model gives no numbers."""
         if not queries:
             return []
-        vectors = self._runtime.encode([query.sequence for query in queries])
+        sequences = [query.sequence for query in queries]
+        vectors = self._runtime.encode(sequences)
         if not np.isfinite(vectors).all():
             raise EngineError(f"{self.version} gave a vector that is not finite")
         most = max(query.k for query in queries)
-        indices, scores = self._runtime.rank(vectors, [query.excluded for query in queries], most)
+        indices, scores = self._runtime.rank(vectors, [query.excluded for query in queries], most, sequences)
         eligible = (scores > EXCLUDED_SCORE).sum(axis=1)  # sorted, so that these come first
         counts = [min(query.k, int(found)) for query, found in zip(queries, eligible, strict=True)]
         return [

@@ -58,10 +58,11 @@ def write_tiny(
     created: str,
     golden_table: np.ndarray | None = None,
     encoder: bytes | None = None,
+    neighbours: Any = None,
 ) -> Path:
     """Bundle of items i1, i2, ... in which item j scores `table[i, j - 1]` after item i; i1 is the most popular.
 
-    It is certified with the answers of `golden_table`, by default the same.
+    It is certified with the answers of `golden_table`, by default the same, and of `neighbours` (models.neighbours).
     """
     from models.bundle import Content, DataWindow, Golden, Manifest, Parity, write_bundle
     from training.ranker import build_ranker
@@ -70,7 +71,10 @@ def write_tiny(
     rows = items + 1
     matrix = np.eye(rows, dtype=np.float32)[:, 1:]  # (rows, items): scores are the vector itself
     vectors = (table if golden_table is None else golden_table)[[2, 2, 0]].astype(np.float32)
-    order = np.argsort(-vectors, axis=1, kind="stable")[:, :2]
+    scores = vectors.copy()
+    if neighbours is not None:
+        scores += neighbours.bonus([np.array([1, 2]), np.array([2]), np.array([], np.int64)])[:, 1:]
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :2]
     manifest = Manifest(
         version=version,
         created=created,
@@ -90,17 +94,18 @@ def write_tiny(
         excluded=np.zeros((3, 1), np.int64),
         vectors=vectors,
         indices=order + 1,
-        scores=np.take_along_axis(vectors, order, 1),
+        scores=np.take_along_axis(scores, order, 1),
     )
     content = Content(
         manifest=manifest,
         encoder=encoder or last_item_encoder(table),
-        ranker=build_ranker(),
+        ranker=build_ranker(blend=neighbours is not None),
         items=matrix,
         ids=["", *(f"i{row}" for row in range(1, rows))],
         popularity=np.array([0, *range(items, 0, -1)], np.float32),
         attributes=None,
         golden=golden,
+        neighbours=neighbours,
     )
     return write_bundle(artifacts, content)
 

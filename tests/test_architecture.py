@@ -11,7 +11,16 @@ import pytest
 ROOT = Path(__file__).parents[1]
 STANDARD = set(sys.stdlib_module_names)
 PACKAGES = ("models", "service", "training")
-TORCH_FREE = ("__init__", "__main__", "bundle", "registry", "runtime", "sequence", "eventlog")  # of models
+TORCH_FREE = (
+    "__init__",
+    "__main__",
+    "bundle",
+    "registry",
+    "runtime",
+    "sequence",
+    "neighbours",
+    "eventlog",
+)  # of models
 
 
 def imports(module: Path) -> Iterator[tuple[str, bool]]:

@@ -51,6 +51,17 @@ def close(one: torch.Tensor, two: torch.Tensor) -> None:
     torch.testing.assert_close(one, two, atol=2e-5, rtol=1e-4)
 
 
+def some_neighbours() -> Any:
+    """Four neighbours for every item, strong enough to change every ranking."""
+    from models.neighbours import Neighbours
+
+    generator = np.random.default_rng(2)
+    items = generator.permuted(np.tile(np.arange(1, ITEMS + 1), (ITEMS + 1, 1)), axis=1)[:, :4].astype(np.int32)
+    affinities = generator.random((ITEMS + 1, 4), np.float32)
+    items[0], affinities[0] = 0, 0
+    return Neighbours(items, affinities)
+
+
 def test_every_model_of_the_zoo_is_here() -> None:
     known = get_args(ModelConfig) or (ModelConfig,)
     assert {type(config) for config in MODELS.values()} == set(known)
@@ -139,12 +150,15 @@ def test_padding_has_no_vector_of_its_own_and_learns_none(config: Any) -> None:
     assert gradient[1].abs().max() > 0
 
 
-def test_onnx_computes_what_torch_computes(config: Any) -> None:
+@pytest.mark.parametrize("blend", [False, True])
+def test_onnx_computes_what_torch_computes(config: Any, blend: bool) -> None:
+    """With neighbours in the scores too, which the golden inputs then hold as well."""
     from models.bundle import Content, DataWindow, Manifest, Parity
     from training.export import certify, encoder_graph, golden
     from training.ranker import build_ranker
 
     model = fresh(config)
+    neighbours = some_neighbours() if blend else None
     content = Content(
         manifest=Manifest(
             version="conformance",
@@ -160,13 +174,15 @@ def test_onnx_computes_what_torch_computes(config: Any) -> None:
             parity=Parity(cases=0, largest_difference=0, top_k_agreed=False),
         ),
         encoder=encoder_graph(model),
-        ranker=build_ranker(),
+        ranker=build_ranker(blend=blend),
         items=model.item_matrix().detach().numpy(),
         ids=["", *(f"i{item}" for item in range(ITEMS))],
         popularity=np.ones(ITEMS + 1, np.float32),
         attributes=None,
-        golden=golden(model),
+        golden=golden(model, neighbours),
+        neighbours=neighbours,
     )
+    assert (content.golden.scores.tolist() == golden(model).scores.tolist()) is not blend
     parity = certify(content, model)  # raises if they differ
     assert parity.top_k_agreed
     assert parity.largest_difference < 1e-4

@@ -41,13 +41,15 @@ class Subject:
 class Assessment:
     """What was found: the evaluation with its report, the baselines on the same data, and what else was asked for.
 
-    notes are sentences about what the figures do not say by themselves. against is the name of the other subject.
+    alone: the recorded figures of the model without its blend, on its own data. notes are sentences about what the
+    figures do not say by themselves. against is the name of the other subject.
     """
 
     name: str
     split: SplitName
     evaluation: Evaluation
     baselines: Mapping[str, Mapping[str, Any]]
+    alone: Mapping[str, Any] | None = None
     sampled: Mapping[str, Any] = field(default_factory=dict)
     against: str | None = None
     difference: Difference | None = None
@@ -122,6 +124,7 @@ def assess(
         split=chosen,
         evaluation=evaluation,
         baselines=beside,
+        alone=subject.figures["alone"]["test"] if own and "alone" in subject.figures else None,
         sampled=evaluate_test_sampled(scorer, parts, items, negatives=sampled).report() if sampled is not None else {},
         against=None if other is None else str(against),
         difference=found,

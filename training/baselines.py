@@ -9,14 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from models.neighbours import DECAY, RECENT
 from training.dataset import Sequences, popularity_of
 from training.evaluate import Scorer
 
 Weight = Callable[[int], float]
 
 _GAP = 5  # positions within which two items belong together
-_RECENT = 20  # newest items that speak for a user
-_DECAY = 0.8  # weight of each item over that of the next newer one
 _SHRINKAGE = 10.0  # added to popularity, so that rare items do not win by chance
 
 
@@ -55,17 +54,17 @@ class ItemKNN:
 
     C[i, j] sums 1/gap over train pairs where j follows i and 0.5/gap where it precedes, within five positions,
     divided by sqrt(popularity_j + 10). A user's score sums 0.8^n / sqrt(popularity_i + 10) * C[i, j] over the newest
-    twenty items i, n = 0 for the newest.
+    twenty items i, n = 0 for the newest. `matrix` is C with both discounts, sparse (items + 1, items + 1).
     """
 
     def __init__(self, train: Sequences, items: int) -> None:
         discount = 1 / np.sqrt(popularity_of(train, items) + _SHRINKAGE)
         pairs = _neighbours(train, items, lambda gap: 1 / gap, lambda gap: 0.5 / gap)
-        self._matrix = (sparse.diags_array(discount) @ pairs @ sparse.diags_array(discount)).tocsr()
+        self.matrix = (sparse.diags_array(discount) @ pairs @ sparse.diags_array(discount)).tocsr()
 
     def __call__(self, histories: Sequences) -> NDArray[np.float32]:
-        weights = recent(histories, self._matrix.shape[0], count=_RECENT, decay=_DECAY)
-        return np.asarray((weights @ self._matrix).todense(), np.float32)
+        weights = recent(histories, self.matrix.shape[0], count=RECENT, decay=DECAY)
+        return np.asarray((weights @ self.matrix).todense(), np.float32)
 
 
 def recent(histories: Sequences, rows: int, *, count: int, decay: float = 1.0) -> sparse.csr_array:

@@ -53,12 +53,19 @@ class TrainingConfig(_Section):
         return self
 
 
+class BlendConfig(_Section):
+    """What is added to the model's scores when it serves."""
+
+    neighbours: bool = False  # sequential item-kNN, with the weight that is best on validation
+
+
 class Config(_Section):
-    """One run: the data it keeps, the model, and the fitting."""
+    """One run: the data it keeps, the model, the fitting, and what is blended in."""
 
     data: DataConfig = DataConfig()
     model: ModelConfig
     training: TrainingConfig = TrainingConfig()
+    blend: BlendConfig = BlendConfig()
 
 
 def load_config(name: str) -> Config:

@@ -94,7 +94,7 @@ def evaluate(
     """
     ranks = np.empty(len(holdout), np.int64)
     recommended = np.zeros(items + 1, np.int64)
-    for rows, scores, _ in _scored(scorer, holdout, items):
+    for rows, scores, _ in scored(scorer, holdout, items):
         ranks[rows] = rank_of(scores, holdout.targets[rows])
         best = np.argpartition(-scores, min(10, items) - 1, axis=1)[:, :10]
         recommended += np.bincount(best[np.take_along_axis(scores, best, axis=1) > -np.inf], minlength=items + 1)
@@ -118,7 +118,7 @@ def evaluate_sampled(
         raise EvaluationError(f"{negatives} sampled negatives: give at least 1")
     generator = np.random.default_rng(seed)
     ranks = np.empty(len(holdout), np.int64)
-    for rows, scores, histories in _scored(scorer, holdout, items):
+    for rows, scores, histories in scored(scorer, holdout, items):
         targets = holdout.targets[rows].astype(np.int64)
         order = generator.random(scores.shape, np.float32)  # the smallest keys are the sample
         mask_seen(order, histories, mask=np.inf)
@@ -166,7 +166,7 @@ def rank_of(scores: NDArray[np.float32], targets: NDArray[np.int32]) -> NDArray[
     return np.where(own[:, 0] == -np.inf, MISS, ranks)
 
 
-def _scored(
+def scored(
     scorer: Scorer, holdout: Holdout, items: int
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32], Sequences]]:
     """Rows of the held-out part, their scores with the histories masked, and the histories, some users at a time."""

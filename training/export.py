@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.bundle import VERSION_NAME, BundleError, Content, Golden, Manifest, Parity, read_bundle, write_bundle
+from models.neighbours import Neighbours
 from models.runtime import EXCLUDED_SCORE, TOLERANCE, Runtime, same_items
 from models.sasrec import SASRec
 from models.sequence import Indices, pad, truncate
@@ -51,7 +52,7 @@ def export(run: RunFolder, artifacts: Path, *, version: str | None = None) -> Pa
     The version defaults to the time and the configuration's name. Raises RunError if the run is not finished,
     ExportError if the graphs differ from torch or the version is no name, BundleError if it exists.
     """
-    spec, metrics, model = run.spec(), run.metrics(), run.model()
+    spec, metrics, model, neighbours = run.spec(), run.metrics(), run.model(), run.neighbours()
     now = datetime.now(UTC)
     version = version or f"{now:%Y%m%d-%H%M%S}-{re.sub('[^A-Za-z0-9._-]', '-', spec.name)}"
     if not re.fullmatch(VERSION_NAME, version):
@@ -69,18 +70,21 @@ def export(run: RunFolder, artifacts: Path, *, version: str | None = None) -> Pa
         config=spec.config.model_dump(mode="json"),
         seed=spec.seed,
         data=spec.data,
-        metrics={part: metrics[part] for part in ("validation", "test", "baselines")},
+        metrics={
+            part: metrics[part] for part in ("validation", "test", "baselines", "alone", "blend") if part in metrics
+        },
         parity=Parity(cases=0, largest_difference=0.0, top_k_agreed=False),
     )
     content = Content(
         manifest=manifest,
         encoder=encoder_graph(model),
-        ranker=build_ranker(),
+        ranker=build_ranker(blend=neighbours is not None),
         items=model.item_matrix().detach().numpy(),
         ids=run.ids(),
         popularity=run.popularity(),
         attributes=run.attributes(),
-        golden=golden(model),
+        golden=golden(model, neighbours),
+        neighbours=neighbours,
     )
     parity = certify(content, model)
     certified = Content(
@@ -136,13 +140,13 @@ def _share_items(graph: onnx.GraphProto, *, rows: int, dim: int) -> None:
     graph.input.append(onnx.helper.make_tensor_value_info("items", onnx.TensorProto.FLOAT, ["rows", dim]))
 
 
-def golden(model: SASRec) -> Golden:
-    """Random histories, an empty and an over-long one among them, with torch's answers."""
+def golden(model: SASRec, neighbours: Neighbours | None = None) -> Golden:
+    """Random histories, an empty and an over-long one among them, with torch's answers and what neighbours add."""
     generator = np.random.default_rng(0)
     longest = model.config.length
     lengths = [0, 1, longest, longest + 5, *generator.integers(1, longest + 1, _GOLDEN_CASES - 4)]
     histories = _random_histories(generator, model.items, lengths)
-    vectors, indices, scores = _torch_answers(model, histories)
+    vectors, indices, scores = _torch_answers(model, histories, neighbours)
     sequences, padded_lengths = pad(histories)
     return Golden(sequences, padded_lengths, sequences, vectors, indices, scores)
 
@@ -157,7 +161,8 @@ def certify(content: Content, model: SASRec) -> Parity:
     longest = model.config.length
     edges = [0, 1, 2, longest // 2, longest - 1, longest, longest + 7]
     histories = _random_histories(generator, model.items, [*edges, *generator.integers(0, longest + 8, _PARITY_CASES)])
-    vectors, indices, scores = _torch_answers(model, histories)
+    vectors, indices, scores = _torch_answers(model, histories, content.neighbours)
+    bonus = None if content.neighbours is None else content.neighbours.bonus(histories)
     cases, worst, agreed = 0, 0.0, True
     with tempfile.TemporaryDirectory() as folder:
         runtime = Runtime(read_bundle(write_bundle(Path(folder), content)), device="cpu")
@@ -171,10 +176,17 @@ def certify(content: Content, model: SASRec) -> Parity:
             for rows in np.array_split(np.arange(len(histories)), -(-len(histories) // batch)):
                 chosen = [histories[row] for row in rows]
                 found = runtime.encode(chosen)
-                found_indices, found_scores = runtime.rank(found, chosen, _K)
+                found_indices, found_scores = runtime.rank(found, chosen, _K, chosen)
                 difference = np.max([np.abs(found - vectors[rows]).max(), np.abs(found_scores - scores[rows]).max()])
                 worst = max(worst, float(difference)) if np.isfinite(difference) else float("inf")
-                agreed &= same_items(content.items, vectors[rows], found_indices, indices[rows], scores[rows])
+                agreed &= same_items(
+                    content.items,
+                    vectors[rows],
+                    found_indices,
+                    indices[rows],
+                    scores[rows],
+                    bonus=None if bonus is None else bonus[rows],
+                )
                 cases += len(rows)
     if not (worst <= TOLERANCE and agreed):
         raise ExportError(
@@ -190,13 +202,15 @@ def _random_histories(generator: np.random.Generator, items: int, lengths: list[
 
 @torch.no_grad()
 def _torch_answers(
-    model: SASRec, histories: list[NDArray[np.int64]]
+    model: SASRec, histories: list[NDArray[np.int64]], neighbours: Neighbours | None
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
     """Vectors, and the top-k without the history: the obvious way, one history at a time, unpadded, all positions."""
     newest: list[Indices] = [truncate(history, model.config.length) for history in histories]
     inputs = [torch.from_numpy(history if len(history) else np.zeros(1, np.int64)) for history in newest]
     vectors = torch.stack([model(sequence[None])[0, -1] for sequence in inputs])
     scores = vectors @ model.item_matrix().T
+    if neighbours is not None:
+        scores += torch.from_numpy(neighbours.bonus(histories))
     scores[:, 0] = EXCLUDED_SCORE
     for row, history in enumerate(histories):
         scores[row, torch.from_numpy(history)] = EXCLUDED_SCORE

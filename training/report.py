@@ -93,9 +93,13 @@ def describe_stop(fitted: Fitted, patience: int, metric: str) -> str:
 def results_table(model: str, metrics: Mapping[str, Any], *, title: str) -> Table:
     """Test figures of the model beside the baselines on the same split; the best of each column is bold.
 
-    metrics: `test`, and `baselines` by name each with a `test`.
+    metrics: `test`, `baselines` by name each with a `test`, and where `test` is of a blend `alone` with one.
     """
-    rows = {name: figures["test"] for name, figures in metrics["baselines"].items()} | {model: metrics["test"]}
+    rows = {name: figures["test"] for name, figures in metrics["baselines"].items()}
+    if "alone" in metrics:
+        rows[model] = metrics["alone"]["test"]
+        model += " + item-kNN"
+    rows[model] = metrics["test"]
     table = Table(title=title, caption=_caption(metrics["test"]), title_justify="left", caption_justify="left")
     table.add_column("model")
     for name in _SHOWN:
@@ -138,6 +142,8 @@ def print_assessment(found: Assessment, console: Console) -> None:
     """Everything that was found, as tables and sentences."""
     report = found.evaluation.report()
     metrics = {"test": report, "baselines": {name: {"test": figures} for name, figures in found.baselines.items()}}
+    if found.alone is not None:
+        metrics["alone"] = {"test": found.alone}
     console.print(results_table(found.name, metrics, title=f"Test, {SPLITS[found.split]}"))
     console.print(slices_table(report))
     if found.sampled:

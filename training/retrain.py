@@ -19,13 +19,12 @@ from models.runtime import Runtime
 from training.attributes import Attributes
 from training.config import Config
 from training.dataset import DatasetError, Vocabulary
-from training.evaluate import Evaluation, evaluate_test
+from training.evaluate import Evaluation, Scorer, evaluate_test
 from training.export import export
 from training.gate import compare
 from training.interactions import Columns, Interactions, interactions_from_frame, read_interactions
-from training.next_item import ModelScorer
 from training.run import CHECKPOINT, Prepared, RunFolder, RunSpec, data_window, prepare
-from training.scorers import BundleScorer
+from training.scorers import BundleScorer, run_scorer
 from training.train import refit, train
 
 _LARGEST_WINDOW = 0.1  # of the interactions: the newest tenth judges, the tenth before it validates
@@ -89,7 +88,7 @@ def retrain(
     )
     run = train(spec, prepared, artifacts / "runs" / f"{name}-{spec.identity[:12]}", console)
     if champion is not None:
-        challenger = _judge(ModelScorer(run.model()), prepared)
+        challenger = _judge(run_scorer(run, prepared.dataset.vocabulary), prepared)
         verdict = compare(challenger, _judge(BundleScorer(champion, prepared.dataset.vocabulary), prepared))
         if not verdict.promote:
             folder = _publish(run, artifacts)
@@ -149,7 +148,7 @@ def _publish(run: RunFolder, artifacts: Path) -> Path:
     return folder
 
 
-def _judge(scorer: "ModelScorer | BundleScorer", prepared: Prepared) -> Evaluation:
+def _judge(scorer: Scorer, prepared: Prepared) -> Evaluation:
     return evaluate_test(scorer, prepared.split, prepared.dataset.vocabulary.items)
 
 

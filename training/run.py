@@ -4,6 +4,7 @@ run.json             configuration, data files with their digests, split, seed
 metrics.jsonl        a line an epoch
 checkpoint.safetensors
 vocabulary.json  popularity.npy  attributes.json
+neighbours.npy  affinities.npy      of a blend, where the configuration asks for one and validation gains by it
 metrics.json         validation, test, baselines, time: written last, so a folder with it is a finished run
 curves.png
 """
@@ -18,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from models.bundle import DataWindow
+from models.bundle import AFFINITIES, NEIGHBOURS, DataWindow
+from models.neighbours import Neighbours
 from models.sasrec import SASRec
 from models.zoo import build
 from training import checkpoint
@@ -141,6 +143,19 @@ class RunFolder:
         else:  # the same run with attributes may have been here before
             (self.path / "attributes.json").unlink(missing_ok=True)
         self._write_json(RUN, spec.model_dump(mode="json"), indent=2)  # last: what it describes is there
+
+    def keep_neighbours(self, neighbours: Neighbours) -> None:
+        """Write what is blended into the model's scores. Call before `finish`."""
+        np.save(self.path / NEIGHBOURS, neighbours.items, allow_pickle=False)
+        np.save(self.path / AFFINITIES, neighbours.affinities, allow_pickle=False)
+
+    def neighbours(self) -> Neighbours | None:
+        """What is blended into the model's scores, or None."""
+        paths = self.path / NEIGHBOURS, self.path / AFFINITIES
+        if not all(path.exists() for path in paths):
+            return None
+        items, affinities = (np.load(path, allow_pickle=False) for path in paths)
+        return Neighbours(items, affinities)
 
     def finish(self, metrics: dict[str, object]) -> None:
         """Write metrics.json, which makes the run a finished one."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from models.neighbours import Neighbours
 from models.runtime import Runtime
 from training.dataset import Sequences, Vocabulary
 from training.evaluate import Scorer
@@ -60,10 +61,25 @@ class BundleScorer:
 
     def _score(self, histories: Sequences) -> NDArray[np.float32]:
         """Over the bundle's own rows."""
-        vectors = self._runtime.encode([histories[user] for user in range(len(histories))])
-        return vectors @ self._runtime.bundle.items.T
+        sequences = [histories[user] for user in range(len(histories))]
+        scores = self._runtime.encode(sequences) @ self._runtime.bundle.items.T
+        neighbours = self._runtime.bundle.neighbours
+        return scores if neighbours is None else scores + neighbours.bonus(sequences)
+
+
+class Blended:
+    """A scorer of the same items with what their neighbours add."""
+
+    def __init__(self, scorer: Scorer, neighbours: Neighbours) -> None:
+        self._scorer = scorer
+        self._neighbours = neighbours
+
+    def __call__(self, histories: Sequences) -> NDArray[np.float32]:
+        return self._scorer(histories) + self._neighbours.bonus([histories[user] for user in range(len(histories))])
 
 
 def run_scorer(run: RunFolder, vocabulary: Vocabulary) -> Scorer:
-    """A run's best weights as a Scorer over a vocabulary, through torch."""
-    return Translated(ModelScorer(run.model()), run.ids(), run.popularity(), vocabulary)
+    """What a run exports, its blend included, as a Scorer over a vocabulary through torch."""
+    model, neighbours = ModelScorer(run.model()), run.neighbours()
+    scorer = model if neighbours is None else Blended(model, neighbours)
+    return Translated(scorer, run.ids(), run.popularity(), vocabulary)

@@ -1,5 +1,6 @@
 """One training run from data to figures: prepare, fit, evaluate beside the baselines, write the folder."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,13 +9,15 @@ from rich.console import Console
 
 from models.runtime import cpu_quota
 from models.zoo import build
-from training.baselines import baselines
+from training.baselines import ItemKNN, baselines
+from training.blend import Blend, choose_blend, strongest
 from training.dataset import popularity_of
-from training.evaluate import evaluate, evaluate_test
+from training.evaluate import Scorer, evaluate, evaluate_test
 from training.fit import Fitted, fit
 from training.next_item import METRIC, ModelScorer, NextItem
 from training.report import SPLITS, describe_data, describe_stop, epoch_bar, plot_curves, results_table
 from training.run import Prepared, RunFolder, RunSpec
+from training.scorers import Blended
 from training.splits import unsplit
 
 
@@ -35,7 +38,14 @@ def train(spec: RunSpec, prepared: Prepared, folder: Path, console: Console) -> 
     with epoch_bar(console, task.windows.count(0), METRIC) as bar:
         fitted = fit(model, task, training, folder=folder, identity=spec.identity, watcher=bar)
     console.print(describe_stop(fitted, training.patience, METRIC))
-    metrics = judge(ModelScorer(model), prepared, fitted)
+    beside = baselines(prepared.split.train, items)
+    blend = None
+    if spec.config.blend.neighbours:
+        blend = choose_blend(ModelScorer(model), ItemKNN(prepared.split.train, items), prepared.split.validation, items)
+        console.print(str(blend))
+        if blend.neighbours is not None:
+            run.keep_neighbours(blend.neighbours)
+    metrics = judge(ModelScorer(model), blend, beside, prepared) | _course(fitted)
     run.finish(metrics)
     plot_curves(run.epochs(), folder / "curves.png", METRIC)
     console.print(results_table(spec.name, metrics, title=f"Test, {SPLITS[spec.split]}"))
@@ -60,25 +70,41 @@ def refit(judged: RunFolder, prepared: Prepared, console: Console) -> RunFolder:
     with epoch_bar(console, task.windows.count(0), METRIC) as bar:
         fitted = fit(model, task, training, folder=run.path, identity=spec.identity, watcher=bar)
     console.print(f"fitted again on everything: {fitted.epochs} epochs in {fitted.seconds:.0f} s")
+    blend = metrics.get("blend")
+    if blend and blend["weight"]:  # as much of it as was judged, now of everything too
+        matrix = ItemKNN(whole.split.train, model.items).matrix * blend["weight"]
+        run.keep_neighbours(strongest(matrix, blend["width"]))
     run.finish(metrics)
     return run
 
 
-def judge(scorer: ModelScorer, prepared: Prepared, fitted: Fitted) -> dict[str, object]:
-    """What metrics.json holds: the model and the baselines on validation and on the test part, and the time it took."""
+def judge(model: Scorer, blend: Blend | None, beside: Mapping[str, Scorer], prepared: Prepared) -> dict[str, object]:
+    """The figures in metrics.json: of what is served, and of the model alone where that is a blend, and the baselines.
+
+    beside: the baselines by name.
+    """
     split, items = prepared.split, prepared.dataset.vocabulary.items
     popularity = popularity_of(split.train, items)
+
+    def both(scorer: Scorer) -> dict[str, object]:
+        return {
+            "validation": evaluate(scorer, split.validation, items, popularity=popularity).report(),
+            "test": evaluate_test(scorer, split, items).report(),
+        }
+
+    served = model if blend is None or blend.neighbours is None else Blended(model, blend.neighbours)
     return {
-        "validation": evaluate(scorer, split.validation, items, popularity=popularity).report(),
-        "test": evaluate_test(scorer, split, items).report(),
-        "baselines": {
-            name: {
-                "validation": evaluate(baseline, split.validation, items, popularity=popularity).report(),
-                "test": evaluate_test(baseline, split, items).report(),
-            }
-            for name, baseline in baselines(split.train, items).items()
-        },
+        **both(served),
+        **({} if served is model else {"alone": both(model)}),
+        **({} if blend is None else {"blend": blend.record()}),
+        "baselines": {name: both(baseline) for name, baseline in beside.items()},
         "left_out": split.left_out,
+    }
+
+
+def _course(fitted: Fitted) -> dict[str, object]:
+    """How the fitting went, for metrics.json."""
+    return {
         "epochs": fitted.epochs,
         "best_epoch": fitted.best_epoch,
         "stopped_early": fitted.stopped_early,

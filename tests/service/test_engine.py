@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from models.bundle import read_bundle
+from models.neighbours import Neighbours
 from models.runtime import Runtime
 from service.engine import Engine, EngineError, Query
 
@@ -47,6 +48,17 @@ def test_rankings_equal_a_slow_sort(make_bundle: Callable[..., Path]) -> None:
         expected = sorted(scores, key=lambda item: (-scores[item], item))[: asked.k]
         assert ranking.indices == expected
         assert ranking.scores == [scores[item] for item in expected]
+
+
+def test_neighbours_of_the_history_count_in_a_blended_model(make_bundle: Callable[..., Path]) -> None:
+    """Item 3 pulls item 9 by 8, and by 0.8 * 8 once it is the newest but one; nobody pulls from item 5."""
+    items, affinities = np.zeros((13, 1), np.int32), np.zeros((13, 1), np.float32)
+    items[3], affinities[3] = 9, 8
+    engine = engine_over(make_bundle("v1", neighbours=Neighbours(items, affinities)))
+    found = engine.rank([query([3], 3, k=2), query([3, 5], k=2), query([5], k=2), query([3], 9, k=1)])
+    assert [ranking.indices for ranking in found] == [[9, 4], [9, 5], [5, 6], [3]]
+    assert found[0].scores == [14, 11]  # 12 less 6 steps from 3, and 8
+    assert found[1].scores == pytest.approx([8 + 6.4, 12])
 
 
 def test_popularity_breaks_ties_by_item_order_and_leaves_out_what_is_excluded(make_bundle: Callable[..., Path]) -> None:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from models.sasrec import SASRecConfig
 from models.zoo import build
 from training.batches import Windows
-from training.config import CONFIGS, Config, ConfigError, DataConfig, TrainingConfig, load_config
+from training.config import CONFIGS, BlendConfig, Config, ConfigError, DataConfig, TrainingConfig, load_config
 from training.dataset import build_dataset
 from training.fit import fit
 from training.interactions import InteractionsError, interactions_from_frame
@@ -156,7 +156,8 @@ def test_there_is_a_test_for_the_effect_of_every_option() -> None:
     assert {"name", *MODEL_OPTIONS} == set(SASRecConfig.model_fields)
     assert {"negatives", "calibration", *TRAINING_OPTIONS} == set(TrainingConfig.model_fields)
     assert set(DataConfig.model_fields) == {"min_user_interactions", "min_item_interactions", "max_dropped"}
-    assert set(Config.model_fields) == {"data", "model", "training"}
+    assert set(BlendConfig.model_fields) == {"neighbours"}  # tests/training/test_blend.py
+    assert set(Config.model_fields) == {"data", "model", "training", "blend"}
 
 
 def test_every_option_of_model_and_training_changes_what_is_learned(

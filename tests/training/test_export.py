@@ -193,7 +193,7 @@ def test_the_grid_finds_what_the_golden_inputs_do_not(bundle: Bundle, model: SAS
 def test_nothing_is_published_when_certification_fails(
     tmp_path: Path, finished_run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export_module, "build_ranker", lambda: forgets_exclusion(build_ranker()))
+    monkeypatch.setattr(export_module, "build_ranker", lambda **options: forgets_exclusion(build_ranker(**options)))
     with pytest.raises(ExportError, match="nothing was published"):
         export(finished_run, tmp_path / "artifacts")
     assert not (tmp_path / "artifacts").exists()
