@@ -94,8 +94,8 @@ class Runtime:
                 raise ValueError(f"{self.bundle.manifest.version} ranks by neighbours too: give the sequences")
             feeds |= {
                 "recent": recent(sequences),
-                "neighbours": neighbours.items,
-                "affinities": neighbours.affinities,
+                "neighbours": neighbours.items.reshape(-1),
+                "affinities": neighbours.affinities.reshape(-1),
             }
         indices, scores = self._ranker.run(["indices", "scores"], feeds)
         return indices, scores

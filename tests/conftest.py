@@ -99,7 +99,7 @@ def write_tiny(
     content = Content(
         manifest=manifest,
         encoder=encoder or last_item_encoder(table),
-        ranker=build_ranker(blend=neighbours is not None),
+        ranker=build_ranker(neighbours=neighbours.width if neighbours is not None else 0),
         items=matrix,
         ids=["", *(f"i{row}" for row in range(1, rows))],
         popularity=np.array([0, *range(items, 0, -1)], np.float32),

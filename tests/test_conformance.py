@@ -174,7 +174,7 @@ def test_onnx_computes_what_torch_computes(config: Any, blend: bool) -> None:
             parity=Parity(cases=0, largest_difference=0, top_k_agreed=False),
         ),
         encoder=encoder_graph(model),
-        ranker=build_ranker(blend=blend),
+        ranker=build_ranker(neighbours=4 if blend else 0),
         items=model.item_matrix().detach().numpy(),
         ids=["", *(f"i{item}" for item in range(ITEMS))],
         popularity=np.ones(ITEMS + 1, np.float32),

@@ -38,7 +38,7 @@ class Blend:
         """What metrics.json and the manifest say about it."""
         return {
             "weight": self.weight,
-            "width": 0 if self.neighbours is None else self.neighbours.items.shape[1],
+            "width": 0 if self.neighbours is None else self.neighbours.width,
             "tried": [{"weight": weight, f"validation {METRIC}": figure} for weight, figure in self.tried.items()],
         }
 
@@ -47,7 +47,7 @@ class Blend:
         if self.neighbours is None:
             return f"blend: no weight of item-kNN raised validation {METRIC} {alone:.4f}; the model stays alone"
         return (
-            f"blend: item-kNN at weight {self.weight:.3g}, {self.neighbours.items.shape[1]} neighbours an item, raises "
+            f"blend: item-kNN at weight {self.weight:.3g}, {self.neighbours.width} neighbours an item, raises "
             f"validation {METRIC} from {alone:.4f} to {self.tried[self.weight]:.4f}"
         )
 
@@ -72,7 +72,7 @@ def choose_blend(scorer: Scorer, knn: ItemKNN, validation: Holdout, items: int) 
     for width in _WIDTHS:
         neighbours = strongest(knn.matrix * weights[chosen], width)
         kept = evaluate(Blended(scorer, neighbours), validation, items).metrics()[METRIC]
-        if kept >= (1 - _LOSS) * figures[chosen] or neighbours.items.shape[1] < width:
+        if kept >= (1 - _LOSS) * figures[chosen] or neighbours.width < width:
             break
     return Blend(float(weights[chosen]), neighbours, tried)
 

@@ -78,7 +78,7 @@ def export(run: RunFolder, artifacts: Path, *, version: str | None = None) -> Pa
     content = Content(
         manifest=manifest,
         encoder=encoder_graph(model),
-        ranker=build_ranker(blend=neighbours is not None),
+        ranker=build_ranker(neighbours=neighbours.width if neighbours else 0),
         items=model.item_matrix().detach().numpy(),
         ids=run.ids(),
         popularity=run.popularity(),

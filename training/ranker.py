@@ -9,43 +9,46 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from models.neighbours import RECENT, decay
+from models.neighbours import RECENT, asked, weights
 from models.runtime import EXCLUDED_SCORE
 
 OPSET = 20
 IR_VERSION = 10  # the oldest that this opset allows, which the oldest supported onnxruntime reads
 
 
-def build_ranker(*, blend: bool = False) -> bytes:
-    """A serialised graph, with neighbours in its scores if `blend`.
+def build_ranker(*, neighbours: int = 0) -> bytes:
+    """A serialised graph; neighbours: how many an item keeps at most, 0 for a model that is served alone.
 
     Inputs: vectors float32 (batch, dim), items float32 (rows, dim), excluded int64 (batch, width), k int64 (1,).
     Outputs: indices int64 (batch, k), scores float32 (batch, k), best first, ties in item order. An excluded item
     scores EXCLUDED_SCORE, the lowest finite number.
-    With blend also recent int64 (batch, RECENT), newest first and padded with 0, and neighbours int32 and affinities
-    float32 (rows, width), as models.neighbours has them: each recent item adds its row, the older the less. They are
-    scattered into the scores, which at 12,000 items costs a third of what adding a dense matrix does.
+    With neighbours also recent int64 (batch, RECENT), newest first and padded with 0, and neighbours int32 and
+    affinities float32, both (rows * neighbours,): the arrays of models.neighbours, laid flat. They are scattered into
+    the scores, which is less work than to add a dense matrix.
     """
     lowest = helper.make_tensor("lowest", TensorProto.FLOAT, [1], np.array([EXCLUDED_SCORE], np.float32))
     scoring = [helper.make_node("Gemm", ["vectors", "items"], ["all_scores"], transB=1)]
     constants: list[onnx.TensorProto] = []
-    if blend:
+    if neighbours:
+        ages, ranks = asked(neighbours)
         scoring = [
             helper.make_node("Gemm", ["vectors", "items"], ["model_scores"], transB=1),
-            helper.make_node("Gather", ["neighbours", "recent"], ["cells"]),  # (batch, RECENT, width)
-            helper.make_node("Gather", ["affinities", "recent"], ["fresh_gains"]),
-            helper.make_node("Mul", ["fresh_gains", "decay"], ["gains"]),
-            helper.make_node("Flatten", ["cells"], ["cells_of_row"], axis=1),
-            helper.make_node("Flatten", ["gains"], ["gains_of_row"], axis=1),
+            helper.make_node("Gather", ["recent", "ages"], ["speakers"], axis=1),  # (batch, asked)
+            helper.make_node("Mul", ["speakers", "row_size"], ["row_starts"]),
+            helper.make_node("Add", ["row_starts", "ranks"], ["places"]),
+            helper.make_node("Gather", ["neighbours", "places"], ["cells"]),
+            helper.make_node("Gather", ["affinities", "places"], ["fresh_gains"]),
+            helper.make_node("Mul", ["fresh_gains", "weights"], ["gains"]),
             helper.make_node(
-                "ScatterElements",
-                ["model_scores", "cells_of_row", "gains_of_row"],
-                ["all_scores"],
-                axis=1,
-                reduction="add",
+                "ScatterElements", ["model_scores", "cells", "gains"], ["all_scores"], axis=1, reduction="add"
             ),
         ]
-        constants = [numpy_helper.from_array(decay()[:, None], "decay")]
+        constants = [
+            numpy_helper.from_array(ages, "ages"),
+            numpy_helper.from_array(ranks, "ranks"),
+            numpy_helper.from_array(weights(ages), "weights"),
+            numpy_helper.from_array(np.array(neighbours, np.int64), "row_size"),
+        ]
     nodes = [
         *scoring,
         helper.make_node("Shape", ["excluded"], ["excluded_shape"]),
@@ -59,11 +62,11 @@ def build_ranker(*, blend: bool = False) -> bytes:
         helper.make_tensor_value_info("excluded", TensorProto.INT64, ["batch", "width"]),
         helper.make_tensor_value_info("k", TensorProto.INT64, [1]),
     ]
-    if blend:
+    if neighbours:
         inputs += [
             helper.make_tensor_value_info("recent", TensorProto.INT64, ["batch", RECENT]),
-            helper.make_tensor_value_info("neighbours", TensorProto.INT32, ["rows", "neighbours_width"]),
-            helper.make_tensor_value_info("affinities", TensorProto.FLOAT, ["rows", "neighbours_width"]),
+            helper.make_tensor_value_info("neighbours", TensorProto.INT32, ["entries"]),
+            helper.make_tensor_value_info("affinities", TensorProto.FLOAT, ["entries"]),
         ]
     outputs = [
         helper.make_tensor_value_info("indices", TensorProto.INT64, ["batch", "top"]),

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from models.bundle import BundleError, Manifest, read_bundle, sealed
-from models.neighbours import DECAY, RECENT, Neighbours, recent
+from models.neighbours import DECAY, RECENT, Neighbours, asked, recent
 from models.runtime import EXCLUDED_SCORE, Runtime
 
 ITEMS = 30
@@ -32,12 +32,12 @@ def some_neighbours(seed: int = 0) -> Neighbours:
 
 
 def slow_bonus(neighbours: Neighbours, history: list[int]) -> list[float]:
-    """The formula, a neighbour at a time."""
+    """The formula, a neighbour at a time: of five, those asked are 5, 4, 3, 3, 2, 2 and then one."""
     gains = [0.0] * len(neighbours.items)
     for age, item in enumerate(reversed(history)):
-        if age < 20:
-            for other, affinity in zip(neighbours.items[item], neighbours.affinities[item], strict=True):
-                gains[other] += 0.8**age * float(affinity)
+        asked = (5, 4, 3, 3, 2, 2)[age] if age < 6 else 1 if age < 20 else 0
+        for other, affinity in list(zip(neighbours.items[item], neighbours.affinities[item], strict=True))[:asked]:
+            gains[other] += 0.8**age * float(affinity)
     return gains
 
 
@@ -54,6 +54,12 @@ def test_the_newest_twenty_items_come_newest_first() -> None:
     assert found[0].tolist() == list(range(30, 10, -1))
     assert found[1].tolist() == [7, 5] + [0] * 18
     assert found[2].tolist() == [0] * 20
+
+
+def test_older_items_ask_fewer_of_their_neighbours_the_strongest_first() -> None:
+    ages, ranks = asked(10)
+    assert [int((ages == age).sum()) for age in range(20)] == [10, 8, 6, 5, 4, 3, 3, 2, 2, *[1] * 11]
+    assert ranks[:12].tolist() == [*range(10), 0, 1]
 
 
 def test_a_bonus_by_hand() -> None:

@@ -57,12 +57,12 @@ def test_the_strongest_neighbours_of_each_row_are_kept(seed: int, width: int) ->
         assert not found.items[row, len(kept) :].any()
 
 
-def test_with_every_neighbour_kept_the_bonus_is_the_score_of_item_knn(split: Split) -> None:
+def test_with_every_neighbour_kept_the_newest_item_scores_as_in_item_knn(split: Split) -> None:
     knn = ItemKNN(split.train, ITEMS)
     whole = strongest(knn.matrix, ITEMS)
-    histories = split.validation.histories
-    sequences = [histories[user] for user in range(len(histories))]
-    np.testing.assert_allclose(whole.bonus(sequences), knn(histories), atol=1e-6)
+    items = np.arange(1, ITEMS + 1, dtype=np.int32)
+    alone = Sequences(items, np.arange(ITEMS), np.arange(1, ITEMS + 1))
+    np.testing.assert_allclose(whole.bonus([items[row : row + 1] for row in range(ITEMS)]), knn(alone), atol=1e-6)
     two = strongest(knn.matrix * 3.0, 2)
     assert two.items.shape == (ITEMS + 1, 2)
     assert two.affinities.max() == pytest.approx(3 * knn.matrix.max())
