@@ -1,4 +1,4 @@
-"""`python -m training`: fetch, train, evaluate, export, retrain, bootstrap, bench."""
+"""`python -m training`: fetch, train, evaluate, export, recommend, retrain, results, bootstrap, bench."""
 
 import sys
 from pathlib import Path
@@ -7,10 +7,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from models.bundle import BundleError
+from models.bundle import BundleError, read_bundle
 from models.eventlog import SEQUENCE_TYPES, EventLogError
 from models.registry import Registry, RegistryError
-from models.runtime import DeviceError
+from models.runtime import DeviceError, Runtime
 from training.assessment import assess
 from training.attributes import AttributesError
 from training.checkpoint import CheckpointError
@@ -21,6 +21,7 @@ from training.export import ExportError, export
 from training.fetch import FetchError, fetch_ml_100k
 from training.fit import FitError
 from training.interactions import Columns, InteractionsError, read_interactions
+from training.recommend import RecommendError, recommend
 from training.report import print_assessment
 from training.retrain import NotPromoted, retrain
 from training.run import RunError, RunFolder, RunSpec, SplitName, data_window, prepare
@@ -40,6 +41,7 @@ EXPECTED = (
     FetchError,
     FitError,
     InteractionsError,
+    RecommendError,
     RegistryError,
     RunError,
     OSError,
@@ -180,6 +182,32 @@ def export_command(
         console.print(f"champion is {folder.name}")
     else:
         console.print(f"serve it with: python -m models --artifacts {artifacts} promote {folder.name}")
+
+
+@app.command(
+    name="recommend",
+    epilog="[bold]Example:[/] python -m training recommend v2 --data events.csv --output top.parquet",
+)
+def recommend_command(
+    version: Annotated[str, typer.Argument(help="A bundle that `python -m models list` shows.")],
+    *,
+    data: Data,
+    output: Annotated[Path, typer.Option(metavar="FILE", help="What to write: .parquet or .csv.")],
+    k: Annotated[int, typer.Option("--k", help="Items a user.", min=1)] = 10,
+    artifacts: Artifacts = Path("artifacts"),
+    user_column: User = "user_id",
+    item_column: Item = "item_id",
+    timestamp_column: Time = None,
+    value_column: Value = None,
+) -> None:
+    """Write the first k items of every user in a log, through onnxruntime, as the bundle would serve them."""
+    console = Console()
+    runtime = Runtime(read_bundle(Registry(artifacts).folder(version)))
+    runtime.replay_golden()
+    columns = Columns(user=user_column, item=item_column, timestamp=timestamp_column, value=value_column)
+    interactions = read_interactions(data, columns=columns)
+    console.print(str(interactions.report))
+    console.print(f"{output}: {recommend(runtime, interactions, output, k=k, console=console)}")
 
 
 @app.command(

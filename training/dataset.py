@@ -117,6 +117,18 @@ class Sequences:
         """The sequences of these users, in this order, sharing the flat arrays."""
         return Sequences(self.items, self.starts[users], self.ends[users], self.timestamps, self.values)
 
+    def renumbered(self, rows: NDArray[np.int32]) -> "Sequences":
+        """The same sequences in another vocabulary: rows (items + 1,) has each item's row there, 0 where it has none.
+
+        Items without one are left out, and times and values with them.
+        """
+        compact = self.compact()
+        items = rows[compact.items]
+        owners = np.repeat(np.arange(len(compact)), compact.lengths)[items > 0]
+        lengths = np.bincount(owners, minlength=len(compact))
+        ends = np.cumsum(lengths, dtype=np.int64)
+        return Sequences(items[items > 0], ends - lengths, ends)
+
     def compact(self) -> "Sequences":
         """The same sequences side by side in arrays of their own, nothing else in them: starts[u + 1] == ends[u]."""
         lengths = self.lengths

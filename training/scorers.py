@@ -36,13 +36,9 @@ class Translated:
     def __call__(self, histories: Sequences) -> NDArray[np.float32]:
         if self._same:
             return self._scorer(histories)
-        compact = histories.compact()
-        rows = self._rows[compact.items]
-        owners = np.repeat(np.arange(len(compact)), compact.lengths)[rows > 0]
-        lengths = np.bincount(owners, minlength=len(compact))
-        ends = np.cumsum(lengths)
-        scores = np.array(self._scorer(Sequences(rows[rows > 0], ends - lengths, ends)))
-        scores[lengths == 0] = self._popularity
+        known = histories.renumbered(self._rows)
+        scores = np.array(self._scorer(known))
+        scores[known.lengths == 0] = self._popularity
         scores = scores[:, self._rows]
         scores[:, self._rows == 0] = -np.inf
         return scores
