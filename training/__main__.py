@@ -23,6 +23,7 @@ from training.fit import FitError
 from training.interactions import Columns, InteractionsError, read_interactions
 from training.recommend import RecommendError, recommend
 from training.report import print_assessment
+from training.results import results_page
 from training.retrain import NotPromoted, retrain
 from training.run import RunError, RunFolder, RunSpec, SplitName, data_window, prepare
 from training.train import train
@@ -249,6 +250,19 @@ def retrain_command(
         seed=seed,
         console=Console(),
     )
+
+
+@app.command(epilog="[bold]Example:[/] python -m training results runs/* --output docs/results.md")
+def results(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of training runs, finished or not.")],
+    *,
+    output: Annotated[Path, typer.Option(metavar="FILE", help="The Markdown page to write.")] = Path("docs/results.md"),
+) -> None:
+    """Write the results page from recorded runs: a table for each data set, seeds put together."""
+    page = results_page([RunFolder(run) for run in runs])
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(page, encoding="utf-8")
+    Console().print(f"{output}: {len(runs)} runs")
 
 
 @app.command(epilog="[bold]Example:[/] python -m training bootstrap --artifacts artifacts")

@@ -45,7 +45,7 @@ def train(spec: RunSpec, prepared: Prepared, folder: Path, console: Console) -> 
         console.print(str(blend))
         if blend.neighbours is not None:
             run.keep_neighbours(blend.neighbours)
-    metrics = judge(ModelScorer(model), blend, beside, prepared) | _course(fitted)
+    metrics = judge(ModelScorer(model), blend, beside, prepared) | _course(fitted, device)
     run.finish(metrics)
     plot_curves(run.epochs(), folder / "curves.png", METRIC)
     console.print(results_table(spec.name, metrics, title=f"Test, {SPLITS[spec.split]}"))
@@ -102,13 +102,14 @@ def judge(model: Scorer, blend: Blend | None, beside: Mapping[str, Scorer], prep
     }
 
 
-def _course(fitted: Fitted) -> dict[str, object]:
+def _course(fitted: Fitted, device: torch.device) -> dict[str, object]:
     """How the fitting went, for metrics.json."""
     return {
         "epochs": fitted.epochs,
         "best_epoch": fitted.best_epoch,
         "stopped_early": fitted.stopped_early,
         "seconds": fitted.seconds,
+        "device": "GPU" if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads",
         "sequences_per_second": fitted.sequences / fitted.seconds,
     }
 

@@ -1,0 +1,126 @@
+"""The results page says what the run folders say, seeds put together, nothing left out."""
+
+import json
+import shutil
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from training.__main__ import main
+from training.results import results_page
+from training.run import RunError, RunFolder
+
+
+@pytest.fixture
+def another(finished_run: RunFolder, tmp_path: Path) -> Callable[..., RunFolder]:
+    """A copy of a finished run with another seed, other figures, or another part of its run.json."""
+
+    def make(name: str, *, seed: int, figures: dict[str, float] | None = None, **changes: Any) -> RunFolder:
+        folder = tmp_path / name
+        shutil.copytree(finished_run.path, folder)
+        spec = json.loads((folder / "run.json").read_text()) | {"seed": seed} | changes
+        (folder / "run.json").write_text(json.dumps(spec))
+        metrics = finished_run.metrics()
+        metrics["test"] |= figures or {}
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+        return RunFolder(folder)
+
+    return make
+
+
+def rows(page: str) -> list[list[str]]:
+    """Cells of every line of every table."""
+    return [
+        [cell.strip() for cell in line.strip("|").split(" | ")] for line in page.splitlines() if line.startswith("|")
+    ]
+
+
+def test_seeds_are_one_row_with_mean_and_deviation(another: Callable[..., RunFolder]) -> None:
+    runs = [
+        another(f"s{seed}", seed=seed, figures={"ndcg@10": figure}) for seed, figure in ((0, 0.1), (1, 0.4), (2, 0.4))
+    ]
+    table = {row[0]: row for row in rows(results_page(runs))}
+    assert set(table) == {"model", "---", "popularity", "co-visitation", "item-kNN", "walks"}
+    assert table["walks"][2] == f"0.3000 ± {statistics.stdev([0.1, 0.4, 0.4]):.4f}"
+    assert table["walks"][8] == "0, 1, 2"
+    assert table["walks"][10].endswith("--seed SEED`")
+
+
+def test_a_single_run_has_its_command_seed_time_and_digest(finished_run: RunFolder) -> None:
+    page = results_page([finished_run])
+    spec, metrics = finished_run.spec(), finished_run.metrics()
+    row = next(row for row in rows(page) if row[0] == "walks")
+    low, high = metrics["test"]["intervals"]["ndcg@10"]
+    assert row[2] == f"{metrics['test']['ndcg@10']:.4f}"  # no deviation of one
+    assert row[6] == f"{low:.4f} to {high:.4f}"
+    assert row[7] == f"{metrics['test']['slices']['strictly later']['ndcg@10']:.4f}"
+    assert row[8:10] == ["3", f"{metrics['seconds']:.0f} s ({metrics['device']})"]
+    assert row[10].startswith("`python -m training train walks.toml --data ")
+    assert row[10].endswith(" --seed 3`")
+    assert "walks.csv" in row[10]
+    assert f"walks.csv: sha256 `{spec.data.files['walks.csv']}`" in page
+    assert "150 users, 40 items" in page
+    assert f" {finished_run.path}" not in page  # relative, whoever wrote it
+    popularity = next(row for row in rows(page) if row[0] == "popularity")
+    assert popularity[1] == f"{metrics['baselines']['popularity']['test']['hr@10']:.4f}"
+    assert popularity[8:] == ["-", "-", "-"]
+
+
+def test_every_data_set_has_a_table_of_its_own_the_best_first(
+    another: Callable[..., RunFolder], finished_run: RunFolder
+) -> None:
+    data = finished_run.spec().data.model_dump(mode="json") | {"files": {"shop.csv": "b" * 64}}
+    page = results_page([finished_run, another("shop", seed=0, data=data, split="time", figures={"ndcg@10": 0.0001})])
+    assert page.count("\n## ") == 2
+    assert "## walks.csv, leave-one-out" in page
+    assert "## shop.csv, split by time" in page
+    shop = page[page.index("## shop.csv") :]
+    assert [row[0] for row in rows(shop)][-1] == "walks"  # disappointing, and there
+    assert "--split time" in shop
+
+
+def test_unfinished_runs_have_their_row(another: Callable[..., RunFolder]) -> None:
+    run = another("cut", seed=5)
+    (run.path / "metrics.json").unlink()
+    (only,) = [row for row in rows(results_page([run])) if row[0] == "walks"]
+    best = max(epoch["ndcg@10"] for epoch in run.epochs())
+    assert only[1] == f"not finished: {len(run.epochs())} epochs, best validation NDCG@10 {best:.4f}"
+    assert len(only) == 11
+    assert only[8] == "5"
+
+
+def test_a_blend_has_a_row_beside_the_model_alone(another: Callable[..., RunFolder]) -> None:
+    run = another("blend", seed=0, figures={"ndcg@10": 0.6})
+    metrics = run.metrics()
+    alone = json.loads(json.dumps(metrics["test"])) | {"ndcg@10": 0.2}
+    run.finish(metrics | {"alone": {"test": alone}, "blend": {"weight": 1.0}})
+    table = {row[0]: row for row in rows(results_page([run]))}
+    assert (table["walks"][2], table["walks + item-kNN"][2]) == ("0.2000", "0.6000")
+
+
+def test_configurations_of_one_name_are_told_apart(another: Callable[..., RunFolder], finished_run: RunFolder) -> None:
+    config = finished_run.spec().config.model_dump(mode="json")
+    config["training"]["epochs"] = 99
+    other = another("other", seed=3, config=config)
+    names = [row[0] for row in rows(results_page([finished_run, other]))]
+    assert f"walks ({other.spec().identity[:8]})" in names
+    assert f"walks ({finished_run.spec().identity[:8]})" in names
+
+
+def test_the_same_run_is_not_counted_twice(another: Callable[..., RunFolder], finished_run: RunFolder) -> None:
+    with pytest.raises(RunError, match="are the same run twice"):
+        results_page([finished_run, another("copy", seed=3)])
+
+
+def test_the_command_writes_the_page(
+    tmp_path: Path, finished_run: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "docs" / "results.md"
+    monkeypatch.setattr("sys.argv", ["training", "results", str(finished_run.path), "--output", str(output)])
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    assert output.read_text() == results_page([finished_run])
+    assert "1 runs" in capsys.readouterr().out.replace("\n", "")

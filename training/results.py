@@ -1,0 +1,188 @@
+"""The results page: recorded run folders as Markdown, a table for each data set.
+
+Written by a command and never by hand, so that a figure without a run behind it cannot stand there. Runs that
+disappointed or were never finished have their row too.
+"""
+
+import os
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from training.config import CONFIGS
+from training.interactions import Columns
+from training.measures import spread
+from training.next_item import METRIC
+from training.report import SPLITS, heading
+from training.run import METRICS, RunError, RunFolder, RunSpec
+
+_FIGURES = ("hr@10", METRIC, "mrr", "coverage@10", "novelty@10")
+_HEADINGS = (
+    "model",
+    *map(heading, _FIGURES),
+    "95 % interval of NDCG@10",
+    "NDCG@10, target strictly later",
+    "seeds",
+    "wall time of a seed",
+    "command",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One line of a table, and the NDCG@10 it is sorted by; None where there is none."""
+
+    cells: tuple[str, ...]
+    order: float | None
+
+
+def results_page(runs: Sequence[RunFolder]) -> str:
+    """The page of these runs. Runs of one configuration on the same data are one row, their seeds put together.
+
+    Raises RunError if a folder is no run, or two hold the same one.
+    """
+    specs = [(run, run.spec()) for run in runs]
+    identities: dict[str, Path] = {}
+    for run, spec in specs:
+        first = identities.setdefault(spec.identity, run.path)
+        if first != run.path:
+            raise RunError(f"{first} and {run.path} are the same run twice; name one of them")
+    tables = [_table(group) for group in _grouped(specs, lambda spec: (spec.data.model_dump_json(), spec.split))]
+    command = shlex.join(["python", "-m", "training", "results", *(_relative(run.path) for run in runs)])
+    return (
+        "\n\n".join(
+            [
+                "# Results",
+                f"Written by `{command}` from recorded runs; not edited by hand.",
+                "Every item of the catalogue is ranked, the user's history excluded; ties count against the model, and "
+                "users whose target cannot be hit count as missed. HR is recall: one target a user. Figures are of the "
+                "test part, which chose nothing. ± is the deviation over seeds; the interval is over users, by "
+                "bootstrap, its bounds averaged over seeds. Novelty is in bits.",
+                *tables,
+            ]
+        )
+        + "\n"
+    )
+
+
+def _grouped(
+    specs: Sequence[tuple[RunFolder, RunSpec]], key: Callable[[RunSpec], object]
+) -> list[list[tuple[RunFolder, RunSpec]]]:
+    groups: dict[object, list[tuple[RunFolder, RunSpec]]] = {}
+    for run, spec in specs:
+        groups.setdefault(key(spec), []).append((run, spec))
+    return list(groups.values())
+
+
+def _table(group: Sequence[tuple[RunFolder, RunSpec]]) -> str:
+    """Heading, digests and table of the runs on one data set and split."""
+    spec = group[0][1]
+    data = spec.data
+    digests = "\n".join(f"- {name}: sha256 `{digest}`" for name, digest in data.files.items())
+    rows: list[_Row] = []
+    finished = [run for run, _ in group if (run.path / METRICS).exists()]
+    if finished:
+        for name, figures in finished[0].metrics()["baselines"].items():
+            rows.append(_row(name, [figures["test"]]))
+    configurations = _grouped(group, lambda spec: spec.config.model_dump_json())
+    names = [part[0][1].name for part in configurations]
+    for part in configurations:
+        name = part[0][1].name
+        if names.count(name) > 1:  # told apart by what the run says of itself
+            name += f" ({part[0][1].identity[:8]})"
+        rows += _rows(name, part)
+    rows.sort(key=lambda row: -1.0 if row.order is None else row.order, reverse=True)
+    lines = [_HEADINGS, tuple("---" for _ in _HEADINGS), *(row.cells for row in rows)]
+    title = f"## {', '.join(Path(name).name for name in data.files)}, {SPLITS[spec.split]}"
+    size = f"{data.users:,} users, {data.items:,} items, {data.interactions:,} interactions"
+    return "\n\n".join([title, f"{size}:\n\n{digests}", "\n".join(f"| {' | '.join(cells)} |" for cells in lines)])
+
+
+def _rows(name: str, group: Sequence[tuple[RunFolder, RunSpec]]) -> list[_Row]:
+    """One configuration: what it serves, the model alone if that is a blend, and a line for each unfinished run."""
+    rows = []
+    done = [(run.metrics(), spec) for run, spec in group if (run.path / METRICS).exists()]
+    if done:
+        recorded = [metrics for metrics, _ in done]
+        specs = [spec for _, spec in done]
+        blended = all("alone" in metrics for metrics in recorded)
+        rows.append(
+            _row(f"{name} + item-kNN" if blended else name, [metrics["test"] for metrics in recorded], recorded, specs)
+        )
+        if any("alone" in metrics for metrics in recorded):
+            alone = [metrics.get("alone", metrics)["test"] for metrics in recorded]
+            rows.append(_row(f"{name} alone" if not blended else name, alone, recorded, specs))
+    for run, spec in group:
+        if not (run.path / METRICS).exists():
+            epochs = run.epochs()
+            best = max((record[METRIC] for record in epochs), default=0.0)
+            state = f"not finished: {len(epochs)} epochs, best validation {heading(METRIC)} {best:.4f}"
+            blank = ("-",) * (len(_HEADINGS) - 5)
+            rows.append(_Row((name, state, *blank, str(spec.seed), "-", _command([spec])), None))
+    return rows
+
+
+def _row(
+    name: str,
+    figures: Sequence[Mapping[str, Any]],
+    recorded: Sequence[Mapping[str, Any]] = (),
+    specs: Sequence[RunSpec] = (),
+) -> _Row:
+    """Figures of several seeds as one line; without recorded runs, of a baseline, which has no chance in it."""
+
+    def over_seeds(read: Callable[[Mapping[str, Any]], float]) -> str:
+        try:
+            return str(spread([read(figure) for figure in figures]))
+        except KeyError:  # recorded before this figure was
+            return "-"
+
+    low, high = (spread([figure["intervals"][METRIC][side] for figure in figures]).mean for side in (0, 1))
+    cells = [over_seeds(lambda figure, metric=metric: figure[metric]) for metric in _FIGURES]  # type: ignore[misc]
+    return _Row(
+        (
+            name,
+            *cells,
+            f"{low:.4f} to {high:.4f}",
+            over_seeds(lambda figure: figure["slices"]["strictly later"][METRIC]),
+            ", ".join(str(spec.seed) for spec in specs) or "-",
+            _wall_time(recorded) if recorded else "-",
+            _command(specs) if specs else "-",
+        ),
+        spread([figure[METRIC] for figure in figures]).mean,
+    )
+
+
+def _wall_time(recorded: Sequence[Mapping[str, Any]]) -> str:
+    seconds = spread([metrics["seconds"] for metrics in recorded]).mean
+    shown = f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min"
+    places = {metrics["device"] for metrics in recorded if "device" in metrics}
+    return shown + (f" ({', '.join(sorted(places))})" if places else "")
+
+
+def _command(specs: Sequence[RunSpec]) -> str:
+    """What makes these runs again, but for the seed where there are several."""
+    spec = specs[0]
+    known = (CONFIGS / f"{spec.name}.toml").is_file()
+    words = ["python", "-m", "training", "train", spec.name if known else f"{spec.name}.toml"]
+    for path in spec.files:
+        words += ["--data", _relative(path)]
+    if spec.attributes is not None:
+        words += ["--attributes", _relative(spec.attributes)]
+    for role, name in (
+        ("user", spec.columns.user),
+        ("item", spec.columns.item),
+        ("timestamp", spec.columns.timestamp),
+        ("value", spec.columns.value),
+    ):
+        if name != getattr(Columns(), role):
+            words += [f"--{role}-column", str(name)]
+    if spec.split != "loo":
+        words += ["--split", spec.split]
+    return f"`{shlex.join(words)} --seed {spec.seed if len(specs) == 1 else 'SEED'}`"
+
+
+def _relative(path: Path) -> str:
+    """As it is reached from here: a page must not speak of somebody's home."""
+    return os.path.relpath(path)
