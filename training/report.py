@@ -117,7 +117,7 @@ def results_table(model: str, metrics: Mapping[str, Any], *, title: str) -> Tabl
 
 def slices_table(report: Mapping[str, Any]) -> Table:
     """All users of an evaluation and each part of them, with 95 % intervals."""
-    table = Table(title="By parts of the users, with 95 % intervals", title_justify="left")
+    table = Table(title="By parts of the users, with 95 % intervals over users", title_justify="left")
     for name in ("part", "users", "HR@10", "NDCG@10", "MRR"):
         table.add_column(name, justify="left" if name == "part" else "right")
     for name, figures in {"all": report, **report["slices"]}.items():
@@ -160,10 +160,12 @@ def heading(name: str) -> str:
 
 
 def _with_interval(figures: Mapping[str, Any]) -> list[str]:
-    return [
-        f"{figures[name]:.4f} [dim]{figures['intervals'][name][0]:.4f} to {figures['intervals'][name][1]:.4f}[/]"
-        for name in ("hr@10", METRIC)
-    ]
+    """HR@10 and NDCG@10, each with its interval, narrow enough for a terminal of 80 columns."""
+    cells = []
+    for name in ("hr@10", METRIC):
+        low, high = (f"{bound:.4f}".removeprefix("0") for bound in figures["intervals"][name])
+        cells.append(f"{figures[name]:.4f} [dim]{low}-{high}[/]")
+    return cells
 
 
 def _caption(test: Mapping[str, Any]) -> str:
