@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import redis
 
+from models.neighbours import Neighbours
+
 
 def recommend(client: httpx.Client, **body: Any) -> dict[str, Any]:
     response = client.post("/recommend", json=body)
@@ -133,6 +135,22 @@ def test_ties_break_by_item_order(
     assert items(client, history=["i2"], k=298, exclude_item_ids=["i5"]) == [
         f"i{n}" for n in range(1, 301) if n not in (2, 5)
     ]
+
+
+def test_a_blended_model_is_served_by_the_same_call(
+    start_service: Callable[..., httpx.Client], make_bundle: Callable[..., Path], store_url: str
+) -> None:
+    """Item 3 pulls item 9 by 8, and by 0.8 * 8 when another came after it; both events count, in their order."""
+    pulled, strength = np.zeros((13, 1), np.int32), np.zeros((13, 1), np.float32)
+    pulled[3], strength[3] = 9, 8
+    make_bundle("v1", neighbours=Neighbours(pulled, strength))
+    client = start_service(store_url)
+    post_events(client, "ada", "i3")
+    assert items(client, user_id="ada", k=3) == ["i9", "i4", "i5"]  # 6 + 8, 11, 10
+    post_events(client, "bob", "i3", "i5")
+    assert items(client, user_id="bob", k=3) == ["i9", "i6", "i7"]  # 8 + 6.4, 11, 10
+    assert items(client, history=["i5"], k=3) == ["i6", "i7", "i8"]
+    assert items(client, history=["i3"], exclude_item_ids=["i9"], k=2) == ["i4", "i5"]
 
 
 def test_calls_that_differ_in_k_and_history_do_not_disturb_each_other_in_a_batch(client: httpx.Client) -> None:
