@@ -2,7 +2,7 @@
 
 A model generalises and item-kNN remembers; their sum ranks better than either. The rows of the matrix are cut to one
 width, so that a query gathers its neighbours without a loop and processes share the mapped files. The older an item
-of the history, the less it counts and the fewer of its neighbours are asked: a quarter of the work, as good a ranking.
+of the history, the less it counts and the fewer of its neighbours are asked: a seventh of the work, as good a ranking.
 """
 
 from collections.abc import Sequence
@@ -50,9 +50,10 @@ class Neighbours:
 def asked(width: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Which neighbours speak, as pairs of age (0: the newest item) and rank (0: its strongest), both int64 (asked,).
 
-    All `width` of the newest item, and of each older one DECAY times as many, at least 1.
+    All `width` of the newest item, and of each older one DECAY squared times as many, at least 1: what its weaker
+    neighbours would gain is lost among those of newer items.
     """
-    counts = np.maximum(1, np.round(width * DECAY ** np.arange(RECENT))).astype(np.int64)
+    counts = np.maximum(1, np.round(width * DECAY ** (2 * np.arange(RECENT)))).astype(np.int64)
     ages = np.repeat(np.arange(RECENT), counts)
     return ages, np.arange(len(ages)) - np.repeat(np.cumsum(counts) - counts, counts)
 

@@ -32,10 +32,10 @@ def some_neighbours(seed: int = 0) -> Neighbours:
 
 
 def slow_bonus(neighbours: Neighbours, history: list[int]) -> list[float]:
-    """The formula, a neighbour at a time: of five, those asked are 5, 4, 3, 3, 2, 2 and then one."""
+    """The formula, a neighbour at a time: of five, those asked are 5, 3, 2 and then one."""
     gains = [0.0] * len(neighbours.items)
     for age, item in enumerate(reversed(history)):
-        asked = (5, 4, 3, 3, 2, 2)[age] if age < 6 else 1 if age < 20 else 0
+        asked = (5, 3, 2)[age] if age < 3 else 1 if age < 20 else 0
         for other, affinity in list(zip(neighbours.items[item], neighbours.affinities[item], strict=True))[:asked]:
             gains[other] += 0.8**age * float(affinity)
     return gains
@@ -58,7 +58,7 @@ def test_the_newest_twenty_items_come_newest_first() -> None:
 
 def test_older_items_ask_fewer_of_their_neighbours_the_strongest_first() -> None:
     ages, ranks = asked(10)
-    assert [int((ages == age).sum()) for age in range(20)] == [10, 8, 6, 5, 4, 3, 3, 2, 2, *[1] * 11]
+    assert [int((ages == age).sum()) for age in range(20)] == [10, 6, 4, 3, 2, *[1] * 15]
     assert ranks[:12].tolist() == [*range(10), 0, 1]
 
 
@@ -66,7 +66,7 @@ def test_a_bonus_by_hand() -> None:
     items = np.array([[0, 0], [2, 3], [1, 0], [0, 0]], np.int32)
     neighbours = Neighbours(items, np.array([[0, 0], [2, 1], [4, 0], [0, 0]], np.float32))
     found = neighbours.bonus([np.array([1]), np.array([1, 2]), np.array([1, 1])])
-    np.testing.assert_allclose(found, [[0, 0, 2, 1], [0, 4, 1.6, 0.8], [0, 0, 3.6, 1.8]], rtol=1e-6)
+    np.testing.assert_allclose(found, [[0, 0, 2, 1], [0, 4, 1.6, 0], [0, 0, 3.6, 1]], rtol=1e-6)
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
