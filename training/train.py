@@ -45,7 +45,7 @@ def train(spec: RunSpec, prepared: Prepared, folder: Path, console: Console) -> 
         console.print(str(blend))
         if blend.neighbours is not None:
             run.keep_neighbours(blend.neighbours)
-    metrics = judge(ModelScorer(model), blend, beside, prepared) | _course(fitted, device)
+    metrics = judge(ModelScorer(model), blend, beside, prepared) | _course(fitted, _device())
     run.finish(metrics)
     plot_curves(run.epochs(), folder / "curves.png", METRIC)
     console.print(results_table(spec.name, metrics, title=f"Test, {SPLITS[spec.split]}"))

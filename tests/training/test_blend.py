@@ -172,6 +172,22 @@ def test_the_bundle_of_a_blend_ranks_as_the_run_does(blended_run: RunFolder, tmp
     np.testing.assert_allclose(np.take_along_axis(truth, indices, axis=1), scores, atol=1e-4)
 
 
+def test_a_last_fit_on_everything_keeps_the_weight_and_learns_the_newest_neighbours(blended_run: RunFolder) -> None:
+    from rich.console import Console
+
+    from training.train import refit
+
+    prepared, judged = blended_run.data(), blended_run.metrics()["blend"]
+    whole = refit(blended_run, prepared, Console(file=io.StringIO()))
+    found, before = whole.neighbours(), blended_run.neighbours()
+    assert found is not None
+    assert before is not None
+    items = prepared.dataset.vocabulary.items
+    expected = strongest(ItemKNN(prepared.dataset.sequences, items).matrix * judged["weight"], judged["width"])
+    np.testing.assert_allclose(found.affinities, expected.affinities)
+    assert found.affinities.sum() != pytest.approx(before.affinities.sum(), rel=0.01)
+
+
 def test_without_the_option_there_is_no_blend(finished_run: RunFolder, published: Path) -> None:
     assert finished_run.neighbours() is None
     assert not {"alone", "blend"} & set(finished_run.metrics())
