@@ -70,7 +70,14 @@ def running(command: str, folder: Path, environment: dict[str, str]) -> Iterator
     """A command that serves, ready while the block runs."""
     with (folder / "serve.log").open("wb") as log:
         process = subprocess.Popen(
-            command, shell=True, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
+            # exec, so that the status below is the service's and not that of a shell that the signal ended too
+            f"exec {command}",
+            shell=True,
+            cwd=folder,
+            env=environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
         )
     try:
         deadline = time.monotonic() + 60
