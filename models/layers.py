@@ -76,7 +76,7 @@ class Block(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        """x (batch, length, dim) with bias (length, length) -> (batch, length, dim)."""
+        """x (batch, length, dim), bias broadcasts to (batch, heads, length, length) -> (batch, length, dim)."""
         normed = self.attention_norm(x)
         return self._feed(x + self.dropout(self.attention(normed, normed, bias)))
 
@@ -85,9 +85,7 @@ class Block(nn.Module):
         normed = self.attention_norm(x)
         last = last_positions(lengths)  # (batch,)
         rows = torch.arange(x.shape[0], device=x.device)
-        positions = torch.arange(x.shape[1], device=x.device)
-        bias = torch.where(positions <= last[:, None], 0.0, MASKED)[:, None, None, :]  # (batch, 1, 1, length)
-        attended = self.attention(normed[rows, last][:, None], normed, bias)[:, 0]  # (batch, dim)
+        attended = self.attention(normed[rows, last][:, None], normed, padding_bias(lengths, x.shape[1]))[:, 0]
         return self._feed(x[rows, last] + self.dropout(attended))
 
     def _feed(self, x: Tensor) -> Tensor:
@@ -103,6 +101,15 @@ def causal_bias(length: int, device: torch.device) -> Tensor:
     """0 where a position may look, MASKED where it would look ahead: float (length, length)."""
     positions = torch.arange(length, device=device)
     return torch.where(positions <= positions[:, None], 0.0, MASKED)
+
+
+def padding_bias(lengths: Tensor, length: int) -> Tensor:
+    """0 at a row's items, MASKED at its padding: lengths (batch,) -> float (batch, 1, 1, length).
+
+    An empty row sees its first position, so that its softmax is over something.
+    """
+    positions = torch.arange(length, device=lengths.device)
+    return torch.where(positions <= last_positions(lengths)[:, None], 0.0, MASKED)[:, None, None, :]
 
 
 def initialise(module: nn.Module, *, deviation: float) -> None:

@@ -15,13 +15,12 @@ from numpy.typing import NDArray
 
 from models.bundle import Bundle, BundleError
 from models.neighbours import recent
-from models.sequence import Indices, pad, truncate
+from models.sequence import Indices, by_length, pad, truncate
 
 Device = Literal["auto", "cpu", "cuda"]
 
 TOLERANCE = 1e-4  # of a score, against torch: twenty times the noise seen between the two on one machine
 EXCLUDED_SCORE = float(np.finfo(np.float32).min)  # finite stand-in for minus infinity inside the graph
-_BUCKETS = (8, 16, 32, 64, 128, 256)  # widths that a batch is cut into; padding costs at most half of a row
 _SMALL_BATCH = 8  # below this, one padded run costs less than several exact ones
 
 
@@ -59,10 +58,8 @@ class Runtime:
         newest = [truncate(sequence, self.bundle.manifest.length) for sequence in sequences]
         if len(newest) <= _SMALL_BATCH:
             return self._run_encoder(newest)
-        buckets = np.searchsorted(_BUCKETS, [len(sequence) for sequence in newest])
         vectors = np.empty((len(newest), self.bundle.manifest.dim), np.float32)
-        for bucket in np.unique(buckets):
-            rows = np.flatnonzero(buckets == bucket)
+        for rows in by_length(np.array([len(sequence) for sequence in newest])):
             vectors[rows] = self._run_encoder([newest[row] for row in rows])
         return vectors
 

@@ -14,12 +14,11 @@ from models.layers import Block, Dropout, causal_bias, initialise
 from models.sequence import PADDING
 
 
-class SASRecConfig(BaseModel):
+class EncoderConfig(BaseModel):
     """Size and shape; `length` is the longest history the model can read."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    name: Literal["sasrec"] = "sasrec"
     dim: int = Field(64, ge=1)
     blocks: int = Field(2, ge=1)
     heads: int = Field(2, ge=1)
@@ -30,16 +29,22 @@ class SASRecConfig(BaseModel):
     initial_deviation: float = Field(0.02, gt=0)
 
     @model_validator(mode="after")
-    def _heads_divide_dim(self) -> "SASRecConfig":
+    def _heads_divide_dim(self) -> "EncoderConfig":
         if self.dim % self.heads:
             raise ValueError(f"model.dim {self.dim} must be a multiple of model.heads {self.heads}")
         return self
 
 
+class SASRecConfig(EncoderConfig):
+    """The model of the paper, learned from next items alone."""
+
+    name: Literal["sasrec"] = "sasrec"
+
+
 class SASRec(nn.Module):
     """Sequences of item indices in, one vector a position out; scores are dot products with the item embedding."""
 
-    def __init__(self, config: SASRecConfig, items: int) -> None:
+    def __init__(self, config: EncoderConfig, items: int) -> None:
         super().__init__()
         self.config = config
         self.items = items
@@ -55,31 +60,46 @@ class SASRec(nn.Module):
 
     def forward(self, sequences: Tensor) -> Tensor:
         """Vectors at every position: sequences int64 (batch, length), right-padded -> (batch, length, dim)."""
-        x = self._embed(sequences)
-        bias = causal_bias(sequences.shape[1], sequences.device)
-        for block in self.blocks:
-            x = block(x, bias)
-        return self.norm(x)  # type: ignore[no-any-return]
+        return self.everywhere(self.item_embedding(sequences), causal_bias(sequences.shape[1], sequences.device))
 
     def encode(self, sequences: Tensor, lengths: Tensor) -> Tensor:
         """Vectors at the last position alone, what serving needs: (batch, length), (batch,) -> (batch, dim).
 
-        The last block computes one query a row, 1.6 times as many rows a second as computing every position.
         An empty history (length 0) reads as one padding item: finite, and the same whatever stands beside it.
         """
-        x = self._embed(sequences)
         bias = causal_bias(sequences.shape[1], sequences.device)
-        *body, head = self.blocks
-        for block in body:
-            x = block(x, bias)
-        return self.norm(head.last(x, lengths))  # type: ignore[no-any-return, operator]
+        return self.last(self.item_embedding(sequences), bias, lengths)
 
     def item_matrix(self) -> Tensor:
         """(items + 1, dim), row 0 padding: scores = vectors @ item_matrix.T."""
         return self.item_embedding.weight
 
-    def _embed(self, sequences: Tensor) -> Tensor:
+    def everywhere(self, items: Tensor, bias: Tensor, begins: Tensor | None = None) -> Tensor:
+        """Vectors at every position of embedded items, which look where bias is 0.
+
+        items (batch, length, dim); bias broadcasts to (batch, heads, length, length); begins (batch,) is the position
+        of each row's first item, 0 by default -> (batch, length, dim).
+        """
+        x = self._place(items, begins)
+        for block in self.blocks:
+            x = block(x, bias)
+        return self.norm(x)  # type: ignore[no-any-return]
+
+    def last(self, items: Tensor, bias: Tensor, lengths: Tensor, begins: Tensor | None = None) -> Tensor:
+        """What `everywhere` gives at each row's last position, lengths (batch,) -> (batch, dim).
+
+        The last block computes one query a row, 1.6 times as many rows a second as computing every position.
+        """
+        x = self._place(items, begins)
+        *body, head = self.blocks
+        for block in body:
+            x = block(x, bias)
+        return self.norm(head.last(x, lengths))  # type: ignore[no-any-return, operator]
+
+    def _place(self, items: Tensor, begins: Tensor | None) -> Tensor:
+        positions = torch.arange(items.shape[1], device=items.device)
+        if begins is not None:
+            positions = positions + begins[:, None]
+            positions = positions.clamp(max=self.config.length - 1)  # beyond it is only padding
         # The paper scales items by sqrt(dim) so that they are not drowned by positions of the same initial size.
-        items = self.item_embedding(sequences) * self.config.dim**0.5
-        positions = torch.arange(sequences.shape[1], device=sequences.device)
-        return self.dropout(items + self.position_embedding(positions))  # type: ignore[no-any-return]
+        return self.dropout(items * self.config.dim**0.5 + self.position_embedding(positions))  # type: ignore[no-any-return]

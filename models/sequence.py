@@ -3,7 +3,7 @@
 Training, export and service all import this one copy; two copies that differ by one position cost accuracy silently.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +12,22 @@ PADDING = 0  # the index no item has; row 0 of every item matrix
 
 Indices = NDArray[np.integer]
 
+_WIDTHS = (8, 16, 32, 64, 128, 256)  # that rows are padded to at most; padding costs at most half of a row
+
 
 def truncate(sequence: Indices, length: int) -> Indices:
     """The newest `length` entries of a sequence, oldest first."""
     return sequence[max(0, len(sequence) - length) :]
+
+
+def by_length(lengths: Indices) -> Iterator[NDArray[np.int64]]:
+    """Rows of like length, to be encoded together: a batch padded to its longest row is mostly padding.
+
+    lengths (batch,) -> int64 (up to batch,) each, every row once.
+    """
+    bucket = np.searchsorted(_WIDTHS, lengths)
+    for number in np.unique(bucket):
+        yield np.flatnonzero(bucket == number)
 
 
 def pad_flat(flat: Indices, starts: Indices, lengths: Indices) -> NDArray[np.int64]:

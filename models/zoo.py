@@ -1,8 +1,9 @@
 """Every model by the name its configuration carries."""
 
+from models.s3rec import S3RecConfig
 from models.sasrec import SASRec, SASRecConfig
 
-ModelConfig = SASRecConfig  # becomes a union, told apart by `name`, with the second model
+ModelConfig = SASRecConfig | S3RecConfig  # told apart by `name`
 
 
 def build(config: ModelConfig, items: int) -> SASRec:

@@ -9,11 +9,13 @@ import polars as pl
 import pytest
 import torch
 
+from models.s3rec import S3RecConfig
 from models.sasrec import SASRecConfig
 from models.zoo import ModelConfig, build
 
 MODELS: dict[str, Any] = {
     "sasrec": SASRecConfig(dim=16, blocks=2, heads=2, inner=16, length=8, dropout=0.1),
+    "s3rec": S3RecConfig(dim=16, blocks=1, heads=2, inner=16, length=8, dropout=0.1),
     "sasrec-relu": SASRecConfig(dim=15, blocks=1, heads=3, inner=8, length=8, dropout=0.3, activation="relu"),
 }
 ITEMS = 25

@@ -21,6 +21,7 @@ from training.export import ExportError, export
 from training.fetch import FetchError, fetch_ml_100k
 from training.fit import FitError
 from training.interactions import Columns, InteractionsError, read_interactions
+from training.presets import describe, settle
 from training.recommend import RecommendError, recommend
 from training.report import print_assessment
 from training.results import results_page
@@ -122,10 +123,13 @@ def train_command(
     interactions = read_interactions(data, columns=columns, max_dropped=loaded.data.max_dropped)
     console.print(str(interactions.report))
     prepared = prepare(interactions, loaded, split=split, attributes=attributes)
+    settled = settle(loaded, prepared.split.train)
+    if loaded.from_data:
+        console.print(f"by the data: {describe(loaded, settled)}")
     name = Path(config).stem if config.endswith(".toml") else config
     spec = RunSpec(
         name=name,
-        config=loaded,
+        config=settled,
         split=split,
         seed=seed,
         files=[path.resolve() for path in data],

@@ -6,11 +6,13 @@ Aligned with the rows of the item matrix, so that filters, pre-training and titl
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from training import formats
 from training.dataset import Vocabulary
@@ -43,6 +45,70 @@ class Attributes:
                 title = self.columns[name][row]
                 return None if title is None else str(title)
         return None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ItemAttributes:
+    """Which attributes every item has, numbered, for a model to learn from: item i has flat[starts[i]:starts[i + 1]].
+
+    names has what each number stands for, its column and value; starts int64 (items + 2,), flat int64 (pairs,); known
+    bool (items + 1,): True for items of which anything is known.
+    """
+
+    names: tuple[tuple[str, str], ...]
+    starts: NDArray[np.int64]
+    flat: NDArray[np.int64]
+    known: NDArray[np.bool_]
+
+    @property
+    def count(self) -> int:
+        """Number of attributes."""
+        return len(self.names)
+
+    def of(self, items: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Pairs of a place in items (n,) and an attribute that the item there has, places ascending: int64 each."""
+        counts = self.starts[items + 1] - self.starts[items]
+        places = np.repeat(np.arange(len(items)), counts)
+        nth = np.arange(len(places)) - np.repeat(np.cumsum(counts) - counts, counts)
+        return places, self.flat[self.starts[items][places] + nth]
+
+
+def number_attributes(attributes: Attributes, columns: Sequence[str] | None = None) -> ItemAttributes:
+    """Number the attributes that can teach something: those that two items or more have.
+
+    columns: which ones count, by default all that are neither titles nor hold numbers with a fraction. An entry is an
+    attribute, or each element of a list is one. Raises AttributesError for a column that is not there, or if no
+    attribute is shared by two items.
+    """
+    missing = [name for name in columns or () if name not in attributes.columns]
+    if missing:
+        raise AttributesError(f"there is no attribute column {missing[0]!r}; there are {', '.join(attributes.columns)}")
+    chosen = columns or [
+        name
+        for name, entries in attributes.columns.items()
+        if name not in TITLE_COLUMNS
+        and not any(isinstance(value, float) for entry in entries for value in _each(entry))
+    ]
+    pairs = {
+        (row, name, str(value))
+        for name in chosen
+        for row, entry in enumerate(attributes.columns[name])
+        for value in _each(entry)
+    }
+    owners = Counter((name, value) for _, name, value in pairs)
+    names = tuple(sorted(attribute for attribute, count in owners.items() if count >= 2))
+    if not names:
+        raise AttributesError(f"no attribute of {', '.join(chosen) or 'the file'} is shared by two items of the data")
+    number_of = {attribute: number for number, attribute in enumerate(names)}
+    numbered = sorted((row, number_of[name, value]) for row, name, value in pairs if (name, value) in number_of)
+    rows, flat = np.array(numbered, np.int64).T
+    counts = np.bincount(rows, minlength=len(attributes.columns[chosen[0]]))
+    return ItemAttributes(names, np.concatenate(([0], np.cumsum(counts))), flat.copy(), counts > 0)
+
+
+def _each(entry: object) -> list[object]:
+    """The values in an entry that are known."""
+    return [value for value in (entry if isinstance(entry, list) else [entry]) if value is not None]
 
 
 def read_attributes(path: Path, vocabulary: Vocabulary) -> Attributes:

@@ -49,7 +49,7 @@ class Windows:
         shuffle_ties: bool = False,
     ) -> None:
         self.sequences = sequences.compact()
-        self._ties = _Ties(self.sequences) if shuffle_ties else None
+        self._ties = Ties(self.sequences) if shuffle_ties else None
         self.length, self.stride, self.batch, self.seed = length, stride or length, batch, seed
         self._trainable = np.flatnonzero(self.sequences.lengths >= 2)
 
@@ -58,17 +58,10 @@ class Windows:
         generator = np.random.default_rng([self.seed, epoch])
         users, starts, lengths = self._cut(generator)
         items = self.sequences.items if self._ties is None else self._ties.shuffled(generator)
-        order = generator.permutation(len(users))
-        pool = self.batch * _POOL
-        for begin in range(0, len(order), pool):
-            chosen = order[begin : begin + pool]
-            chosen = chosen[np.argsort(lengths[chosen], kind="stable")]
-            batches = [chosen[at : at + self.batch] for at in range(0, len(chosen), self.batch)]
-            for number in generator.permutation(len(batches)):
-                rows = batches[number]
-                inputs = pad_flat(items, starts[rows], lengths[rows])
-                targets = pad_flat(items, starts[rows] + 1, lengths[rows])
-                yield Batch(users[rows], inputs, targets)
+        for rows in bucketed(lengths, self.batch, generator):
+            inputs = pad_flat(items, starts[rows], lengths[rows])
+            targets = pad_flat(items, starts[rows] + 1, lengths[rows])
+            yield Batch(users[rows], inputs, targets)
 
     def count(self, epoch: int) -> int:
         """Windows in an epoch, for a progress bar."""
@@ -92,7 +85,18 @@ class Windows:
         return users[owner], self.sequences.starts[users[owner]] + begins, ends - begins
 
 
-class _Ties:
+def bucketed(lengths: NDArray[np.int64], batch: int, generator: np.random.Generator) -> Iterator[NDArray[np.int64]]:
+    """Every row once, in random batches of rows that are about as long: int64 (up to batch,) each."""
+    order = generator.permutation(len(lengths))
+    for begin in range(0, len(order), batch * _POOL):
+        chosen = order[begin : begin + batch * _POOL]
+        chosen = chosen[np.argsort(lengths[chosen], kind="stable")]
+        batches = [chosen[at : at + batch] for at in range(0, len(chosen), batch)]
+        for number in generator.permutation(len(batches)):
+            yield batches[number]
+
+
+class Ties:
     """Runs of events of one user at one time, in sequences that lie side by side."""
 
     def __init__(self, sequences: Sequences) -> None:

@@ -2,11 +2,12 @@
 
 import tomllib
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
-from models.zoo import ModelConfig
+from models.s3rec import S3RecConfig
+from models.sasrec import EncoderConfig, SASRecConfig
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -28,22 +29,27 @@ class DataConfig(_Section):
     max_dropped: float = Field(0.01, ge=0, le=1)  # share of unusable rows above which the data is refused
 
 
-class TrainingConfig(_Section):
-    """How the model is fitted."""
+class FittingConfig(_Section):
+    """What the training loop needs to know, whatever is trained."""
 
-    loss: Literal["softmax", "sampled_softmax", "bce", "gbce"] = "softmax"
-    negatives: int = Field(1, ge=1)  # a target for bce and gbce, a batch for sampled_softmax
-    calibration: float = Field(0.75, ge=0, le=1)  # of gbce: 0 is bce, 1 gives scores that are probabilities
-    batch: int = Field(128, ge=1)  # windows a step
-    stride: int | None = Field(None, ge=1)  # between windows of a long history; None: the model's length
-    shuffle_ties: bool = True  # draw the order of events of one user at the same time anew in every epoch
+    batch: int = Field(128, ge=1)  # sequences a step
     epochs: int = Field(200, ge=1)
-    patience: int = Field(20, ge=1)  # epochs without a better validation NDCG@10 before training stops
+    patience: int = Field(20, ge=1)  # epochs without a better validation figure before training stops
     learning_rate: float = Field(1e-3, gt=0)
     warmup_steps: int = Field(0, ge=0)  # the learning rate rises linearly over these, then stays
     weight_decay: float = Field(0.0, ge=0)
     gradient_clip: float | None = Field(None, gt=0)  # largest norm of the gradient
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on a GPU, float32 on CPU
+
+
+class TrainingConfig(FittingConfig):
+    """How the model learns what comes next."""
+
+    loss: Literal["softmax", "sampled_softmax", "bce", "gbce"] = "softmax"
+    negatives: int = Field(1, ge=1)  # a target for bce and gbce, a batch for sampled_softmax
+    calibration: float = Field(0.75, ge=0, le=1)  # of gbce: 0 is bce, 1 gives scores that are probabilities
+    stride: int | None = Field(None, ge=1)  # between windows of a long history; None: the model's length
+    shuffle_ties: bool = True  # draw the order of events of one user at the same time anew in every epoch
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> "TrainingConfig":
@@ -59,16 +65,79 @@ class BlendConfig(_Section):
     neighbours: bool = False  # sequential item-kNN, with the weight that is best on validation
 
 
-class Config(_Section):
-    """One run: the data it keeps, the model, the fitting, and what is blended in."""
+class PretrainingConfig(FittingConfig):
+    """S3Rec's self-supervised objectives, before next items; a weight of 0 leaves one out. Weights of its code."""
 
+    batch: int = Field(256, ge=1)
+    epochs: int = Field(150, ge=1)
+    associated_attributes: float = Field(0.2, ge=0)  # AAP: the attributes of the items that are seen
+    masked_items: float = Field(1.0, ge=0)  # MIP
+    masked_attributes: float = Field(1.0, ge=0)  # MAP: the attributes of the items that are hidden
+    segments: float = Field(0.5, ge=0)  # SP: which segment was cut out
+    mask_probability: float = Field(0.2, gt=0, lt=1)  # of an item; the newest of a history is always hidden
+    shuffle_ties: bool = True  # as in training
+    prefixes: int | None = Field(None, ge=1)  # most of a user in an epoch, drawn anew in each; None: every one
+    columns: list[str] | None = None  # which attributes count; None: all but titles and numbers with a fraction
+
+    @model_validator(mode="after")
+    def _something_is_learned(self) -> "PretrainingConfig":
+        if not (self.associated_attributes or self.masked_items or self.masked_attributes or self.segments):
+            raise ValueError("pretraining: every objective has weight 0; give one of them a weight, or train a sasrec")
+        return self
+
+
+class _NextItem(_Section):
     data: DataConfig = DataConfig()
-    model: ModelConfig
     training: TrainingConfig = TrainingConfig()
     blend: BlendConfig = BlendConfig()
+    from_data: list[Literal["length", "dropout", "stride"]] = []  # left to the rules of training/presets.py
 
 
-def load_config(name: str) -> Config:
+class Config(_NextItem):
+    """A run of SASRec: the data it keeps, the model, the fitting, and what is blended in."""
+
+    model: SASRecConfig
+
+    @model_validator(mode="after")
+    def _said_once(self) -> "Config":
+        _said_once(self, self.model)
+        return self
+
+
+class S3RecRunConfig(_NextItem):
+    """A run of S3Rec: the same after pre-training."""
+
+    model: S3RecConfig
+    pretraining: PretrainingConfig = PretrainingConfig()
+
+    @model_validator(mode="after")
+    def _said_once(self) -> "S3RecRunConfig":
+        _said_once(self, self.model)
+        return self
+
+
+def _said_once(config: _NextItem, model: EncoderConfig) -> None:
+    for name in config.from_data:
+        section = "training" if name == "stride" else "model"
+        if name in (config.training if name == "stride" else model).model_fields_set:
+            raise ValueError(f"from_data has {name!r} and {section}.{name} is given too; leave one of them out")
+
+
+_KINDS: dict[str, type[Config] | type[S3RecRunConfig]] = {"sasrec": Config, "s3rec": S3RecRunConfig}
+
+
+def _kind(raw: Any) -> str:
+    """The model's name in a configuration, parsed or not; sasrec where there is none."""
+    if isinstance(raw, dict):
+        model = raw.get("model")
+        return str(model.get("name", "sasrec")) if isinstance(model, dict) else "sasrec"
+    return str(raw.model.name)
+
+
+AnyConfig = Annotated[Annotated[Config, Tag("sasrec")] | Annotated[S3RecRunConfig, Tag("s3rec")], Discriminator(_kind)]
+
+
+def load_config(name: str) -> Config | S3RecRunConfig:
     """Read a configuration by its name under training/configs/, or by the path of a TOML file.
 
     Raises ConfigError naming the file, the key and the value.
@@ -78,9 +147,14 @@ def load_config(name: str) -> Config:
         known = ", ".join(sorted(file.stem for file in CONFIGS.glob("*.toml")))
         raise ConfigError(f"there is no configuration {name!r}; give one of {known}, or the path of a .toml file")
     try:
-        return Config.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: is not TOML: {error}") from error
+    kind = _kind(raw)
+    if kind not in _KINDS:
+        raise ConfigError(f"{path}: model.name: there is no model {kind!r}; give one of {', '.join(_KINDS)}")
+    try:
+        return _KINDS[kind].model_validate(raw)
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(map(str, problem['loc']))}: {problem['msg']} (found {problem['input']!r})"

@@ -105,6 +105,14 @@ def evaluate(
     return Evaluation(ranks, _slices(holdout, popularity), coverage, novelty)
 
 
+def rank_targets(scorer: Scorer, holdout: Holdout, items: int) -> NDArray[np.int64]:
+    """The ranks of `evaluate` alone, which takes a third of the time: int64 (users,)."""
+    ranks = np.empty(len(holdout), np.int64)
+    for rows, scores, _ in scored(scorer, holdout, items):
+        ranks[rows] = rank_of(scores, holdout.targets[rows])
+    return ranks
+
+
 def evaluate_sampled(
     scorer: Scorer, holdout: Holdout, items: int, *, negatives: int, seed: int = 0
 ) -> SampledEvaluation:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from training import checkpoint
-from training.config import TrainingConfig
+from training.config import FittingConfig
 
 Batch = TypeVar("Batch")
 
@@ -72,7 +72,7 @@ class Task(Protocol[Batch]):
 def fit(
     model: nn.Module,
     task: Task[Batch],
-    config: TrainingConfig,
+    config: FittingConfig,
     *,
     folder: Path,
     identity: str,
@@ -139,7 +139,7 @@ def _epoch(
     task: Task[Batch],
     *,
     optimiser: torch.optim.Optimizer,
-    config: TrainingConfig,
+    config: FittingConfig,
     epoch: int,
     watcher: Watcher,
 ) -> tuple[float, int]:

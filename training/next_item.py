@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.sasrec import SASRec
-from models.sequence import PADDING, pad_flat
+from models.sequence import PADDING, by_length, pad_flat
 from training import losses
 from training.batches import Batch, NegativeSampler, Windows
 from training.config import TrainingConfig
 from training.dataset import Sequences
-from training.evaluate import evaluate
+from training.evaluate import rank_targets
 from training.fit import FitError
+from training.measures import summarise
 from training.splits import Holdout
 
 METRIC = "ndcg@10"
@@ -90,7 +91,7 @@ class NextItem:
         """Metrics of the validation part, the full catalogue ranked; none if the part is empty."""
         if not len(self._validation):
             return {}
-        return evaluate(ModelScorer(self._model), self._validation, self._model.items).metrics()
+        return summarise(rank_targets(ModelScorer(self._model), self._validation, self._model.items))
 
     def score(self, figures: dict[str, float]) -> float:
         """Validation NDCG@10, NaN without a validation part."""
@@ -116,8 +117,11 @@ class ModelScorer:
     @torch.no_grad()
     def __call__(self, histories: Sequences) -> NDArray[np.float32]:
         self._model.eval()
+        items = self._model.item_matrix()
         lengths = np.minimum(histories.lengths, self._model.config.length)
-        padded = pad_flat(histories.items, histories.ends - lengths, lengths)
-        device = self._model.item_matrix().device
-        vectors = self._model.encode(torch.from_numpy(padded).to(device), torch.from_numpy(lengths).to(device))
-        return (vectors @ self._model.item_matrix().T).float().cpu().numpy()
+        vectors = items.new_empty(len(lengths), items.shape[1])
+        for rows in by_length(lengths):
+            padded = pad_flat(histories.items, histories.ends[rows] - lengths[rows], lengths[rows])
+            known = torch.from_numpy(lengths[rows]).to(items.device)
+            vectors[rows] = self._model.encode(torch.from_numpy(padded).to(items.device), known)
+        return (vectors @ items.T).float().cpu().numpy()

@@ -17,13 +17,14 @@ from models.eventlog import SEQUENCE_TYPES, LoggedEvent, connect, log_size, read
 from models.registry import Registry
 from models.runtime import Runtime
 from training.attributes import Attributes
-from training.config import Config
+from training.config import Config, S3RecRunConfig
 from training.dataset import DatasetError, Vocabulary
 from training.evaluate import Evaluation, Scorer, evaluate_test
 from training.export import export
 from training.gate import compare
 from training.interactions import Columns, Interactions, interactions_from_frame, read_interactions
-from training.run import CHECKPOINT, Prepared, RunFolder, RunSpec, data_window, prepare
+from training.presets import settle
+from training.run import Prepared, RunFolder, RunSpec, data_window, prepare
 from training.scorers import BundleScorer, run_scorer
 from training.train import refit, train
 
@@ -50,7 +51,7 @@ class NotPromoted(Exception):  # noqa: N818 - an outcome, not an error
 
 def retrain(
     data: list[Path],
-    config: Config,
+    config: Config | S3RecRunConfig,
     *,
     name: str,
     columns: Columns,
@@ -77,7 +78,7 @@ def retrain(
     prepared, window = _prepare(interactions, config, attributes, champion, console)
     spec = RunSpec(
         name=name,
-        config=config,
+        config=settle(config, prepared.split.train),
         split="time",
         held_out=window,
         seed=seed,
@@ -96,7 +97,7 @@ def retrain(
         console.print(verdict.reason)
     whole = refit(run, prepared, console)
     folder = _publish(whole, artifacts)
-    (run.path / CHECKPOINT).unlink()
+    run.drop_checkpoints()
     registry.promote(folder.name)
     console.print(f"champion is {folder.name} (before: {current or 'none'})")
     return folder.name
@@ -144,7 +145,7 @@ def _row(event: LoggedEvent) -> _Row:
 
 def _publish(run: RunFolder, artifacts: Path) -> Path:
     folder = export(run, artifacts)
-    (run.path / CHECKPOINT).unlink()  # the bundle has the weights; retraining every night must not fill the disk
+    run.drop_checkpoints()  # the bundle has the weights; retraining every night must not fill the disk
     return folder
 
 
@@ -153,7 +154,11 @@ def _judge(scorer: Scorer, prepared: Prepared) -> Evaluation:
 
 
 def _prepare(
-    interactions: Interactions, config: Config, attributes: Path | None, champion: Runtime | None, console: Console
+    interactions: Interactions,
+    config: Config | S3RecRunConfig,
+    attributes: Path | None,
+    champion: Runtime | None,
+    console: Console,
 ) -> tuple[Prepared, float]:
     """The data split in time, and the share of it that judges.
 

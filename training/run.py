@@ -25,7 +25,7 @@ from models.sasrec import SASRec
 from models.zoo import build
 from training import checkpoint
 from training.attributes import Attributes, read_attributes
-from training.config import Config, DataConfig
+from training.config import AnyConfig, Config, DataConfig, S3RecRunConfig
 from training.dataset import Dataset, build_dataset, popularity_of
 from training.interactions import Columns, Interactions, read_interactions
 from training.splits import Split, split_by_time, split_leave_one_out
@@ -47,7 +47,7 @@ class RunSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str  # of the configuration
-    config: Config
+    config: AnyConfig
     split: SplitName
     held_out: float = 0.1  # of a split by time, as `prepare` has it
     seed: int
@@ -75,7 +75,7 @@ class Prepared:
 
 def prepare(
     interactions: Interactions,
-    config: Config,
+    config: Config | S3RecRunConfig,
     *,
     split: SplitName,
     attributes: Path | None = None,
@@ -175,6 +175,16 @@ class RunFolder:
                 f"{self.path} has no {METRICS}: the run is not finished; the same train command continues it"
             )
         return self._read_json(METRICS)  # type: ignore[no-any-return]
+
+    @property
+    def pretraining(self) -> "RunFolder":
+        """The part of the folder about pre-training, where there was any."""
+        return RunFolder(self.path / "pretraining")
+
+    def drop_checkpoints(self) -> None:
+        """Delete the weights, which an exported run has no more need of."""
+        for folder in (self, self.pretraining):
+            (folder.path / CHECKPOINT).unlink(missing_ok=True)
 
     def epochs(self) -> list[dict[str, float]]:
         """What metrics.jsonl holds, oldest first."""

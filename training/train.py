@@ -3,18 +3,24 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 
 from models.runtime import cpu_quota
+from models.s3rec import S3RecPretraining
+from models.sasrec import SASRec
 from models.zoo import build
+from training.attributes import ItemAttributes, number_attributes
 from training.baselines import ItemKNN, baselines
 from training.blend import Blend, choose_blend, strongest
+from training.config import Config, PretrainingConfig, S3RecRunConfig
 from training.dataset import popularity_of
 from training.evaluate import Scorer, evaluate, evaluate_test
 from training.fit import Fitted, fit
 from training.next_item import METRIC, ModelScorer, NextItem
+from training.pretrain import Pretrain
 from training.report import SPLITS, describe_data, describe_stop, epoch_bar, plot_curves, results_table
 from training.run import Prepared, RunFolder, RunSpec
 from training.scorers import Blended
@@ -29,14 +35,8 @@ def train(spec: RunSpec, prepared: Prepared, folder: Path, console: Console) -> 
     run = RunFolder(folder)
     run.begin(spec, prepared)
     console.print(describe_data(prepared))
-    torch.set_num_threads(cpu_quota())
-    torch.manual_seed(spec.seed)  # weights and dropout; the data's order and the negatives draw from their own
-    items = prepared.dataset.vocabulary.items
-    model = build(spec.config.model, items).to(_device())
-    training = spec.config.training
-    task = NextItem(model, prepared.split.train, prepared.split.validation, training, seed=spec.seed)
-    with epoch_bar(console, task.windows.count(0), METRIC) as bar:
-        fitted = fit(model, task, training, folder=folder, identity=spec.identity, watcher=bar)
+    model, fitted, before = _fitted(spec, spec.config, prepared, run, console)
+    items, training = model.items, spec.config.training
     console.print(describe_stop(fitted, training.patience, METRIC))
     beside = baselines(prepared.split.train, items)
     blend = None
@@ -45,9 +45,11 @@ def train(spec: RunSpec, prepared: Prepared, folder: Path, console: Console) -> 
         console.print(str(blend))
         if blend.neighbours is not None:
             run.keep_neighbours(blend.neighbours)
-    metrics = judge(ModelScorer(model), blend, beside, prepared) | _course(fitted, _device())
+    metrics = judge(ModelScorer(model), blend, beside, prepared) | _course(fitted, before)
     run.finish(metrics)
     plot_curves(run.epochs(), folder / "curves.png", METRIC)
+    if before is not None:
+        plot_curves(run.pretraining.epochs(), folder / "pretraining.png", METRIC)
     console.print(results_table(spec.name, metrics, title=f"Test, {SPLITS[spec.split]}"))
     console.print(f"run folder: {folder}")
     return run
@@ -63,12 +65,7 @@ def refit(judged: RunFolder, prepared: Prepared, console: Console) -> RunFolder:
     spec = spec.model_copy(update={"data": spec.data.model_copy(update={"trained_until_ms": spec.data.last_ms})})
     run = RunFolder(judged.path / "refit")
     run.begin(spec, whole)
-    torch.manual_seed(spec.seed)
-    model = build(spec.config.model, prepared.dataset.vocabulary.items).to(_device())
-    training = spec.config.training.model_copy(update={"epochs": metrics["best_epoch"]})
-    task = NextItem(model, whole.split.train, whole.split.validation, training, seed=spec.seed)
-    with epoch_bar(console, task.windows.count(0), METRIC) as bar:
-        fitted = fit(model, task, training, folder=run.path, identity=spec.identity, watcher=bar)
+    model, fitted, _ = _fitted(spec, _as_long(spec.config, metrics), whole, run, console)
     console.print(f"fitted again on everything: {fitted.epochs} epochs in {fitted.seconds:.0f} s")
     blend = metrics.get("blend")
     if blend and blend["weight"]:  # as much of it as was judged, now of everything too
@@ -102,15 +99,81 @@ def judge(model: Scorer, blend: Blend | None, beside: Mapping[str, Scorer], prep
     }
 
 
-def _course(fitted: Fitted, device: torch.device) -> dict[str, object]:
-    """How the fitting went, for metrics.json."""
+def _fitted(
+    spec: RunSpec, config: Config | S3RecRunConfig, prepared: Prepared, run: RunFolder, console: Console
+) -> tuple[SASRec, Fitted, Fitted | None]:
+    """A model fitted as `config` says, how that went, and how pre-training did if there was any."""
+    torch.set_num_threads(cpu_quota())
+    torch.manual_seed(spec.seed)  # weights and dropout; the data's order and the negatives draw from their own
+    train, validation = prepared.split.train, prepared.split.validation
+    model = build(config.model, prepared.dataset.vocabulary.items).to(_device())
+    before = None
+    if isinstance(config, S3RecRunConfig):
+        attributes = _taught(config.pretraining, prepared, console)
+        whole = S3RecPretraining(model, attributes.count if attributes else 0).to(_device())
+        objectives = Pretrain(whole, attributes, train, validation, config.pretraining, seed=spec.seed)
+        run.pretraining.path.mkdir(exist_ok=True)
+        with epoch_bar(console, objectives.prefixes.count(), METRIC) as bar:
+            before = fit(
+                whole,
+                objectives,
+                config.pretraining,
+                folder=run.pretraining.path,
+                identity=spec.identity,
+                watcher=bar,
+            )
+        console.print(f"pre-training {describe_stop(before, config.pretraining.patience, METRIC)}")
+    task = NextItem(model, train, validation, config.training, seed=spec.seed)
+    with epoch_bar(console, task.windows.count(0), METRIC) as bar:
+        fitted = fit(model, task, config.training, folder=run.path, identity=spec.identity, watcher=bar)
+    return model, fitted, before
+
+
+def _taught(config: PretrainingConfig, prepared: Prepared, console: Console) -> ItemAttributes | None:
+    """The attributes that pre-training learns from, or None where there are none to learn from."""
+    if not (config.associated_attributes or config.masked_attributes):
+        return None
+    if prepared.attributes is None:
+        console.print(
+            "note: no item attributes were given (--attributes FILE): pre-training goes without the two objectives "
+            "that learn from them"
+        )
+        return None
+    attributes = number_attributes(prepared.attributes, config.columns)
+    console.print(f"pre-training with {attributes.count:,} attributes of {int(attributes.known.sum()):,} items")
+    return attributes
+
+
+def _as_long(config: Config | S3RecRunConfig, metrics: Mapping[str, Any]) -> Config | S3RecRunConfig:
+    """The same for as many epochs as were best: there is no validation part left to tell."""
+    changes: dict[str, object] = {
+        "training": config.training.model_copy(update={"epochs": metrics["best_epoch"]}),
+    }
+    if isinstance(config, S3RecRunConfig):
+        epochs = metrics["pretraining"]["best_epoch"]
+        changes["pretraining"] = config.pretraining.model_copy(update={"epochs": epochs})
+    return config.model_copy(update=changes)
+
+
+def _course(fitted: Fitted, before: Fitted | None) -> dict[str, object]:
+    """How the fitting went, for metrics.json; its seconds are with pre-training, the rate is that of fitting alone."""
     return {
         "epochs": fitted.epochs,
         "best_epoch": fitted.best_epoch,
         "stopped_early": fitted.stopped_early,
-        "seconds": fitted.seconds,
-        "device": "GPU" if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads",
+        "seconds": fitted.seconds + (before.seconds if before else 0.0),
+        "device": "GPU" if _device().type == "cuda" else f"{torch.get_num_threads()} CPU threads",
         "sequences_per_second": fitted.sequences / fitted.seconds,
+        **({} if before is None else {"pretraining": _pretraining_course(before)}),
+    }
+
+
+def _pretraining_course(before: Fitted) -> dict[str, object]:
+    return {
+        "epochs": before.epochs,
+        "best_epoch": before.best_epoch,
+        "seconds": before.seconds,
+        "sequences_per_second": before.sequences / before.seconds,
     }
 
 

@@ -4,10 +4,11 @@ import datetime
 import gzip
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 
-from training.attributes import Attributes, AttributesError, read_attributes
+from training.attributes import Attributes, AttributesError, number_attributes, read_attributes
 from training.dataset import Vocabulary, build_dataset
 from training.interactions import read_interactions
 
@@ -158,3 +159,30 @@ def test_published_attributes_cover_every_item(log: str, attributes: str, column
     assert len(found.columns[column]) == vocabulary.rows
     assert found.columns[column][0] is None
     assert (found.title(1) is not None) == title
+
+
+def test_attributes_are_numbered_if_two_items_share_them() -> None:
+    columns: dict[str, list[object]] = {
+        "title": [None, "A", "A", "B"],  # a name, not an attribute
+        "genre": [None, ["War", "Drama"], ["Drama"], None],
+        "year": [None, "1999", "1999", "2001"],
+        "price": [None, 1.5, 1.5, 2.5],  # a number with a fraction is no class
+    }
+    numbered = number_attributes(Attributes(columns, missing_items=0, unknown_items=0))
+    assert numbered.names == (("genre", "Drama"), ("year", "1999"))
+    assert numbered.count == 2
+    assert numbered.known.tolist() == [False, True, True, False]
+    places, attributes = numbered.of(np.array([2, 0, 3, 1]))
+    assert (places.tolist(), attributes.tolist()) == ([0, 0, 3, 3], [0, 1, 0, 1])
+    only = number_attributes(Attributes(columns, missing_items=0, unknown_items=0), ["price"])
+    assert only.names == (("price", "1.5"),)
+
+
+def test_attributes_that_cannot_teach_are_refused_with_what_there_is() -> None:
+    attributes = Attributes(
+        {"brand": [None, "a", "b"], "colour": [None, "red", None]}, missing_items=0, unknown_items=0
+    )
+    with pytest.raises(AttributesError, match="no attribute column 'size'; there are brand, colour"):
+        number_attributes(attributes, ["size"])
+    with pytest.raises(AttributesError, match="no attribute of brand, colour is shared by two items"):
+        number_attributes(attributes)

@@ -10,10 +10,22 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from models.s3rec import S3RecConfig
 from models.sasrec import SASRecConfig
 from models.zoo import build
 from training.batches import Windows
-from training.config import CONFIGS, BlendConfig, Config, ConfigError, DataConfig, TrainingConfig, load_config
+from training.config import (
+    CONFIGS,
+    BlendConfig,
+    Config,
+    ConfigError,
+    DataConfig,
+    FittingConfig,
+    PretrainingConfig,
+    S3RecRunConfig,
+    TrainingConfig,
+    load_config,
+)
 from training.dataset import build_dataset
 from training.fit import fit
 from training.interactions import InteractionsError, interactions_from_frame
@@ -83,7 +95,7 @@ def test_a_mistake_is_named_with_its_file_its_key_and_its_value(
 
 @pytest.mark.parametrize("name", ["nothing", "missing.toml", "", "sasrec/"])
 def test_an_unknown_configuration_is_answered_with_the_known_ones(name: str) -> None:
-    with pytest.raises(ConfigError, match=r"give one of ml-100k, sasrec"):
+    with pytest.raises(ConfigError, match=r"give one of .*ml-100k, s3rec-best, .*sasrec"):
         load_config(name)
 
 
@@ -157,7 +169,16 @@ def test_there_is_a_test_for_the_effect_of_every_option() -> None:
     assert {"negatives", "calibration", *TRAINING_OPTIONS} == set(TrainingConfig.model_fields)
     assert set(DataConfig.model_fields) == {"min_user_interactions", "min_item_interactions", "max_dropped"}
     assert set(BlendConfig.model_fields) == {"neighbours"}  # tests/training/test_blend.py
-    assert set(Config.model_fields) == {"data", "model", "training", "blend"}
+    assert set(Config.model_fields) == {"data", "model", "training", "blend", "from_data"}  # test_presets.py
+    own = {"associated_attributes", "masked_items", "masked_attributes", "segments", "mask_probability", "prefixes"}
+    assert set(PretrainingConfig.model_fields) == {  # test_pretrain.py; columns in test_attributes.py
+        *FittingConfig.model_fields,
+        *own,
+        "shuffle_ties",
+        "columns",
+    }
+    assert set(S3RecRunConfig.model_fields) == {*Config.model_fields, "pretraining"}
+    assert set(S3RecConfig.model_fields) == set(SASRecConfig.model_fields)
 
 
 def test_every_option_of_model_and_training_changes_what_is_learned(

@@ -1,0 +1,66 @@
+"""Options left to the data follow by rule from its train part, and are said once."""
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from models.sasrec import SASRecConfig
+from training.config import Config, TrainingConfig, load_config
+from training.dataset import Sequences
+from training.presets import describe, settle
+
+EVERYTHING = ["length", "dropout", "stride"]
+
+
+def histories(*lengths: int) -> Sequences:
+    ends = np.cumsum(lengths, dtype=np.int64)
+    return Sequences(np.ones(int(ends[-1]), np.int32), ends - np.array(lengths), ends)
+
+
+def left_to_the_data(names: list[str]) -> Config:
+    return Config.model_validate({"model": {}, "from_data": names})
+
+
+@pytest.mark.parametrize(
+    ("lengths", "length", "dropout", "stride"),
+    [
+        ([5] * 10, 50, 0.5, None),  # a shop's
+        ([5] * 19 + [300], 50, 0.5, 25),  # the longest is cut into windows
+        ([60] * 10, 100, 0.2, None),
+        ([60] * 5 + [150] * 5, 200, 0.2, None),
+        ([400] * 10, 200, 0.2, 100),
+        ([0] * 50 + [400] * 10, 200, 0.2, 100),  # users without a train interaction say nothing
+    ],
+)
+def test_short_and_long_histories_have_presets_of_their_own(
+    lengths: list[int], length: int, dropout: float, stride: int | None
+) -> None:
+    before = left_to_the_data(EVERYTHING)
+    after = settle(before, histories(*lengths))
+    assert (after.model.length, after.model.dropout, after.training.stride) == (length, dropout, stride)
+    assert after.from_data == []
+    assert describe(before, after) == f"length {length}, dropout {dropout}, stride {stride}"
+
+
+def test_what_is_given_stays() -> None:
+    given = Config(model=SASRecConfig(length=7, dropout=0.3), training=TrainingConfig(stride=2), from_data=[])
+    assert settle(given, histories(5, 90)) == given
+    stride = settle(Config(model=SASRecConfig(length=10, dropout=0.3), from_data=["stride"]), histories(5, 90))
+    assert (stride.model.length, stride.model.dropout, stride.training.stride) == (10, 0.3, 5)
+
+
+@pytest.mark.parametrize(("name", "section"), [("length", "model"), ("dropout", "model"), ("stride", "training")])
+def test_an_option_cannot_be_given_and_left_to_the_data(name: str, section: str) -> None:
+    value = 0.5 if name == "dropout" else 9
+    with pytest.raises(ValidationError, match=f"from_data has '{name}' and {section}.{name} is given too"):
+        Config.model_validate({"model": {}, "from_data": [name]} | {section: {name: value}})
+
+
+def test_a_settled_configuration_can_be_written_and_read_back() -> None:
+    after = settle(left_to_the_data(EVERYTHING), histories(5, 5))
+    assert Config.model_validate_json(after.model_dump_json()) == after
+
+
+@pytest.mark.parametrize("name", ["sasrec-best", "s3rec-best"])
+def test_the_best_presets_leave_to_the_data_what_depends_on_it(name: str) -> None:
+    assert load_config(name).from_data == EVERYTHING

@@ -1,0 +1,46 @@
+"""What a configuration leaves to the data: options that follow by rule from the statistics of the train part.
+
+The rules were chosen on validation figures of public data sets; docs/results.md has the runs.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from training.config import Config, S3RecRunConfig
+from training.dataset import Sequences
+
+_LENGTHS = (50, 100, 200)  # longer histories than the last cost more than they gain
+_SHORT = 30  # mean train interactions of a user: with fewer, the same few sequences come round too soon
+
+
+def settle(config: Config | S3RecRunConfig, train: Sequences) -> Config | S3RecRunConfig:
+    """The configuration with every option of `from_data` set, and none left to set.
+
+    length: the shortest of 50, 100 and 200 that nine histories of ten fit into, else 200.
+    dropout: 0.5 where users have few interactions, 0.2 where they have many.
+    stride: half the length where histories are longer than it, so that every item is predicted with a long past.
+    """
+    lengths = train.lengths[train.lengths > 0]
+    reach = float(np.percentile(lengths, 90))
+    found: dict[str, Any] = {
+        "length": next((length for length in _LENGTHS if reach <= length), _LENGTHS[-1]),
+        "dropout": 0.5 if float(lengths.mean()) < _SHORT else 0.2,
+    }
+    length = found["length"] if "length" in config.from_data else config.model.length
+    found["stride"] = max(1, length // 2) if int(lengths.max()) > length else None
+    chosen: dict[str, Any] = {name: found[name] for name in config.from_data}
+    stride = {"stride": chosen.pop("stride")} if "stride" in chosen else {}
+    return config.model_copy(
+        update={
+            "model": config.model.model_copy(update=chosen),
+            "training": config.training.model_copy(update=stride),
+            "from_data": [],
+        }
+    )
+
+
+def describe(before: Config | S3RecRunConfig, after: Config | S3RecRunConfig) -> str:
+    """What was set by the data, in words; empty if nothing was left to it."""
+    values = {"length": after.model.length, "dropout": after.model.dropout, "stride": after.training.stride}
+    return ", ".join(f"{name} {values[name]}" for name in before.from_data)
