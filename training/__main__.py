@@ -21,6 +21,7 @@ from training.export import ExportError, export
 from training.fetch import FetchError, fetch_ml_100k
 from training.fit import FitError
 from training.interactions import Columns, InteractionsError, read_interactions
+from training.parallel import joined
 from training.presets import describe, settle
 from training.recommend import RecommendError, recommend
 from training.report import print_assessment
@@ -115,29 +116,31 @@ def train_command(
 ) -> None:
     """Fit a model, evaluate it beside the baselines, and write a run folder.
 
-    The same command continues a run that was interrupted, with the same result.
+    The same command continues a run that was interrupted, with the same result. With several GPUs, or several machines:
+    torchrun --nproc-per-node N -m training train ...
     """
-    console = Console()
-    loaded = load_config(config)
-    columns = Columns(user=user_column, item=item_column, timestamp=timestamp_column, value=value_column)
-    interactions = read_interactions(data, columns=columns, max_dropped=loaded.data.max_dropped)
-    console.print(str(interactions.report))
-    prepared = prepare(interactions, loaded, split=split, attributes=attributes)
-    settled = settle(loaded, prepared.split.train)
-    if loaded.from_data:
-        console.print(f"by the data: {describe(loaded, settled)}")
-    name = Path(config).stem if config.endswith(".toml") else config
-    spec = RunSpec(
-        name=name,
-        config=settled,
-        split=split,
-        seed=seed,
-        files=[path.resolve() for path in data],
-        columns=columns,
-        attributes=attributes.resolve() if attributes else None,
-        data=data_window(data, prepared),
-    )
-    train(spec, prepared, output or Path("runs") / f"{name}-{seed}", console)
+    with joined() as processes:
+        console = Console(quiet=not processes.leader)
+        loaded = load_config(config)
+        columns = Columns(user=user_column, item=item_column, timestamp=timestamp_column, value=value_column)
+        interactions = read_interactions(data, columns=columns, max_dropped=loaded.data.max_dropped)
+        console.print(str(interactions.report))
+        prepared = prepare(interactions, loaded, split=split, attributes=attributes)
+        settled = settle(loaded, prepared.split.train)
+        if loaded.from_data:
+            console.print(f"by the data: {describe(loaded, settled)}")
+        name = Path(config).stem if config.endswith(".toml") else config
+        spec = RunSpec(
+            name=name,
+            config=settled,
+            split=split,
+            seed=seed,
+            files=[path.resolve() for path in data],
+            columns=columns,
+            attributes=attributes.resolve() if attributes else None,
+            data=data_window(data, prepared),
+        )
+        train(spec, prepared, output or Path("runs") / f"{name}-{seed}", console, processes)
 
 
 @app.command(

@@ -4,6 +4,7 @@ One file replaced by rename is a checkpoint or none; no pickle, so that a strang
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -30,17 +31,29 @@ class Progress:
     finished: bool
 
 
+def generators(gathered: Callable[[Tensor], list[Tensor]] = lambda state: [state]) -> dict[str, Tensor]:
+    """The states of torch's generators by name; `gathered` gives those of every process that trains together."""
+    states = {f"cpu{rank}": state for rank, state in enumerate(gathered(torch.get_rng_state()))}
+    if torch.cuda.is_available():
+        states |= {f"cuda{rank}": state for rank, state in enumerate(gathered(torch.cuda.get_rng_state()))}
+    return states
+
+
 def save(
-    path: Path, progress: Progress, model: nn.Module, best: dict[str, Tensor], optimiser: torch.optim.Optimizer
+    path: Path,
+    progress: Progress,
+    model: nn.Module,
+    best: dict[str, Tensor],
+    optimiser: torch.optim.Optimizer,
+    *,
+    states: dict[str, Tensor],
 ) -> None:
-    """Write a checkpoint from which a run continues as if it had not stopped."""
+    """Write a checkpoint from which a run continues as if it had not stopped; states come from `generators`."""
     tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
     tensors |= {f"best/{name}": tensor for name, tensor in best.items()}
     for number, state in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser/{number}/{name}": tensor for name, tensor in state.items()}
-    tensors["generator/cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["generator/cuda"] = torch.cuda.get_rng_state()
+    tensors |= {f"generator/{name}": state for name, state in states.items()}
     draft = path.with_suffix(".draft")
     save_file(
         {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()},
@@ -59,18 +72,24 @@ def read_progress(path: Path) -> Progress:
         raise CheckpointError(f"{path}: is not a checkpoint of a training run: {error}") from error
 
 
-def restore(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Put everything back where `save` took it from, and return the best weights."""
+def restore(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, *, rank: int = 0) -> dict[str, Tensor]:
+    """Put everything back where `save` took it from, in the process of this rank, and return the best weights.
+
+    Raises CheckpointError if the run was trained by fewer processes, for then some would have no random numbers.
+    """
     parts = _tensors(path)
     _load(path, model, parts["model"])
-    states: dict[int, dict[str, Tensor]] = {}
+    moments: dict[int, dict[str, Tensor]] = {}
     for name, tensor in parts["optimiser"].items():
         number, _, field = name.partition("/")
-        states.setdefault(int(number), {})[field] = tensor
-    optimiser.load_state_dict(optimiser.state_dict() | {"state": states})
-    torch.set_rng_state(parts["generator"]["cpu"])
-    if "cuda" in parts["generator"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state(parts["generator"]["cuda"])
+        moments.setdefault(int(number), {})[field] = tensor
+    optimiser.load_state_dict(optimiser.state_dict() | {"state": moments})
+    states = parts["generator"]
+    if f"cpu{rank}" not in states:
+        raise CheckpointError(f"{path}: was written by fewer processes; continue with as many as began")
+    torch.set_rng_state(states[f"cpu{rank}"])
+    if f"cuda{rank}" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states[f"cuda{rank}"])
     return parts["best"]
 
 

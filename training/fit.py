@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from training import checkpoint
 from training.config import FittingConfig
+from training.parallel import ALONE, Processes
 
 Batch = TypeVar("Batch")
 
@@ -56,6 +57,9 @@ class Task(Protocol[Batch]):
     def batches(self, epoch: int) -> Iterator[Batch]:
         """The batches of one epoch, a function of the epoch's number alone, so that a run can be resumed."""
 
+    def part(self, batch: Batch, number: int, of: int) -> Batch:
+        """Part `number` of so many parts of a batch, which together are all of it; a part may be empty."""
+
     def sizes(self, batch: Batch) -> tuple[int, int]:
         """Sequences in a batch, and targets: what its mean loss is a mean over."""
 
@@ -77,11 +81,13 @@ def fit(
     folder: Path,
     identity: str,
     watcher: Watcher,
+    processes: Processes = ALONE,
 ) -> Fitted:
     """Train until validation stops improving, and leave the best weights in `model`.
 
     Continues from `folder/checkpoint.safetensors` if it is there and of the same identity; the result is the same as
-    without the interruption. Raises FitError if it is of another run or the loss is no longer a number.
+    without the interruption. With several processes each calls this, and all end with the same weights.
+    Raises FitError if it is of another run or the loss is no longer a number.
     """
     optimiser = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.98)
@@ -91,17 +97,21 @@ def fit(
         progress = checkpoint.read_progress(path)
         if progress.identity != identity:
             raise FitError(f"{folder} holds another run (other data, configuration or seed); choose another --output")
-        best_weights = checkpoint.restore(path, model, optimiser)
+        best_weights = checkpoint.restore(path, model, optimiser, rank=processes.rank)
     else:
         progress = checkpoint.Progress(identity, 0, 0, -math.inf, 0.0, 0, finished=False)
         best_weights = _copy(model)
     log = folder / "metrics.jsonl"
-    _forget_after(log, progress.epoch)
+    processes.wait()  # all have read it before one writes the next
+    if processes.leader:
+        _forget_after(log, progress.epoch)
     while not progress.finished:
         began = time.perf_counter()
         epoch = progress.epoch + 1
-        loss, taken = _epoch(model, task, optimiser=optimiser, config=config, epoch=epoch, watcher=watcher)
-        figures = task.validate()
+        loss, taken = _epoch(
+            model, task, optimiser=optimiser, config=config, epoch=epoch, watcher=watcher, processes=processes
+        )
+        figures = processes.from_leader(task.validate() if processes.leader else None)
         score = task.score(figures)
         seconds = time.perf_counter() - began
         better = not score <= progress.best  # so written, NaN is better than what was
@@ -119,9 +129,11 @@ def fit(
         )
         record = {"epoch": epoch, "loss": loss, "seconds": seconds, "sequences_per_second": taken / seconds}
         record |= figures
-        with log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-        checkpoint.save(path, progress, model, best_weights, optimiser)
+        states = checkpoint.generators(processes.gathered)
+        if processes.leader:
+            with log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+            checkpoint.save(path, progress, model, best_weights, optimiser, states=states)
         watcher.epoch(record, best=better)
     model.load_state_dict(best_weights)
     return Fitted(
@@ -142,6 +154,7 @@ def _epoch(
     config: FittingConfig,
     epoch: int,
     watcher: Watcher,
+    processes: Processes,
 ) -> tuple[float, int]:
     """One pass over the data: the mean loss a target, and the sequences taken."""
     model.train()
@@ -152,17 +165,23 @@ def _epoch(
         step = _steps(optimiser) + 1
         for group in optimiser.param_groups:
             group["lr"] = config.learning_rate * min(1.0, step / max(1, config.warmup_steps))
-        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            loss = task.loss(batch)
+        sequences, count = task.sizes(batch)
+        mine = task.part(batch, processes.rank, processes.count) if processes.several else batch
+        share = task.sizes(mine)[1] / count
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        value = 0.0
+        if share:
+            with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+                loss = task.loss(mine) * share
+            loss.backward()  # type: ignore[no-untyped-call]
+            value = loss.item()
+        processes.sum_gradients(model, device)
         if config.gradient_clip is not None:
             torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
         optimiser.step()
-        value = loss.item()
+        value = processes.sum(value, device)
         if not math.isfinite(value):
             raise FitError(f"the loss became {value} in epoch {epoch}; lower training.learning_rate or clip gradients")
-        sequences, count = task.sizes(batch)
         total, targets, taken = total + value * count, targets + count, taken + sequences
         watcher.step(sequences, value)
     return total / targets, taken

@@ -61,6 +61,14 @@ class NextItem:
         for batch in self.windows.epoch(epoch):
             yield SampledBatch(batch, self._negatives(batch, generator))
 
+    def part(self, batch: SampledBatch, number: int, of: int) -> SampledBatch:
+        """Every so-manieth window, with its negatives."""
+        windows, negatives = batch.windows, batch.negatives
+        rows = slice(number, None, of)
+        if negatives is not None and negatives.ndim == 2:
+            negatives = negatives[np.nonzero(windows.targets != PADDING)[0] % of == number]
+        return SampledBatch(Batch(windows.users[rows], windows.inputs[rows], windows.targets[rows]), negatives)
+
     def sizes(self, batch: SampledBatch) -> tuple[int, int]:
         """Windows, and positions that have a target."""
         return len(batch.windows.users), int((batch.windows.targets != PADDING).sum())

@@ -167,6 +167,25 @@ class Pretrain:
         """Prefixes in the epoch's order."""
         return self.prefixes.epoch(epoch)
 
+    def part(self, batch: PrefixBatch, number: int, of: int) -> PrefixBatch:
+        """Every so-manieth prefix, with what is hidden in it."""
+        rows, segments = slice(number, None, of), batch.segments
+        chosen = segments.rows % of == number
+        return PrefixBatch(
+            sequences=batch.sequences[rows],
+            lengths=batch.lengths[rows],
+            masked=batch.masked[rows],
+            negatives=batch.negatives[np.nonzero(batch.masked)[0] % of == number],
+            segments=Segments(
+                rows=segments.rows[chosen] // of,
+                begins=segments.begins[chosen],
+                lengths=segments.lengths[chosen],
+                items=segments.items[chosen],
+                others=segments.others[chosen],
+                cut=segments.cut[chosen],
+            ),
+        )
+
     def sizes(self, batch: PrefixBatch) -> tuple[int, int]:
         """Prefixes, which the loss is a mean over."""
         return len(batch.lengths), len(batch.lengths)

@@ -20,6 +20,7 @@ from training.dataset import popularity_of
 from training.evaluate import Scorer, evaluate, evaluate_test
 from training.fit import Fitted, fit
 from training.next_item import METRIC, ModelScorer, NextItem
+from training.parallel import ALONE, Processes
 from training.pretrain import Pretrain
 from training.report import SPLITS, describe_data, describe_stop, epoch_bar, plot_curves, results_table
 from training.run import Prepared, RunFolder, RunSpec
@@ -27,15 +28,19 @@ from training.scorers import Blended
 from training.splits import unsplit
 
 
-def train(spec: RunSpec, prepared: Prepared, folder: Path, console: Console) -> RunFolder:
+def train(spec: RunSpec, prepared: Prepared, folder: Path, console: Console, processes: Processes = ALONE) -> RunFolder:
     """Fit, evaluate and record one run in `folder`; an interrupted one is continued, a finished one left as it is.
 
+    With several processes each calls this; all fit, and the leader does the rest.
     Raises RunError if the folder holds another run, FitError if training cannot go on.
     """
     run = RunFolder(folder)
-    run.begin(spec, prepared)
+    if processes.leader:
+        run.begin(spec, prepared)
     console.print(describe_data(prepared))
-    model, fitted, before = _fitted(spec, spec.config, prepared, run, console)
+    model, fitted, before = _fitted(spec, spec.config, prepared, run, console=console, processes=processes)
+    if not processes.leader:
+        return run
     items, training = model.items, spec.config.training
     console.print(describe_stop(fitted, training.patience, METRIC))
     beside = baselines(prepared.split.train, items)
@@ -65,7 +70,7 @@ def refit(judged: RunFolder, prepared: Prepared, console: Console) -> RunFolder:
     spec = spec.model_copy(update={"data": spec.data.model_copy(update={"trained_until_ms": spec.data.last_ms})})
     run = RunFolder(judged.path / "refit")
     run.begin(spec, whole)
-    model, fitted, _ = _fitted(spec, _as_long(spec.config, metrics), whole, run, console)
+    model, fitted, _ = _fitted(spec, _as_long(spec.config, metrics), whole, run, console=console)
     console.print(f"fitted again on everything: {fitted.epochs} epochs in {fitted.seconds:.0f} s")
     blend = metrics.get("blend")
     if blend and blend["weight"]:  # as much of it as was judged, now of everything too
@@ -100,32 +105,51 @@ def judge(model: Scorer, blend: Blend | None, beside: Mapping[str, Scorer], prep
 
 
 def _fitted(
-    spec: RunSpec, config: Config | S3RecRunConfig, prepared: Prepared, run: RunFolder, console: Console
+    spec: RunSpec,
+    config: Config | S3RecRunConfig,
+    prepared: Prepared,
+    run: RunFolder,
+    *,
+    console: Console,
+    processes: Processes = ALONE,
 ) -> tuple[SASRec, Fitted, Fitted | None]:
     """A model fitted as `config` says, how that went, and how pre-training did if there was any."""
-    torch.set_num_threads(cpu_quota())
+    torch.set_num_threads(max(1, cpu_quota() // processes.on_this_machine))
     torch.manual_seed(spec.seed)  # weights and dropout; the data's order and the negatives draw from their own
     train, validation = prepared.split.train, prepared.split.validation
     model = build(config.model, prepared.dataset.vocabulary.items).to(_device())
     before = None
     if isinstance(config, S3RecRunConfig):
         attributes = _taught(config.pretraining, prepared, console)
-        whole = S3RecPretraining(model, attributes.count if attributes else 0).to(_device())
-        objectives = Pretrain(whole, attributes, train, validation, config.pretraining, seed=spec.seed)
-        run.pretraining.path.mkdir(exist_ok=True)
+        pretraining = S3RecPretraining(model, attributes.count if attributes else 0).to(_device())
+        processes.part_ways(spec.seed)
+        objectives = Pretrain(pretraining, attributes, train, validation, config.pretraining, seed=spec.seed)
+        if processes.leader:
+            run.pretraining.path.mkdir(exist_ok=True)
         with epoch_bar(console, objectives.prefixes.count(), METRIC) as bar:
             before = fit(
-                whole,
+                pretraining,
                 objectives,
                 config.pretraining,
                 folder=run.pretraining.path,
                 identity=spec.identity,
                 watcher=bar,
+                processes=processes,
             )
         console.print(f"pre-training {describe_stop(before, config.pretraining.patience, METRIC)}")
+    else:
+        processes.part_ways(spec.seed)
     task = NextItem(model, train, validation, config.training, seed=spec.seed)
     with epoch_bar(console, task.windows.count(0), METRIC) as bar:
-        fitted = fit(model, task, config.training, folder=run.path, identity=spec.identity, watcher=bar)
+        fitted = fit(
+            model,
+            task,
+            config.training,
+            folder=run.path,
+            identity=spec.identity,
+            watcher=bar,
+            processes=processes,
+        )
     return model, fitted, before
 
 

@@ -1,0 +1,121 @@
+"""Several processes that train together end with the weights of one alone."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from models.s3rec import S3RecConfig, S3RecPretraining
+from models.zoo import build
+from training.config import PretrainingConfig, TrainingConfig
+from training.dataset import build_dataset
+from training.interactions import interactions_from_frame
+from training.next_item import NextItem
+from training.pretrain import Pretrain
+from training.splits import split_leave_one_out
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+ROOT = Path(__file__).parents[2]
+ITEMS = 30
+MODEL = "dim = 16\nblocks = 1\nheads = 2\ninner = 16\nlength = 8\ndropout = 0.0\n"
+FITTING = "batch = 33\nepochs = 3\nlearning_rate = 0.005\ngradient_clip = 0.5\n"  # 33: the parts are not alike
+CONFIGS = {
+    "softmax": f"[model]\n{MODEL}[training]\n{FITTING}",
+    "bce": f'[model]\n{MODEL}[training]\nloss = "bce"\nnegatives = 3\n{FITTING}',
+    "s3rec": (
+        f'[model]\nname = "s3rec"\n{MODEL}[pretraining]\n{FITTING}'
+        f'[training]\nloss = "sampled_softmax"\nnegatives = 9\n{FITTING}'
+    ),
+}
+
+
+def trained(folder: Path, config: str, *, processes: int, output: str, epochs: int = 3) -> dict[str, torch.Tensor]:
+    """The best weights after `python -m training train`, by torchrun where several processes are asked for."""
+    (folder / "one.toml").write_text(CONFIGS[config].replace("epochs = 3", f"epochs = {epochs}"))
+    train = ["-m", "training", "train", "one.toml", "--data", "walks.csv", "--output", output]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    done = subprocess.run(
+        [sys.executable, *(torchrun if processes > 1 else []), *train],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("run folder:") == 1  # one of them speaks
+    tensors = load_file(folder / output / "checkpoint.safetensors")
+    return {name: tensor for name, tensor in tensors.items() if name.startswith("best/")}
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_two_processes_give_the_result_of_one(tmp_path: Path, walks: Callable[..., pl.DataFrame], config: str) -> None:
+    walks(80, ITEMS).write_csv(tmp_path / "walks.csv")
+    alone = trained(tmp_path, config, processes=1, output="alone")
+    together = trained(tmp_path, config, processes=2, output="together")
+    for name, tensor in alone.items():
+        if not name.endswith("key_value.bias"):  # half of it moves no score, so that it goes where rounding sends it
+            torch.testing.assert_close(together[name], tensor, atol=1e-3, rtol=1e-2)
+    lines = [(tmp_path / output / "metrics.jsonl").read_text().splitlines() for output in ("alone", "together")]
+    assert len(lines[0]) == len(lines[1]) == 3
+
+
+def test_two_processes_continue_what_two_began_and_one_may_not_be_joined(
+    tmp_path: Path, walks: Callable[..., pl.DataFrame]
+) -> None:
+    walks(80, ITEMS).write_csv(tmp_path / "walks.csv")
+    whole = trained(tmp_path, "softmax", processes=2, output="whole")
+    # What a kill after the second epoch leaves: its checkpoint, of a run that is to have three.
+    trained(tmp_path, "softmax", processes=2, output="broken", epochs=2)
+
+    path = tmp_path / "broken" / "checkpoint.safetensors"
+    with safe_open(path, "pt") as file:
+        progress = json.loads(file.metadata()["progress"])
+    with safe_open(tmp_path / "whole" / "checkpoint.safetensors", "pt") as file:
+        identity = json.loads(file.metadata()["progress"])["identity"]
+    progress |= {"identity": identity, "finished": False}
+    save_file(load_file(path), path, metadata={"progress": json.dumps(progress)})
+    for name in ("run.json", "metrics.json"):
+        (tmp_path / "broken" / name).unlink()
+    continued = trained(tmp_path, "softmax", processes=2, output="broken")
+    assert all(torch.equal(tensor, continued[name]) for name, tensor in whole.items())
+
+
+@pytest.fixture
+def split(walks: Callable[..., pl.DataFrame]) -> Any:
+    return split_leave_one_out(build_dataset(interactions_from_frame(walks(25, ITEMS), source="walks")))
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sampled_softmax", "bce", "gbce", "pre-training"])
+@pytest.mark.parametrize("count", [2, 3, 40])
+def test_the_parts_of_a_batch_are_all_of_it(split: Any, loss: str, count: int) -> None:
+    """Their losses weighted by their targets are the loss of the whole, with fewer rows than parts too."""
+    torch.manual_seed(0)
+    encoder = build(S3RecConfig(dim=16, blocks=1, heads=2, inner=16, length=8, dropout=0.0), ITEMS)
+    task: Any
+    if loss == "pre-training":
+        options = PretrainingConfig(batch=13)
+        task = Pretrain(S3RecPretraining(encoder, 0), None, split.train, split.validation, options, seed=0)
+    else:
+        negatives = {} if loss == "softmax" else {"negatives": 3}
+        training = TrainingConfig.model_validate({"batch": 13, "loss": loss, **negatives})
+        task = NextItem(encoder, split.train, split.validation, training, seed=0)
+    for batch in task.batches(1):
+        sequences, targets = task.sizes(batch)
+        parts = [task.part(batch, number, count) for number in range(count)]
+        sizes = np.array([task.sizes(part) for part in parts])
+        assert sizes.sum(axis=0).tolist() == [sequences, targets]
+        losses = [task.loss(part).item() * size for part, (_, size) in zip(parts, sizes, strict=True) if size]
+        assert sum(losses) / targets == pytest.approx(task.loss(batch).item(), rel=1e-4)
