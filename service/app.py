@@ -77,7 +77,8 @@ async def running(settings: Settings, store_url: str) -> AsyncIterator[FastAPI]:
         )
         await stack.enter_async_context(batcher)
         intake = Intake(store, lambda: slot.engine, metrics)
-        yield create_app(Services(Keys(settings.api_key_hashes), slot, batcher, intake, metrics))
+        keys = Keys(settings.api_key_hashes, trusted_network=settings.trusted_network)
+        yield create_app(Services(keys, slot, batcher, intake, metrics))
 
 
 def create_app(services: Services) -> FastAPI:

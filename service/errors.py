@@ -17,6 +17,8 @@ TABLE: dict[str, tuple[int, str]] = {
     "malformed_json": (400, "The body is not JSON"),
     "unauthorized": (401, "A valid key is needed"),
     "forbidden": (403, "The key lacks a scope"),
+    "cross_origin": (403, "The request comes from a page of another site"),
+    "foreign_host": (403, "The request is addressed to another host"),
     "not_found": (404, "There is no such resource"),
     "version_not_found": (404, "There is no such version"),
     "method_not_allowed": (405, "The method is not allowed here"),
