@@ -161,6 +161,7 @@ async def _run(settings: Settings, embedded: "EmbeddedStore | None", listener: s
 
         if embedded is not None:
             embedded.watch(on_end)
+            logger.info("the embedded store listens at %s", embedded.url)  # for `retrain --events-from`
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop)
         host, port = listener.getsockname()[:2]

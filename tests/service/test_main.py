@@ -18,6 +18,8 @@ import httpx
 import pytest
 import redis
 
+from models import eventlog
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -130,6 +132,19 @@ def test_without_its_embedded_store_it_says_so_and_exits_1(
     with serving(*options) as service:  # the folder is free and nothing was left behind
         assert httpx.get(f"{service.url}/readyz").status_code == 200
         assert service.stop() == 0
+
+
+def test_where_the_embedded_store_listens_is_logged_and_can_be_read_there(
+    make_bundle: Callable[..., Path], artifacts: Path, tmp_path: Path
+) -> None:
+    make_bundle("v1")
+    deep = tmp_path / ("d" * 90)  # too long for a socket, which then lies elsewhere
+    with serving("--artifacts", str(artifacts), "--embedded", "--data", str(deep)) as service:
+        httpx.post(f"{service.url}/events", json={"user_id": "ada", "item_id": "i1"})
+        found = re.search(r"the embedded store listens at (unix://[^\s\"]+)", "".join(service.lines))
+        assert found, service.lines
+        with eventlog.connect(found[1]) as client:
+            assert [event.item_id for event in eventlog.read_events(client)] == ["i1"]
 
 
 def test_a_supervisor_that_stops_service_and_store_at_once_sees_an_ordinary_stop(
