@@ -233,6 +233,10 @@ def test_plain_up_starts_store_bootstrap_and_service_in_this_order() -> None:
     assert SERVICES["service-gpu"]["profiles"] == ["gpu"]
 
 
+def test_a_store_that_still_reads_its_log_is_not_healthy() -> None:
+    assert SERVICES["valkey"]["healthcheck"]["test"] == ["CMD", "valkey-cli", "-e", "ping"]  # -LOADING exits with 1
+
+
 def test_every_volume_and_network_that_is_used_is_declared() -> None:
     named = {
         volume.split(":")[0]
