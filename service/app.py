@@ -89,6 +89,7 @@ def create_app(services: Services) -> FastAPI:
         description="Next-item recommendations from an interaction log: post events, ask for recommendations.",
         docs_url="/docs",
         redoc_url=None,
+        redirect_slashes=False,  # a path that does not exist is a problem, and a redirected POST a surprise
     )
     app.state.services = services
     app.include_router(router)
