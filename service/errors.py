@@ -29,6 +29,7 @@ TABLE: dict[str, tuple[int, str]] = {
     "not_supported_yet": (422, "The request uses a field that is not supported yet"),
     "no_valid_event": (422, "No event could be accepted"),
     "internal_error": (500, "The service made a mistake"),
+    "artifacts_unavailable": (503, "The artifacts folder cannot be changed"),
     "no_model": (503, "No model is loaded"),
     "overloaded": (503, "The service is overloaded"),
     "shutting_down": (503, "The service is shutting down"),
