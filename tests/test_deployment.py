@@ -302,6 +302,9 @@ def test_the_store_syncs_every_write_and_evicts_nothing(store: str) -> None:
         limit = int(client.config_get("maxmemory")["maxmemory"])
     assert found == {"appendonly": "yes", "appendfsync": "always", "save": "", "maxmemory-policy": "noeviction"}
     assert limit == 2**30
+    # A quarter for the log, at what tests/service/test_sequences.py measures an event to take, is room for properties;
+    # the rest is for 250,000 users at 3 KB.
+    assert Settings.model_fields["log_max_events"].default * 100 <= limit / 4
     assert SERVICES["valkey"]["deploy"]["resources"]["limits"]["memory"] == "2g"  # room to rewrite the log
     assert SERVICES["valkey"]["command"] == ["valkey-server", "/etc/valkey/valkey.conf"]
     assert "./docker/valkey.conf:/etc/valkey/valkey.conf:ro" in SERVICES["valkey"]["volumes"]

@@ -10,7 +10,7 @@ import httpx
 import pytest
 import redis
 
-from models.eventlog import LoggedEvent, read_events
+from models.eventlog import LoggedEvent, log_size, read_events
 
 LONG = "é" * 128  # 256 bytes
 
@@ -302,6 +302,20 @@ def test_how_many_events_are_kept_is_a_setting(
     client = start_service(store_url, history_length=3)
     client.post("/events", json={"events": [event(item_id=f"i{at}", timestamp=at) for at in range(1, 6)]})
     assert client.post("/recommend", json={"user_id": "ada"}).json()["history_length"] == 3
+
+
+def test_how_many_events_the_log_keeps_of_all_users_is_a_setting(
+    start_service: Callable[..., httpx.Client], make_bundle: Callable[..., Path], store_url: str
+) -> None:
+    make_bundle("v1")
+    client = start_service(store_url, log_max_events=3_200)  # 200 for each of the 16 partitions
+    for start in range(0, 8_000, 1_000):
+        bodies = [event(user_id=f"u{n}", timestamp=n) for n in range(start, start + 1_000)]
+        client.post("/events", json={"events": bodies})
+    with redis.Redis.from_url(store_url) as server:
+        size = log_size(server)
+    assert 3_200 <= size.held <= 3_200 + 16 * 100  # whole nodes of a hundred are trimmed
+    assert size.held + size.trimmed == 8_000
 
 
 def test_keeping_fewer_events_than_the_model_reads_is_said(
