@@ -140,6 +140,23 @@ def test_every_variable_a_container_sets_is_one_the_service_reads(service: str) 
     assert {*SERVICES[service]["environment"], *in_image} <= known
 
 
+def test_a_model_is_rolled_back_in_the_services_container_as_the_readme_says(
+    artifacts: Path, make_bundle: Callable[..., Path]
+) -> None:
+    module = ["-m", "models", "--artifacts", "/artifacts", "rollback"]
+    assert f"docker compose exec service python {' '.join(module)}\n" in (ROOT / "README.md").read_text()
+    assert "artifacts:/artifacts" in SERVICES["service"]["volumes"]
+    dockerfile = dockerfile_of("service")
+    assert last_stage(dockerfile, "WORKDIR") == ["/app"]  # where exec begins
+    assert "models models" in last_stage(dockerfile, "COPY")
+    assert "PATH=/venv/bin:" in last_stage(dockerfile, "ENV")[0]
+    make_bundle("v1")
+    make_bundle("v2")
+    here = [str(artifacts) if word == "/artifacts" else word for word in module]
+    result = subprocess.run([sys.executable, *here], cwd=ROOT, text=True, capture_output=True, check=False)
+    assert (result.returncode, result.stdout) == (0, "champion is v1\n"), result.stderr
+
+
 def requirements_of(*extras: str) -> list[Requirement]:
     command = [sys.executable, ROOT / "requirements.py", *extras]
     output = subprocess.run(command, text=True, capture_output=True, check=True).stdout

@@ -27,6 +27,8 @@ ELSEWHERE = {
     "docker compose up --wait": "tests/test_deployment.py checks the file; there is no container engine to run it",
     "docker compose --profile train run --rm retrain": "the same",
     "docker compose --profile gpu up --wait service-gpu": "the same",
+    "docker compose exec service python -m models --artifacts /artifacts list": "the same",
+    "docker compose exec service python -m models --artifacts /artifacts rollback": "the same",
 }
 
 
