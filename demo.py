@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from models.bundle import BundleError, read_bundle
-from models.registry import Registry
+from models.registry import Registry, RegistryError
 
 CONFIG = "ml-100k"
 USER = "ann"
@@ -51,12 +51,13 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):  # ended from outside, it cleans up as after Ctrl-C
         signal.signal(number, signal.default_int_handler)
     try:
+        refuse_taken(options.port)  # before minutes of training
         if not options.skip_train:
             make_bundle(options)
         titles = read_titles(options.artifacts)
         with service(options) as url:
             tell_story(url, titles)
-            print(where_next(url), flush=True)
+            print(where_next(url, call(url, "GET", "/models")["champion"]), flush=True)
             if not options.exit:
                 print("\nServing until Ctrl-C.", flush=True)
                 signal.pause()
@@ -64,7 +65,10 @@ def main() -> int:
         print("\nStopped.")
     except subprocess.CalledProcessError as error:
         return error.returncode  # the program has said why
-    except (DemoError, BundleError) as error:
+    except urllib.error.HTTPError as error:
+        print(f"error: {error.url} answered {error.code}: {detail_of(error)}", file=sys.stderr)
+        return 1
+    except (DemoError, BundleError, RegistryError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
@@ -105,12 +109,17 @@ def read_titles(artifacts: Path) -> dict[str, str]:
     return {item: f"{title} ({year})" for item, title, year in zip(bundle.ids, titles, years, strict=True) if title}
 
 
+def refuse_taken(port: int) -> None:
+    """Raise DemoError if another program listens on a port."""
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            raise DemoError(f"port {port} is taken by another program; choose another with --port")
+
+
 @contextlib.contextmanager
 def service(options: argparse.Namespace) -> Iterator[str]:
     """The service, ready to answer; stopped with everything it started when the block ends."""
-    with socket.socket() as probe:
-        if probe.connect_ex(("127.0.0.1", options.port)) == 0:
-            raise DemoError(f"port {options.port} is taken by another program; choose another with --port")
+    refuse_taken(options.port)  # again: a stranger that came meanwhile would answer for ours
     command = ["-m", "service", "serve", "--port", str(options.port), "--artifacts", str(options.artifacts)]
     environment = dict(os.environ)
     if options.redis:  # not on the command line, where everyone on the machine can read its password
@@ -159,6 +168,14 @@ def call(url: str, method: str, path: str, body: object = None) -> Any:
         return json.loads(response.read())
 
 
+def detail_of(refusal: urllib.error.HTTPError) -> str:
+    """What a problem says, or the reason of the status line where the answer is none."""
+    try:
+        return str(json.loads(refusal.read())["detail"])
+    except (ValueError, KeyError, TypeError):
+        return str(refusal.reason)
+
+
 def tell_story(url: str, titles: dict[str, str]) -> None:
     """A new user watches five films, is recommended ten, watches one more, and the list follows."""
     user = f"{USER}-{time.time_ns() // 1_000_000}"  # new in every demo, also when the store is an old one
@@ -193,14 +210,15 @@ def tell_story(url: str, titles: dict[str, str]) -> None:
     print(f"One more film, and {len(set(second) - set(first))} of ten recommendations are new.\n")
 
 
-def where_next(url: str) -> str:
-    """A line for each endpoint, to copy."""
+def where_next(url: str, version: str) -> str:
+    """A line for each endpoint, to copy; `version` is one that can be promoted."""
     as_json = "-H 'Content-Type: application/json' -d"
     return f"""Where to look next: {url}/docs, or with curl:
   curl {url}/events {as_json} '{{"user_id": "bob", "item_id": "50", "type": "view"}}'
   curl {url}/recommend {as_json} '{{"user_id": "bob", "k": 3}}'
   curl {url}/recommend {as_json} '{{"history": ["50", "172"], "k": 3, "exclude_item_ids": ["181"]}}'
   curl {url}/models
+  curl -X POST {url}/models/{version}/promote
   curl -X POST {url}/models/rollback
   curl {url}/healthz
   curl {url}/readyz

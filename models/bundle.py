@@ -183,9 +183,9 @@ def write_bundle(artifacts: Path, content: Content) -> Path:
         (draft / MANIFEST).write_bytes(sealed(manifest))
         for path in draft.iterdir():
             path.chmod(0o444)
-            _sync(path)
+            sync(path)
         draft.chmod(0o755)
-        _sync(draft)
+        sync(draft)
         try:
             draft.rename(target)  # fails where there is a file or a folder with anything in it
         except OSError as error:
@@ -194,7 +194,7 @@ def write_bundle(artifacts: Path, content: Content) -> Path:
             raise BundleError(
                 f"{target} exists already; a bundle is never changed, export under a new version"
             ) from error
-        _sync(artifacts)
+        sync(artifacts)
     finally:
         shutil.rmtree(draft, ignore_errors=True)  # does nothing after the rename
     return target
@@ -367,7 +367,8 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Put a file, or the names in a folder, on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

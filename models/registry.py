@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from models.bundle import MANIFEST, VERSION_NAME, BundleError, Manifest, read_bundle, read_manifest
+from models.bundle import MANIFEST, VERSION_NAME, BundleError, Manifest, read_bundle, read_manifest, sync
 
 CURRENT = "CURRENT"
 _KEPT = 50  # promotions remembered, far more than anyone rolls back
@@ -55,7 +55,8 @@ class Registry:
     def promote(self, version: str) -> str | None:
         """Verify a version, make it the champion and return the one it replaced.
 
-        Raises RegistryError if there is no such version, BundleError if it is damaged.
+        Raises RegistryError if there is no such version, BundleError if it is damaged, OSError if the folder cannot be
+        written.
         """
         read_bundle(self.folder(version))
         with self._locked():
@@ -67,7 +68,7 @@ class Registry:
     def rollback(self) -> str:
         """Make the champion's predecessor the champion again and return it.
 
-        Raises RegistryError if there is none, BundleError if it is damaged.
+        Raises RegistryError if there is none, BundleError if it is damaged, OSError if the folder cannot be written.
         """
         with self._locked():
             before = self.predecessor()
@@ -99,13 +100,19 @@ class Registry:
             ) from error
 
     def _write(self, promoted: list[str]) -> None:
-        descriptor, draft = tempfile.mkstemp(prefix=".current-", dir=self.artifacts)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write("\n".join(promoted[:_KEPT]) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        Path(draft).chmod(0o644)  # the service may run as another user
-        Path(draft).replace(self.artifacts / CURRENT)
+        descriptor, name = tempfile.mkstemp(prefix=".current-", dir=self.artifacts)
+        draft = Path(name)
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write("\n".join(promoted[:_KEPT]) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            draft.chmod(0o644)  # the service may run as another user
+            draft.replace(self.artifacts / CURRENT)
+        except BaseException:
+            draft.unlink()
+            raise
+        sync(self.artifacts)  # or a power cut could still undo the rename
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

@@ -1,6 +1,7 @@
 """`python -m service`: serve recommendations, measure that, or make a key.
 
-Whatever stops it from starting is one sentence on stderr and exit status 2.
+Whatever stops it from starting is one sentence on stderr and exit status 2; a store of its own that ends by itself
+stops it with status 1, for whoever supervises it to start both again.
 """
 
 import argparse
@@ -13,12 +14,16 @@ import socket
 import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from models.bundle import BundleError
 from models.runtime import DeviceError, check_installation
 from service import logs
 from service.auth import new_key
 from service.settings import BadSettings, Settings, load
+
+if TYPE_CHECKING:
+    from service.embedded import EmbeddedStore
 
 logger = logging.getLogger(__name__)
 
@@ -102,14 +107,14 @@ def _serve(settings: Settings) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # until the server is up and drains instead
     with (
         _bound(settings.host, settings.port) as listener,
-        _store(settings) as store_url,
+        _embedded(settings) as embedded,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
-        runner.run(_run(settings, store_url, listener))
-    return 0
+        return runner.run(_run(settings, embedded, listener))
 
 
-async def _run(settings: Settings, store_url: str, listener: socket.socket) -> None:
+async def _run(settings: Settings, embedded: "EmbeddedStore | None", listener: socket.socket) -> int:
+    """Serve until told to stop, and give the exit status: 1 if it was the end of the embedded store that did."""
     import uvicorn  # noqa: PLC0415
 
     from service.app import running  # noqa: PLC0415
@@ -121,7 +126,7 @@ async def _run(settings: Settings, store_url: str, listener: socket.socket) -> N
         def capture_signals(self) -> Generator[None, None, None]:
             yield
 
-    async with running(settings, store_url) as app:
+    async with running(settings, embedded.url if embedded else settings.redis or "") as app:
         config = uvicorn.Config(
             app,
             loop="none",
@@ -136,13 +141,29 @@ async def _run(settings: Settings, store_url: str, listener: socket.socket) -> N
             timeout_graceful_shutdown=max(1, round(settings.drain_s)),
         )
         server = Server(config)
+        loop = asyncio.get_running_loop()
+        status = 0
 
         def stop() -> None:
             server.force_exit = server.should_exit  # asked twice: do not wait for requests under way
             server.should_exit = True
 
+        def store_ended(reason: str) -> None:
+            nonlocal status
+            if not server.should_exit:  # a supervisor that stops everything at once has told us too
+                logger.error("%s; the service stops: nothing could be stored any more", reason)
+                status = 1
+                server.should_exit = True
+
+        def on_end(reason: str) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the service has just stopped by itself
+                loop.call_soon_threadsafe(store_ended, reason)
+
+        if embedded is not None:
+            embedded.watch(on_end)
+            logger.info("the embedded store listens at %s", embedded.url)  # for `retrain --events-from`
         for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, stop)
+            loop.add_signal_handler(number, stop)
         host, port = listener.getsockname()[:2]
         logger.info("serving on http://%s:%d", f"[{host}]" if ":" in host else host, port)
         try:
@@ -150,6 +171,7 @@ async def _run(settings: Settings, store_url: str, listener: socket.socket) -> N
         except OSError as error:
             raise StartError(f"cannot listen on {host} port {port}: {error}") from error
         logger.info("stopped")
+        return status
 
 
 @contextlib.contextmanager
@@ -172,10 +194,10 @@ def _bound(host: str, port: int) -> Iterator[socket.socket]:
 
 
 @contextlib.contextmanager
-def _store(settings: Settings) -> Iterator[str]:
-    """URL of the sequence store, running while entered if it is our own."""
+def _embedded(settings: Settings) -> Iterator["EmbeddedStore | None"]:
+    """The sequence store of our own, running while entered; None where the settings name another."""
     if settings.redis is not None:
-        yield settings.redis
+        yield None
         return
     from service.embedded import EmbeddedStore, EmbeddedStoreError  # noqa: PLC0415 - needs an extra package
 
@@ -185,7 +207,7 @@ def _store(settings: Settings) -> Iterator[str]:
     except EmbeddedStoreError as error:
         raise StartError(str(error)) from error
     with contextlib.closing(embedded):
-        yield embedded.url
+        yield embedded
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The application: everything it is made of, created in order and closed in reverse."""
 
 import logging
+import math
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -12,6 +13,7 @@ from fastapi_offline import FastAPIOffline
 from pydantic.json_schema import models_json_schema
 
 from models import VERSION
+from models.eventlog import PARTITIONS
 from service import errors
 from service.auth import Keys
 from service.batcher import Batcher
@@ -48,9 +50,7 @@ async def running(settings: Settings, store_url: str) -> AsyncIterator[FastAPI]:
             )
 
     try:
-        store = SequenceStore.connect(
-            store_url, StoreSettings(history_length=settings.history_length, sequence_types=settings.sequence_types)
-        )
+        store = SequenceStore.connect(store_url, _store_settings(settings))
     except ValueError as error:
         raise BadSettings(f"redis is not the URL of a Redis server: {error}") from error
     async with AsyncExitStack() as stack:
@@ -77,7 +77,16 @@ async def running(settings: Settings, store_url: str) -> AsyncIterator[FastAPI]:
         )
         await stack.enter_async_context(batcher)
         intake = Intake(store, lambda: slot.engine, metrics)
-        yield create_app(Services(Keys(settings.api_key_hashes), slot, batcher, intake, metrics))
+        keys = Keys(settings.api_key_hashes, trusted_network=settings.trusted_network)
+        yield create_app(Services(keys, slot, batcher, intake, metrics))
+
+
+def _store_settings(settings: Settings) -> StoreSettings:
+    return StoreSettings(
+        history_length=settings.history_length,
+        sequence_types=settings.sequence_types,
+        log_max_events=math.ceil(settings.log_max_events / PARTITIONS),
+    )
 
 
 def create_app(services: Services) -> FastAPI:
@@ -88,6 +97,7 @@ def create_app(services: Services) -> FastAPI:
         description="Next-item recommendations from an interaction log: post events, ask for recommendations.",
         docs_url="/docs",
         redoc_url=None,
+        redirect_slashes=False,  # a path that does not exist is a problem, and a redirected POST a surprise
     )
     app.state.services = services
     app.include_router(router)

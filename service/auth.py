@@ -2,30 +2,40 @@
 
 A key is 256 random bits, so one round of SHA-256 protects it as well as a slow password hash would protect a
 password. Every hash is compared, in constant time each, so that timing tells nothing about which key was close.
+
+Where there are no keys, whoever reaches the port may call; but a web page of another site, which reaches it through
+the browser of somebody who may, must not.
 """
 
 import hashlib
 import hmac
+import ipaddress
 import secrets
 from collections.abc import Mapping
+from functools import lru_cache
 
 from fastapi import Request
 
-from service.errors import Problem
+from service.errors import Problem, shorten
 from service.settings import Scope
 
 _CHALLENGE = {"WWW-Authenticate": 'Bearer realm="recserve"'}
 
 
 class Keys:
-    """The configured keys. Without any, everything is allowed: settings has decided that this is safe."""
+    """The configured keys. Without any, all but other web sites are allowed: settings has decided that this is safe.
 
-    def __init__(self, scopes_by_hash: Mapping[str, frozenset[Scope]]) -> None:
+    `trusted_network` says that the service is reached by names of its network and not as this machine alone.
+    """
+
+    def __init__(self, scopes_by_hash: Mapping[str, frozenset[Scope]], *, trusted_network: bool) -> None:
         self._scopes = {bytes.fromhex(key_hash): scopes for key_hash, scopes in scopes_by_hash.items()}
+        self._trusted_network = trusted_network
 
     def require(self, request: Request, scope: Scope) -> None:
         """Raise Problem unless the request carries a key with this scope."""
         if not self._scopes:
+            self._refuse_other_sites(request)
             return
         kind, _, key = request.headers.get("authorization", "").partition(" ")
         if kind.lower() != "bearer" or not key:
@@ -41,6 +51,43 @@ class Keys:
             raise Problem(
                 "forbidden", f"the key's scopes are {', '.join(sorted(granted)) or 'none'}; this needs {scope}"
             )
+
+    def _refuse_other_sites(self, request: Request) -> None:
+        """Raise Problem for what a browser sends for a page of another site. Keys need no such check: no page has one.
+
+        A browser names the page's site in Origin. A site whose name was made to mean this machine (DNS rebinding)
+        has the same in Host, so that without a trusted network Host must be a name of this machine.
+        """
+        origin, host = None, b""
+        for name, value in request.scope["headers"]:  # once, in bytes: this is on the way of every ranking
+            if name == b"host":
+                host = value
+            elif name == b"origin":
+                origin = value
+        if origin is not None and origin.partition(b"://")[2].lower() != host.lower():
+            raise Problem(
+                "cross_origin",
+                f"a page of {shorten(origin.decode('latin-1'))} may not call this service from a browser; call it from "
+                "a server, with keys in RECSERVE_API_KEY_HASHES if need be",
+            )
+        if not (self._trusted_network or _names_this_machine(host)):
+            raise Problem(
+                "foreign_host",
+                f"the request is addressed to {shorten(host.decode('latin-1'))}, and without keys this service answers "
+                "to localhost and loopback addresses alone; set RECSERVE_API_KEY_HASHES, or RECSERVE_TRUSTED_NETWORK="
+                "true if only machines you trust can reach it",
+            )
+
+
+@lru_cache(maxsize=64)
+def _names_this_machine(host: bytes) -> bool:
+    """Whether a Host header is a loopback name or address, or missing, which it is from no browser."""
+    name = host.decode("latin-1").lower()
+    name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]  # [::1]:8000, localhost:8000
+    try:
+        return name in ("", "localhost") or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 def new_key() -> tuple[str, str]:

@@ -166,7 +166,8 @@ async def _call(address: tuple[str, int], path: str, body: object) -> Any:
 
 def _request(path: str, body: object) -> bytes:
     content = orjson.dumps(body)
-    return b"POST %b HTTP/1.1\r\nHost: bench\r\nContent-Length: %d\r\n\r\n%b" % (path.encode(), len(content), content)
+    head = b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % (path.encode(), len(content))
+    return head + content
 
 
 async def _answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:

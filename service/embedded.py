@@ -22,7 +22,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
@@ -65,8 +67,7 @@ class EmbeddedStore:
     @property
     def url(self) -> str:
         """redis:// or unix:// URL of the server. Raises EmbeddedStoreError while it is not running."""
-        if self._process is None:
-            raise EmbeddedStoreError(f"the embedded store in {self.folder} is not running: enter it first")
+        self._running()
         if isinstance(self._address, str):
             return f"unix://{quote(self._address)}"
         return f"redis://{self._address[0]}:{self._address[1]}"
@@ -74,9 +75,7 @@ class EmbeddedStore:
     @property
     def pid(self) -> int:
         """Process id of the server. Raises EmbeddedStoreError while it is not running."""
-        if self._process is None:
-            raise EmbeddedStoreError(f"the embedded store in {self.folder} is not running: enter it first")
-        return self._process.pid
+        return self._running().pid
 
     def __enter__(self) -> Self:
         binary = self._binary or _packaged_binary()
@@ -104,6 +103,21 @@ class EmbeddedStore:
     ) -> None:
         self.close()
 
+    def watch(self, on_end: Callable[[str], None]) -> None:
+        """Call `on_end` with what happened if the server ends before `close`, on a thread that waits for just that.
+
+        Raises EmbeddedStoreError while it is not running.
+        """
+        process = self._running()
+
+        def wait() -> None:
+            status = process.wait()
+            if self._process is process:  # nobody asked for it
+                how = f"by signal {-status}" if status < 0 else f"with status {status}"
+                on_end(f"the embedded store in {self.folder} ended {how}; its log ends: {self._log_tail(3)}")
+
+        threading.Thread(target=wait, name="embedded-store", daemon=True).start()
+
     def close(self) -> None:
         """Stop the server and wait for it. Does nothing if it is not running."""
         atexit.unregister(self.close)
@@ -118,6 +132,11 @@ class EmbeddedStore:
         if self._socket_folder != self.folder:
             shutil.rmtree(self._socket_folder, ignore_errors=True)
             self._socket_folder = self.folder
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is None:
+            raise EmbeddedStoreError(f"the embedded store in {self.folder} is not running: enter it first")
+        return self._process
 
     @property
     def _log_path(self) -> Path:
@@ -173,10 +192,10 @@ class EmbeddedStore:
         except (OSError, ValueError):
             return False
 
-    def _log_tail(self) -> str:
+    def _log_tail(self, lines: int = 15) -> str:
         with self._log_path.open("rb") as log:
             log.seek(self._log_start)
-            return "\n".join(log.read().decode(errors="replace").splitlines()[-15:])
+            return "\n".join(log.read().decode(errors="replace").splitlines()[-lines:])
 
 
 def _packaged_binary() -> Path:

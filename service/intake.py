@@ -5,7 +5,8 @@ One bad event in a batch must not cost the others, and one that was not stored i
 
 import logging
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import orjson
@@ -42,26 +43,26 @@ class Intake:
         Raises Problem if the body is no event and no list of events, if none is acceptable, or if the store is down.
         """
         received = _received(body)
-        accepted: list[Event] = []
+        checked: list[EventRequest] = []
         rejected: list[dict[str, Any]] = []
         problems: list[dict[str, Any]] = []
         now_ms = int(self._now() * 1000)
         for index, raw in enumerate(received):
-            # Events sent together without a time keep their order: a millisecond apart, a second at most.
-            found = self._check(raw, default_ms=now_ms + index, latest_ms=now_ms + MAX_AHEAD_MS)
-            if isinstance(found, Event):
-                accepted.append(found)
+            found = _check(raw, latest_ms=now_ms + MAX_AHEAD_MS)
+            if isinstance(found, EventRequest):
+                checked.append(found)
             else:
                 rejected.append({"index": index, "code": found[0]["code"], "detail": describe(found[0])})
                 problems += [{"index": index, **entry} for entry in found]
         self._metrics.events_rejected.inc(len(rejected))
-        if not accepted:
+        if not checked:
             first = rejected[0]
             raise Problem(
                 "no_valid_event",
                 f"none of {len(received)} event(s) can be accepted; event {first['index']}: {first['detail']}",
                 errors=problems[:20],
             )
+        accepted = _timed(checked, now_ms)
         try:
             result = await self._store.append(accepted)
         except StoreUnavailable as error:
@@ -81,28 +82,47 @@ class Intake:
             "unknown_items": sum(event.item_id not in known for event in accepted),
         }
 
-    def _check(self, raw: object, *, default_ms: int, latest_ms: int) -> Event | list[dict[str, Any]]:
-        """The event as it will be stored, or what is wrong with it."""
-        try:
-            event = EventRequest.model_validate(raw)
-        except ValidationError as error:
-            return field_errors(error)
+
+def _check(raw: object, *, latest_ms: int) -> EventRequest | list[dict[str, Any]]:
+    """The event as it was sent, or what is wrong with it."""
+    try:
+        event = EventRequest.model_validate(raw)
+    except ValidationError as error:
+        return field_errors(error)
+    if event.timestamp is not None and event.timestamp > latest_ms:
+        detail = "must not be more than 5 minutes ahead of the service's clock"
+        return [{"field": "timestamp", "code": "timestamp_ahead", "detail": detail, "value": shorten(event.timestamp)}]
+    return event
+
+
+def _timed(events: Sequence[EventRequest], now_ms: int) -> list[Event]:
+    """The events as they will be stored.
+
+    A user's events without a time happened a millisecond apart, the last of them now: so they keep their order, and
+    none lies in the future, where it would come after the events of the user's next request.
+    """
+    later: Counter[str] = Counter()  # untimed events of each user that follow
+    stored = []
+    for event in reversed(events):
         timestamp_ms = event.timestamp
         if timestamp_ms is None:
-            timestamp_ms = default_ms
-        elif timestamp_ms > latest_ms:
-            detail = "must not be more than 5 minutes ahead of the service's clock"
-            return [{"field": "timestamp", "code": "timestamp_ahead", "detail": detail, "value": shorten(timestamp_ms)}]
-        return Event(
-            user_id=event.user_id,
-            item_id=event.item_id,
-            event_id=event.event_id or default_event_id(event.user_id, event.item_id, event.type, timestamp_ms),
-            type=event.type,
-            timestamp_ms=timestamp_ms,
-            value=event.value,
-            recommendation_id=event.recommendation_id,
-            properties=None if event.properties is None else orjson.dumps(event.properties),
-        )
+            timestamp_ms = now_ms - later[event.user_id]
+            later[event.user_id] += 1
+        stored.append(_stored(event, timestamp_ms))
+    return stored[::-1]
+
+
+def _stored(event: EventRequest, timestamp_ms: int) -> Event:
+    return Event(
+        user_id=event.user_id,
+        item_id=event.item_id,
+        event_id=event.event_id or default_event_id(event.user_id, event.item_id, event.type, timestamp_ms),
+        type=event.type,
+        timestamp_ms=timestamp_ms,
+        value=event.value,
+        recommendation_id=event.recommendation_id,
+        properties=None if event.properties is None else orjson.dumps(event.properties),
+    )
 
 
 def _received(body: object) -> list[object]:

@@ -126,7 +126,7 @@ async def models(request: Request) -> Response:
 
 
 @router.post(
-    "/models/{version}/promote", tags=["models"], responses=_problems(401, 403, 404, 409), openapi_extra=_ADMIN
+    "/models/{version}/promote", tags=["models"], responses=_problems(401, 403, 404, 409, 503), openapi_extra=_ADMIN
 )
 async def promote(version: str, request: Request) -> Response:
     """Test a version and serve it. When this answers, it serves."""
@@ -141,9 +141,11 @@ async def promote(version: str, request: Request) -> Response:
             raise Problem("version_not_found", str(error)) from error
         except (BundleError, EngineError, DeviceError) as error:
             raise Problem("version_damaged", str(error)) from error
+        except OSError as error:
+            raise _unwritable(error) from error
 
 
-@router.post("/models/rollback", tags=["models"], responses=_problems(401, 403, 409), openapi_extra=_ADMIN)
+@router.post("/models/rollback", tags=["models"], responses=_problems(401, 403, 409, 503), openapi_extra=_ADMIN)
 async def rollback(request: Request) -> Response:
     """Serve the champion before this one again."""
     services: Services = request.app.state.services
@@ -155,6 +157,8 @@ async def rollback(request: Request) -> Response:
             raise Problem("conflict", str(error)) from error
         except (BundleError, EngineError, DeviceError) as error:
             raise Problem("version_damaged", str(error)) from error
+        except OSError as error:
+            raise _unwritable(error) from error
 
 
 @router.get("/healthz", tags=["operation"], responses=_problems(503))
@@ -238,6 +242,11 @@ def _versions(registry: Registry) -> tuple[str | None, list[dict[str, Any]]]:
             entry |= manifest.model_dump(include={"created", "model", "items", "dim", "length", "metrics", "data"})
         versions.append(entry)
     return champion, versions
+
+
+def _unwritable(error: OSError) -> Problem:
+    detail = f"the artifacts folder cannot be changed: {error}; free space there, or let the service write to it"
+    return unavailable("artifacts_unavailable", detail, retry_after_s=30)
 
 
 def _promoted(promoted: Promoted) -> Response:

@@ -53,7 +53,7 @@ class StoreSettings:
 
     history_length: int = 50  # events kept per user
     history_ttl_s: int = 90 * 24 * 3600  # since the user's last event
-    log_max_events: int = 250_000  # per partition, of which there are models.eventlog.PARTITIONS
+    log_max_events: int = 62_500  # per partition, of which there are models.eventlog.PARTITIONS; whole nodes of 100
     sequence_types: tuple[str, ...] = SEQUENCE_TYPES  # other types (impressions) go to the log only
     read_timeout_s: float = 0.05  # per attempt, of which there are two; far above a healthy read
     write_timeout_s: float = 0.5  # per attempt; a write waits for the disk

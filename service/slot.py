@@ -97,7 +97,8 @@ class Slot:
     async def promote(self, version: str) -> Promoted:
         """Test a version, make it the champion and serve it; when this returns, the next batch uses it.
 
-        Raises RegistryError if there is no such version, BundleError, EngineError or DeviceError if it must not serve.
+        Raises RegistryError if there is no such version, BundleError, EngineError or DeviceError if it must not serve,
+        OSError if the artifacts folder cannot be written.
         """
         async with self._changing:
             engine = await asyncio.to_thread(self._load, version)

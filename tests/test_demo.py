@@ -1,6 +1,8 @@
 """The demo as a person runs it: the story is told, and nothing is left behind."""
 
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -85,6 +87,8 @@ def test_the_story_is_told_with_titles_and_the_list_changes(artifacts: Path) -> 
     assert "6 films in the history" in done.stdout
     assert "of ten recommendations are new" in done.stdout
     assert "/docs" in done.stdout
+    champion = (artifacts / "CURRENT").read_text(encoding="utf-8").split()[0]
+    assert re.search(rf"^  curl -X POST http://\S+/models/{champion}/promote$", done.stdout, re.MULTILINE)
     assert processes_under(artifacts) == []
 
 
@@ -114,6 +118,52 @@ def test_a_strangers_service_on_the_port_is_left_alone(artifacts: Path) -> None:
     assert done.returncode == 1
     assert "is taken by another program; choose another with --port" in done.stderr
     assert "POST /events" not in done.stdout
+
+
+def mistaken(command: list[str], **environment: str) -> str:
+    """The one sentence of a demo that could not go on."""
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    return done.stderr
+
+
+def test_a_taken_port_is_told_before_anything_is_trained(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        command = demo(tmp_path / "artifacts", "--exit")
+        command[command.index("--port") + 1] = str(taken.getsockname()[1])
+        assert "choose another with --port" in mistaken(command)
+    assert not (tmp_path / "artifacts").exists()
+
+
+def test_a_store_that_is_not_there_is_told_in_the_services_words(artifacts: Path) -> None:
+    said = mistaken(demo(artifacts, "--exit", "--skip-train", "--redis", "redis://127.0.0.1:1"))
+    assert "/events answered 503: the events could not be stored" in said
+    assert processes_under(artifacts) == []
+
+
+def test_keys_in_the_environment_are_told_in_the_services_words(artifacts: Path) -> None:
+    hashes = '{"' + "0" * 64 + '": ["recommend"]}'
+    said = mistaken(demo(artifacts, "--exit", "--skip-train"), RECSERVE_API_KEY_HASHES=hashes)
+    assert "answered 401: send a key" in said
+
+
+def test_a_champion_that_is_not_there_is_told_by_name(artifacts: Path, tmp_path: Path) -> None:
+    champion = (artifacts / "CURRENT").read_text(encoding="utf-8").split()[0]
+    shutil.copytree(artifacts / champion, tmp_path / champion)
+    (tmp_path / "CURRENT").write_text("v9\n", encoding="utf-8")
+    assert "there is no version 'v9'" in mistaken(demo(tmp_path, "--exit", "--skip-train"))
 
 
 def test_a_proxy_in_the_environment_is_not_asked_for_this_machine(artifacts: Path) -> None:

@@ -140,6 +140,23 @@ def test_every_variable_a_container_sets_is_one_the_service_reads(service: str) 
     assert {*SERVICES[service]["environment"], *in_image} <= known
 
 
+def test_a_model_is_rolled_back_in_the_services_container_as_the_readme_says(
+    artifacts: Path, make_bundle: Callable[..., Path]
+) -> None:
+    module = ["-m", "models", "--artifacts", "/artifacts", "rollback"]
+    assert f"docker compose exec service python {' '.join(module)}\n" in (ROOT / "README.md").read_text()
+    assert "artifacts:/artifacts" in SERVICES["service"]["volumes"]
+    dockerfile = dockerfile_of("service")
+    assert last_stage(dockerfile, "WORKDIR") == ["/app"]  # where exec begins
+    assert "models models" in last_stage(dockerfile, "COPY")
+    assert "PATH=/venv/bin:" in last_stage(dockerfile, "ENV")[0]
+    make_bundle("v1")
+    make_bundle("v2")
+    here = [str(artifacts) if word == "/artifacts" else word for word in module]
+    result = subprocess.run([sys.executable, *here], cwd=ROOT, text=True, capture_output=True, check=False)
+    assert (result.returncode, result.stdout) == (0, "champion is v1\n"), result.stderr
+
+
 def requirements_of(*extras: str) -> list[Requirement]:
     command = [sys.executable, ROOT / "requirements.py", *extras]
     output = subprocess.run(command, text=True, capture_output=True, check=True).stdout
@@ -233,6 +250,10 @@ def test_plain_up_starts_store_bootstrap_and_service_in_this_order() -> None:
     assert SERVICES["service-gpu"]["profiles"] == ["gpu"]
 
 
+def test_a_store_that_still_reads_its_log_is_not_healthy() -> None:
+    assert SERVICES["valkey"]["healthcheck"]["test"] == ["CMD", "valkey-cli", "-e", "ping"]  # -LOADING exits with 1
+
+
 def test_every_volume_and_network_that_is_used_is_declared() -> None:
     named = {
         volume.split(":")[0]
@@ -298,6 +319,9 @@ def test_the_store_syncs_every_write_and_evicts_nothing(store: str) -> None:
         limit = int(client.config_get("maxmemory")["maxmemory"])
     assert found == {"appendonly": "yes", "appendfsync": "always", "save": "", "maxmemory-policy": "noeviction"}
     assert limit == 2**30
+    # A quarter for the log, at what tests/service/test_sequences.py measures an event to take, is room for properties;
+    # the rest is for 250,000 users at 3 KB.
+    assert Settings.model_fields["log_max_events"].default * 100 <= limit / 4
     assert SERVICES["valkey"]["deploy"]["resources"]["limits"]["memory"] == "2g"  # room to rewrite the log
     assert SERVICES["valkey"]["command"] == ["valkey-server", "/etc/valkey/valkey.conf"]
     assert "./docker/valkey.conf:/etc/valkey/valkey.conf:ro" in SERVICES["valkey"]["volumes"]

@@ -21,11 +21,14 @@ ELSEWHERE = {
     "./run demo": "tests/test_demo.py",
     "./run test": ".ci/run",
     "./run test --all": "the same tests with the slow ones",
+    "./run test -s -k hundred_bytes tests/service/test_sequences.py": "one of the tests",
     "./run check": ".ci/run",
     "./run bench data": "test_the_benchmarks_of_the_readme_run",
     "docker compose up --wait": "tests/test_deployment.py checks the file; there is no container engine to run it",
     "docker compose --profile train run --rm retrain": "the same",
     "docker compose --profile gpu up --wait service-gpu": "the same",
+    "docker compose exec service python -m models --artifacts /artifacts list": "the same",
+    "docker compose exec service python -m models --artifacts /artifacts rollback": "the same",
 }
 
 

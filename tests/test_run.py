@@ -223,6 +223,31 @@ def test_onnxruntime_for_cuda_replaces_the_one_for_cpu(run: Run, project: Path, 
     assert "Setting up" in run("setup", "cpu").stderr
 
 
+def test_a_variable_called_device_in_the_environment_changes_nothing(run: Run, project: Path, tmp_path: Path) -> None:
+    run("setup", "serve")
+    asked = (tmp_path / "log").read_text()
+    result = run("setup", "serve", device="cuda:0")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert (tmp_path / "log").read_text() == asked
+    assert (project / ".venv/device").read_text() == "cpu\n"
+
+
+@pytest.mark.parametrize("held", ["cuda:0\n", ""])
+def test_a_device_that_is_neither_is_refused_before_anything_is_removed(
+    run: Run, project: Path, tmp_path: Path, held: str
+) -> None:
+    run("setup", "serve")
+    asked = (tmp_path / "log").read_text()
+    (project / ".venv/device").write_text(held)
+    result = run("serve")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert f".venv/device holds '{held.strip()}'" in result.stderr
+    assert (project / ".venv/ready-serve").exists()
+    assert (tmp_path / "log").read_text() == asked
+    run("setup", "cpu")  # as the message says
+    assert run("setup", "serve").stderr == ""
+
+
 def test_uv_is_used_where_there_is_one(run: Run, tools: Path, tmp_path: Path) -> None:
     uv = tools / "uv"
     uv.write_text('#!/bin/sh\necho "uv $*" >>"$FAKE_LOG"\n[ "$1" = pip ] || exec python3 -m venv .venv\n')

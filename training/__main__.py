@@ -309,11 +309,15 @@ def bench(
 
 
 def spread(arguments: list[str]) -> list[str]:
-    """`--data a b` as `--data a --data b`: files that follow a file, as a shell's `*.csv` gives them."""
+    """`--data a b` as `--data a --data b`: files that follow a file, as a shell's `*.csv` gives them.
+
+    A TOML file is never data but the configuration, which so may come before the files or after them.
+    """
     spread: list[str] = []
     data = False
     for argument in arguments:
-        another = data and spread[-1] != "--data" and not argument.startswith("-") and Path(argument).is_file()
+        file = not argument.startswith("-") and not argument.endswith(".toml") and Path(argument).is_file()
+        another = data and spread[-1] != "--data" and file
         data = argument == "--data" or (data and not argument.startswith("-"))
         spread += ["--data", argument] if another else [argument]
     return spread

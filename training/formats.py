@@ -101,14 +101,16 @@ def read_json_lines(path: Path, wanted: Sequence[str]) -> tuple[pl.DataFrame, li
     """Those of the wanted fields that any line has, as String, and `malformed`, True where a line is no JSON object.
 
     Text and numbers come as they are written, an object or array as its JSON. The second value names the fields of
-    the first line that is an object.
+    the first line that is an object; none is FormatError.
     """
     lines = read_lines(path)
     whole = lines.str.json_path_match("$")
     objects = whole.str.starts_with("{").fill_null(False)
+    if not objects.any():
+        raise FormatError(f"{path}: no line is a JSON object; write one a line, and check that the file is complete")
     columns = {name: lines.str.json_path_match(_json_path(name)) for name in wanted}
     found = {name: column for name, column in columns.items() if column.null_count() < len(column)}
-    fields = [] if not objects.any() else list(json.loads(lines.filter(objects)[0]))
+    fields = list(json.loads(lines.filter(objects)[0]))
     return pl.DataFrame({**found, "malformed": ~objects}), fields
 
 

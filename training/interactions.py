@@ -197,7 +197,7 @@ def _assembled(parts: Sequence[tuple[str, pl.DataFrame]], digests: tuple[str, ..
     if rows_read - frame.height > max_dropped * rows_read:
         raise InteractionsError(
             f"{names}: {rows_read - frame.height:,} of {rows_read:,} rows are unusable, more than the share of "
-            f"{max_dropped:g} allowed; mend the rows or allow more.\n{report}"
+            f"{max_dropped:g} allowed; mend the rows, or raise data.max_dropped in the configuration.\n{report}"
         )
     if not frame.height:
         raise InteractionsError(f"{names}: no interaction is left to learn from.\n{report}")

@@ -1,5 +1,7 @@
 """Which version is the champion: promotion, rollback and order, by one process or by many at once."""
 
+import os
+import stat
 import subprocess
 import sys
 import time
@@ -110,6 +112,43 @@ def test_a_rollback_to_a_damaged_or_missing_version_keeps_the_champion(registry:
     with pytest.raises(RegistryError, match="no version 'a'"):
         registry.rollback()
     assert registry.current() == "b"
+
+
+_ON_A_FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from models.registry import Registry
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # every write fails
+try:
+    Registry(Path(sys.argv[1])).promote("b")
+except OSError as error:
+    print(error)
+"""
+
+
+def test_a_promotion_that_cannot_be_written_leaves_everything_as_it_was(registry: Registry) -> None:
+    registry.promote("a")
+    before = sorted(registry.artifacts.iterdir())
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-c", _ON_A_FULL_DISK, str(registry.artifacts)]
+    said = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
+    assert "File too large" in said
+    assert registry.current() == "a"
+    assert sorted(registry.artifacts.iterdir()) == before
+
+
+def test_a_promotion_is_on_disk_with_its_name_when_it_returns(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[tuple[bool, str | None]] = []
+
+    def fsync(number: int) -> None:
+        synced.append((stat.S_ISDIR(os.fstat(number).st_mode), registry.current()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    registry.promote("a")
+    assert synced == [(False, None), (True, "a")]  # the file before it has its name, then the folder
 
 
 _PROMOTER = """

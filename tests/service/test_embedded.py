@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -191,6 +192,21 @@ except EmbeddedStoreError as error:
 """
     said = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert "pip install 'recserve[embedded]'" in said
+
+
+def test_an_end_that_nobody_asked_for_is_told_and_one_that_was_is_not(folder: Path) -> None:
+    told: queue.SimpleQueue[str] = queue.SimpleQueue()
+    with EmbeddedStore(folder) as store:
+        store.watch(told.put)
+        os.kill(store.pid, signal.SIGKILL)
+        said = told.get(timeout=5)
+    assert str(folder) in said
+    assert "ended by signal 9" in said
+    assert "Ready to accept connections" in said
+    with EmbeddedStore(folder) as store:
+        store.watch(told.put)
+    time.sleep(0.1)
+    assert told.empty()
 
 
 def test_a_store_that_is_not_running_has_no_url(folder: Path) -> None:

@@ -16,6 +16,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+import redis
+
+from models import eventlog
 
 ROOT = Path(__file__).parents[2]
 
@@ -105,6 +108,54 @@ def test_what_was_acknowledged_outlives_a_killed_service(
         answer = httpx.post(f"{service.url}/recommend", json={"user_id": "ada", "k": 1}).json()
         assert (answer["history_length"], answer["items"][0]["item_id"]) == (2, "i10")
         assert service.stop(signal.SIGINT) == 0
+
+
+def server_of(folder: Path) -> int:
+    """Process id of the embedded store that keeps its files in a folder."""
+    with redis.Redis(unix_socket_path=str(folder / "store.sock"), decode_responses=True) as client:
+        return int(client.info("server")["process_id"])
+
+
+def test_without_its_embedded_store_it_says_so_and_exits_1(
+    make_bundle: Callable[..., Path], artifacts: Path, data: Path
+) -> None:
+    make_bundle("v1")
+    options = ("--artifacts", str(artifacts), "--embedded", "--data", str(data))
+    with serving(*options) as service:
+        os.kill(server_of(data), signal.SIGKILL)
+        assert service.process.wait(5) == 1
+        time.sleep(0.05)
+        errors = [line for line in map(json.loads, service.lines) if line["level"] == "error"]
+    assert len(errors) == 1
+    assert f"the embedded store in {data} ended by signal 9" in errors[0]["message"]
+    assert "Traceback" not in str(service.lines)
+    with serving(*options) as service:  # the folder is free and nothing was left behind
+        assert httpx.get(f"{service.url}/readyz").status_code == 200
+        assert service.stop() == 0
+
+
+def test_where_the_embedded_store_listens_is_logged_and_can_be_read_there(
+    make_bundle: Callable[..., Path], artifacts: Path, tmp_path: Path
+) -> None:
+    make_bundle("v1")
+    deep = tmp_path / ("d" * 90)  # too long for a socket, which then lies elsewhere
+    with serving("--artifacts", str(artifacts), "--embedded", "--data", str(deep)) as service:
+        httpx.post(f"{service.url}/events", json={"user_id": "ada", "item_id": "i1"})
+        found = re.search(r"the embedded store listens at (unix://[^\s\"]+)", "".join(service.lines))
+        assert found, service.lines
+        with eventlog.connect(found[1]) as client:
+            assert [event.item_id for event in eventlog.read_events(client)] == ["i1"]
+
+
+def test_a_supervisor_that_stops_service_and_store_at_once_sees_an_ordinary_stop(
+    make_bundle: Callable[..., Path], artifacts: Path, data: Path
+) -> None:
+    make_bundle("v1")
+    with serving("--artifacts", str(artifacts), "--embedded", "--data", str(data)) as service:
+        store = server_of(data)
+        service.process.send_signal(signal.SIGTERM)
+        os.kill(store, signal.SIGTERM)
+        assert service.process.wait(15) == 0
 
 
 def test_told_to_stop_it_answers_who_is_waiting_and_exits_0(

@@ -85,6 +85,18 @@ def test_a_promotion_in_the_folder_is_noticed_within_a_second(two: httpx.Client,
     assert until(lambda: first(two) == "i4") < 1
 
 
+def test_an_artifacts_folder_that_cannot_be_written_is_a_503_that_says_so(two: httpx.Client, artifacts: Path) -> None:
+    two.post("/models/v2/promote")
+    (artifacts / ".lock").unlink()
+    (artifacts / ".lock").mkdir()  # cannot be opened to write, not even by root
+    for path in ("/models/v1/promote", "/models/rollback"):
+        response = two.post(path)
+        assert (response.status_code, response.json()["code"]) == (503, "artifacts_unavailable")
+        assert str(artifacts / ".lock") in response.json()["detail"]
+        assert int(response.headers["retry-after"]) > 0
+    assert (first(two), Registry(artifacts).current()) == ("i2", "v2")
+
+
 def test_a_damaged_version_is_refused_by_promotion(two: httpx.Client, artifacts: Path) -> None:
     damage(artifacts / "v2")
     response = two.post("/models/v2/promote")

@@ -49,6 +49,7 @@ def test_variables_that_do_not_exist_are_errors(monkeypatch: pytest.MonkeyPatch)
         ({**STORE, "threads": "0"}, "threads"),
         ({**STORE, "max_batch": 0}, "max_batch"),
         ({**STORE, "max_waiting": 0}, "max_waiting"),
+        ({**STORE, "log_max_events": 0}, "log_max_events"),
         ({**STORE, "log_level": "loud"}, "log_level"),
         ({**STORE, "api_key_hashes": {"short": ["admin"]}}, "api_key_hashes"),
         ({**STORE, "api_key_hashes": {HASH: ["root"]}}, "api_key_hashes"),

@@ -205,3 +205,13 @@ def test_files_that_follow_a_file_are_data_too(tmp_path: Path) -> None:
     ]
     assert spread(["train", "--data", str(one), "sasrec"]) == ["train", "--data", str(one), "sasrec"]
     assert spread(["export", *files]) == ["export", *files]
+
+
+def test_a_configuration_may_follow_the_files(tmp_path: Path) -> None:
+    from training.__main__ import spread
+
+    one, two, config = tmp_path / "a.csv", tmp_path / "b.csv", tmp_path / "quick.toml"
+    one.touch(), two.touch(), config.touch()
+    assert spread(["train", "--data", str(one), str(config), str(two)]) == [
+        *("train", "--data", str(one), str(config), "--data", str(two))
+    ]

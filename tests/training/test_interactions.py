@@ -249,12 +249,18 @@ def test_a_line_that_is_not_json_is_dropped_and_counted(tmp_path: Path) -> None:
     assert log.report.rows_kept == 2
 
 
+@pytest.mark.parametrize("text", ['{"user_id": "u", "item', "[1]\nnot json\n"])
+def test_a_file_without_any_json_object_is_told_so(tmp_path: Path, text: str) -> None:
+    with pytest.raises(InteractionsError, match=r"log\.jsonl: no line is a JSON object"):
+        read_interactions([written(tmp_path / "log.jsonl", text)])
+
+
 def test_the_share_of_dropped_rows_may_reach_the_limit_and_not_pass_it(tmp_path: Path) -> None:
     def log(bad: int) -> Path:
         return written(tmp_path / "log.csv", "user_id,item_id\n" + "u,i\n" * (100 - bad) + ",i\n" * bad)
 
     assert read_interactions([log(1)]).report.dropped == {"user id empty": 1}
-    with pytest.raises(InteractionsError, match=r"2 of 100 rows are unusable(.|\n)*2  user id empty"):
+    with pytest.raises(InteractionsError, match=r"2 of 100 rows.*data\.max_dropped(.|\n)*2  user id empty"):
         read_interactions([log(2)])
     assert read_interactions([log(2)], max_dropped=0.02).report.rows_kept == 98
 
