@@ -3,7 +3,7 @@
 Bars are for terminals; in a log file or a pipe there is nothing until the table.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from training.assessment import Assessment
 from training.fit import Fitted
 from training.next_item import METRIC
 from training.run import Prepared
+from training.similar import Similar
 
 SPLITS = {"loo": "leave-one-out", "time": "split by time"}
 
@@ -28,11 +29,13 @@ class EpochBar:
 
     def __init__(self, progress: Progress, windows: int, metric: str) -> None:
         self._progress, self._metric = progress, metric
-        self._task = progress.add_task("epoch 1", total=windows, loss=float("nan"), best="")
+        self._task = progress.add_task("epoch 1", total=windows, loss=float("nan"), rate="", best="")
 
     def step(self, windows: int, loss: float) -> None:
         """One step further."""
         self._progress.update(self._task, advance=windows, loss=loss)
+        rate = self._progress.tasks[self._task].speed or 0.0
+        self._progress.update(self._task, rate=f"{rate:,.0f} sequences/s")
 
     def epoch(self, record: dict[str, float], *, best: bool) -> None:
         """Start the next bar; a better epoch is remembered beside it."""
@@ -51,6 +54,7 @@ def epoch_bar(console: Console, windows: int, metric: str) -> Iterator[EpochBar]
         BarColumn(),
         TaskProgressColumn(),
         TextColumn("loss {task.fields[loss]:.3f}"),
+        TextColumn("{task.fields[rate]}"),
         TextColumn("{task.fields[best]}"),
         TimeRemainingColumn(),
     )
@@ -112,6 +116,17 @@ def results_table(model: str, metrics: Mapping[str, Any], *, title: str) -> Tabl
             shown = "-" if figure is None else f"{figure:.4f}"
             cells.append(f"[bold]{shown}[/]" if figure == best.get(name, -1) else shown)
         table.add_row(row, *cells, style="cyan" if row == model else None)
+    return table
+
+
+def similar_table(found: Sequence[Similar], names: Sequence[str]) -> Table:
+    """Well-known items with what the model takes for most like them; names has one for every row of the matrix."""
+    table = Table(title="What the model takes for alike", title_justify="left")
+    table.add_column("item")
+    table.add_column("nearest, with the cosine")
+    for similar in found:
+        near = zip(similar.neighbours, similar.cosines, strict=True)
+        table.add_row(names[similar.item], "; ".join(f"{names[row]} {cosine:.2f}" for row, cosine in near))
     return table
 
 

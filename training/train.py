@@ -22,9 +22,10 @@ from training.fit import Fitted, fit
 from training.next_item import METRIC, ModelScorer, NextItem
 from training.parallel import ALONE, Processes
 from training.pretrain import Pretrain
-from training.report import SPLITS, describe_data, describe_stop, epoch_bar, plot_curves, results_table
+from training.report import SPLITS, describe_data, describe_stop, epoch_bar, plot_curves, results_table, similar_table
 from training.run import Prepared, RunFolder, RunSpec
 from training.scorers import Blended
+from training.similar import Similar, similar_items, well_known
 from training.splits import unsplit
 
 
@@ -56,6 +57,7 @@ def train(spec: RunSpec, prepared: Prepared, folder: Path, console: Console, pro
     if before is not None:
         plot_curves(run.pretraining.epochs(), folder / "pretraining.png", METRIC)
     console.print(results_table(spec.name, metrics, title=f"Test, {SPLITS[spec.split]}"))
+    console.print(similar_table(_look(model, prepared), _names(prepared)))
     console.print(f"run folder: {folder}")
     return run
 
@@ -151,6 +153,18 @@ def _fitted(
             processes=processes,
         )
     return model, fitted, before
+
+
+def _look(model: SASRec, prepared: Prepared) -> list[Similar]:
+    """What the model takes for most like the ten best-known items."""
+    popularity = popularity_of(prepared.split.train, model.items)
+    return similar_items(model.item_matrix().detach().cpu().numpy(), well_known(popularity))
+
+
+def _names(prepared: Prepared) -> list[str]:
+    """A title for every item, or its id where there is none."""
+    titles, ids = prepared.attributes, prepared.dataset.vocabulary.ids
+    return [(titles.title(row) if titles else None) or item for row, item in enumerate(ids)]
 
 
 def _taught(config: PretrainingConfig, prepared: Prepared, console: Console) -> ItemAttributes | None:
