@@ -21,6 +21,8 @@ from training.run import RUN, RunFolder, SplitName, split_data
 from training.scorers import BundleScorer, run_scorer
 from training.splits import Split
 
+_RATED = ("random", "file")  # splits that are of ratings
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Subject:
@@ -106,7 +108,7 @@ def assess(
     recorded = subject.figures.get("baselines")
     # On the data it was made from the baselines stand as they were recorded: they are fitted without chance.
     if own and recorded:
-        beside = {name: figures["test"] for name, figures in recorded.items()}
+        beside = {name: figures["test"] for name, figures in recorded.items() if METRIC in figures["test"]}
     else:
         beside = {
             name: evaluate_test(baseline, parts, items).report()
@@ -136,7 +138,12 @@ def _data(
     subject: Subject, files: Sequence[Path], columns: Columns, split: SplitName | None
 ) -> tuple[Interactions, Dataset, Split, SplitName]:
     spec = subject.run.spec() if subject.run else None
-    chosen: SplitName = split or (spec.split if spec else "loo")
+    chosen: SplitName = split or (spec.split if spec and not (files and spec.split in _RATED) else "loo")
+    if chosen in _RATED:
+        raise EvaluationError(
+            f"the split {chosen} holds out single ratings of whatever time, which is not what came next: it gives no "
+            "ranking figures; give --data FILE with --split loo or time"
+        )
     if not files:
         if subject.run is None or spec is None:
             raise EvaluationError(
