@@ -4,8 +4,9 @@ Source: Sedhain, Menon, Sanner & Xie, "AutoRec: Autoencoders Meet Collaborative 
 (the columns are items; what is served, for a user who comes tomorrow has a row too) or an item (the columns are users).
 Only what was observed is read and only that is learned from, so a zero is never mistaken for a rating.
 
-Ratings are centred before they are read: by mean, column offset and a row's own bias, which the paper leaves to the
-network. On MovieLens-100K that lowers the RMSE from .915 to .901.
+Ratings are centred by mean, column offset and a row's own bias, which the paper leaves to the network (on
+MovieLens-100K RMSE .901 instead of .915), and a constant is added to what is read, so that an average rating still
+differs from none: who rates a film at all says much about it (.876 instead of .893, both with dropout).
 """
 
 import math
@@ -39,13 +40,14 @@ class AutoRecConfig(BaseModel):
     decoder: Activation = "identity"  # from the output to a rating
     dropout: float = Field(0.0, ge=0, lt=1)  # share of the observed entries that a training step does not read
     centre: Literal["mean", "biases"] = "biases"  # what is taken off a rating before it is read
+    presence: float = Field(3.0, ge=0)  # added to every centred rating that is read
     shrinkage: float = Field(5.0, ge=0)  # ratings at the mean added to every row and column before its bias is taken
     length: int = Field(500, ge=1)
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> "AutoRecConfig":
         defaults = type(self).model_fields
-        for name in ("centre", "shrinkage"):
+        for name in ("centre", "shrinkage", "presence"):
             if self.feedback == "implicit" and getattr(self, name) != defaults[name].default:
                 raise ValueError(f"model.{name} does nothing with feedback 'implicit'; leave it out")
         if self.centre == "mean" and self.shrinkage != defaults["shrinkage"].default:
@@ -112,8 +114,12 @@ class AutoRec(nn.Module):
         """
         return self.read(ratings, observed) @ self.item_matrix()[1:].T
 
-    def read(self, ratings: Tensor, observed: Tensor) -> Tensor:
-        """Vectors of rows, as `encode` gives them of histories: (batch, columns) twice -> (batch, dim)."""
+    def read(self, ratings: Tensor, observed: Tensor, seen: Tensor | None = None) -> Tensor:
+        """Vectors of rows, as `encode` gives them of histories: (batch, columns) each -> (batch, dim).
+
+        seen: the observed entries and those of which it is known that there is one, and not which; implicit feedback
+        has none of those.
+        """
         count = observed.sum(1, keepdim=True).to(self.mean.dtype)  # (batch, 1)
         baseline = self.mean + torch.zeros_like(count)
         if self.config.feedback == "implicit":
@@ -125,6 +131,7 @@ class AutoRec(nn.Module):
                 bias = centred.sum(1, keepdim=True) / (count + self._shrinkage)
                 centred = torch.where(observed, centred - bias, zero)
                 baseline = baseline + bias
+            centred = centred + self.config.presence * (observed if seen is None else seen)
         hidden = self._hidden(self.dropout(centred) @ self.input_embedding.weight[1:])
         return torch.cat([hidden, torch.ones_like(baseline), baseline], dim=1)
 
@@ -150,35 +157,35 @@ class AutoRec(nn.Module):
     ) -> Tensor:
         """Vectors of histories: (batch, length), (batch,), (batch, length) -> (batch, dim).
 
-        values float32: the ratings, NaN where an event has none, which counts as no news, at the mean; outside of the
-        scale they count as its ends. Without values nothing has a rating. Implicit feedback does not read them. Of an
-        item with several events the newest rating counts. inputs: what `inputs` gives, for a graph that is fed it.
+        values float32: the ratings, NaN where an event has none, which counts as a rating at its baseline; outside of
+        the scale they count as its ends. Without values nothing has a rating. Implicit feedback does not read them. Of
+        an item with several events the newest rating counts. inputs: what `inputs` gives, for a graph that is fed it.
         An empty history is a row of nothing observed.
         """
         inputs = self.inputs() if inputs is None else inputs
         rows = inputs[sequences]  # (batch, length, hidden + 1)
         positions = torch.arange(sequences.shape[1], device=sequences.device)
+        later = positions[:, None] < positions  # (length, length)
+        same = (sequences[:, :, None] == sequences[:, None, :]) & later  # (batch, length, length)
         present = (positions < lengths[:, None]) & (sequences != PADDING)  # (batch, length)
-        explicit = self.config.feedback == "explicit"
-        if values is None or not explicit:
-            values = torch.full_like(rows[..., 0], math.nan)
-        if explicit:
-            present = present & ~torch.isnan(values)
-        same = sequences[:, :, None] == sequences[:, None, :]  # (batch, length, length)
-        newer = (positions[:, None] < positions) & present[:, None, :]
-        counts = present & ~(same & newer).any(dim=2)
-        count = counts.to(rows.dtype).sum(1, keepdim=True)  # (batch, 1)
-        baseline = self.mean + torch.zeros_like(count)
-        if not explicit:
-            weights = counts.to(rows.dtype) / torch.sqrt(count.clamp(min=1))
+        seen = (present & ~(same & present[:, None, :]).any(dim=2)).to(rows.dtype)  # once for every item
+        if self.config.feedback == "implicit":
+            weights = seen / torch.sqrt(seen.sum(1, keepdim=True).clamp(min=1))
+            baseline = self.mean + torch.zeros_like(weights[:, :1])
         else:
-            known = torch.where(counts, values, torch.zeros_like(values))
-            rated = torch.minimum(torch.maximum(known, self.low), self.high)
-            weights = torch.where(counts, rated - self.mean - rows[..., -1], torch.zeros_like(rated))
+            values = torch.full_like(rows[..., 0], math.nan) if values is None else values
+            rated = present & ~torch.isnan(values)
+            newest = rated & ~(same & rated[:, None, :]).any(dim=2)
+            zero = torch.zeros_like(values)
+            inside = torch.minimum(torch.maximum(torch.where(newest, values, zero), self.low), self.high)
+            weights = torch.where(newest, inside - self.mean - rows[..., -1], zero)
+            baseline = self.mean + torch.zeros_like(weights[:, :1])
             if self.config.centre == "biases":
+                count = newest.to(rows.dtype).sum(1, keepdim=True)
                 bias = weights.sum(1, keepdim=True) / (count + self._shrinkage)
-                weights = torch.where(counts, weights - bias, torch.zeros_like(weights))
+                weights = torch.where(newest, weights - bias, zero)
                 baseline = baseline + bias
+            weights = weights + self.config.presence * seen
         summed = (weights[:, None, :] @ rows[..., :-1])[:, 0]  # (batch, hidden)
         return torch.cat([self._hidden(summed), torch.ones_like(baseline), baseline], dim=1)
 

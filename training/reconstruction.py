@@ -183,8 +183,8 @@ class HistoryScorer:
     def __call__(self, histories: Sequences) -> NDArray[np.float32]:
         self._model.eval()
         device = self._model.input_bias.device
-        ratings, observed = history_rows(self._model, histories)
-        outputs = self._model(ratings.to(device), observed.to(device))
+        rows = (part.to(device) for part in history_rows(self._model, histories))
+        outputs = self._model.read(*rows) @ self._model.item_matrix()[1:].T
         return torch.nn.functional.pad(outputs, (1, 0)).float().cpu().numpy()
 
 
@@ -215,21 +215,25 @@ def dense(matrix: Matrix, rows: NDArray[np.integer]) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(part.toarray()), torch.from_numpy(observed.toarray())
 
 
-def history_rows(model: AutoRec, histories: Sequences) -> tuple[Tensor, Tensor]:
-    """The newest events of histories as dense rows, of each item the newest rating, as `AutoRec.encode` reads them."""
+def history_rows(model: AutoRec, histories: Sequences) -> tuple[Tensor, Tensor, Tensor]:
+    """The newest events of histories as dense rows, of each item the newest rating, as `AutoRec.encode` reads them.
+
+    Ratings, where there are some, and what was seen at all: what `AutoRec.read` takes.
+    """
     ratings = np.zeros((len(histories), model.items), np.float32)
-    observed = np.zeros((len(histories), model.items), np.bool_)
+    observed, seen = np.zeros(ratings.shape, np.bool_), np.zeros(ratings.shape, np.bool_)
     low, high = model.low.item(), model.high.item()
+    explicit = model.config.feedback == "explicit"
     for user in range(len(histories)):
         items = truncate(histories[user], model.config.length) - 1
-        if model.config.feedback == "explicit":
-            values = histories.values_of(user)[max(0, len(histories[user]) - model.config.length) :]
-            items, values = items[~np.isnan(values)], values[~np.isnan(values)]
-            ratings[user, items] = np.clip(values, low, high)  # of a repeated item the last one stays
-        else:
-            ratings[user, items] = 1
-        observed[user, items] = True
-    return torch.from_numpy(ratings), torch.from_numpy(observed)
+        values = truncate(histories.values_of(user), model.config.length)
+        if not explicit:
+            values = np.ones_like(values)
+        seen[user, items] = True
+        rated = ~np.isnan(values)
+        ratings[user, items[rated]] = np.clip(values[rated], low, high)  # of a repeated item the last one stays
+        observed[user, items[rated]] = True
+    return torch.from_numpy(ratings), torch.from_numpy(observed), torch.from_numpy(seen)
 
 
 @torch.no_grad()
