@@ -63,7 +63,7 @@ def fresh(config: Any, *, seed: int = 0) -> Any:
 
 
 def encode(model: Any, sequences: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """Vectors of histories; a model that reads ratings gets some that follow from item and place, one in five missing."""
+    """Vectors of histories; a model that reads ratings gets some that follow from item and place, a fifth missing."""
     if not isinstance(model.config, AutoRecConfig) or model.config.feedback == "implicit":
         return model.encode(sequences, lengths)
     values = (1 + (sequences + torch.arange(sequences.shape[1])) % 5).float()

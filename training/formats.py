@@ -76,17 +76,16 @@ def read_delimited(path: Path) -> tuple[pl.DataFrame, dict[str, str]]:
             quote_char='"' if suffix == ".csv" else None,
             infer_schema=False,
             has_header=suffix not in RATINGS,
-            new_columns=_RATING_COLUMNS if suffix in RATINGS else None,
         )
     except (pl.exceptions.PolarsError, OSError) as error:
         raise FormatError(
             f"{path}: not a readable {suffix} table ({_first_line(error)}); it must be UTF-8 with one header line and "
             "the same number of fields in every line"
         ) from error
-    if suffix in RATINGS and frame.width != len(_RATING_COLUMNS):
-        raise FormatError(
-            f"{path}: {frame.width} columns; a {suffix} file has user, item, rating and time, tab separated"
-        )
+    if suffix in RATINGS:
+        if frame.width != len(_RATING_COLUMNS):
+            raise FormatError(f"{path}: has {frame.width} columns; a {suffix} file has user, item, rating and time")
+        frame.columns = _RATING_COLUMNS
     if suffix not in (".inter", ".item"):
         return frame, {}
     header = [name.rpartition(":") if ":" in name else (name, ":", "token") for name in frame.columns]
