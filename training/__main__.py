@@ -1,4 +1,4 @@
-"""`python -m training`: fetch, train, evaluate, export, recommend, retrain, results, bootstrap, bench."""
+"""`python -m training`: fetch, train, activations, evaluate, export, recommend, retrain, results, bootstrap, bench."""
 
 import sys
 from pathlib import Path
@@ -11,6 +11,7 @@ from models.bundle import BundleError, read_bundle
 from models.eventlog import SEQUENCE_TYPES, EventLogError
 from models.registry import Registry, RegistryError
 from models.runtime import DeviceError, Runtime
+from training.activations import activations_table, compare_activations
 from training.assessment import assess
 from training.attributes import AttributesError
 from training.checkpoint import CheckpointError
@@ -27,7 +28,7 @@ from training.recommend import RecommendError, recommend, recommend_run
 from training.report import print_assessment
 from training.results import results_page
 from training.retrain import NotPromoted, retrain
-from training.run import RunError, RunFolder, RunSpec, SplitName, data_window, default_split, prepare
+from training.run import Prepared, RunError, RunFolder, RunSpec, SplitName, data_window, default_split, prepare
 from training.train import train
 
 # What a person can put right: one sentence on standard error and exit status 1, never a traceback.
@@ -132,8 +133,54 @@ def train_command(
     The same command continues a run that was interrupted, with the same result.
     """
     console = Console()
-    loaded = load_config(config)
     columns = Columns(user=user_column, item=item_column, timestamp=timestamp_column, value=value_column)
+    spec, prepared = _run_of(
+        config, (data, test or []), columns, split, seed=seed, attributes=attributes, console=console
+    )
+    train(spec, prepared, output or Path("runs") / f"{spec.name}-{seed}", console)
+
+
+@app.command(
+    epilog="[bold]Example:[/] python -m training activations autorec-item --data ratings.csv --value-column rating"
+)
+def activations(
+    config: ConfigName,
+    *,
+    data: Data,
+    test: TestFiles = None,
+    split: Split | None = None,
+    seed: Seed = 0,
+    output: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of runs.  [default: runs/CONFIG-activations-SEED]")
+    ] = None,
+    user_column: User = "user_id",
+    item_column: Item = "item_id",
+    timestamp_column: Time = None,
+    value_column: Value = None,
+) -> None:
+    """Fit an AutoRec with every pair of encoder and decoder activation, and write and print the table of them."""
+    console = Console()
+    columns = Columns(user=user_column, item=item_column, timestamp=timestamp_column, value=value_column)
+    files = data, test or []
+    spec, prepared = _run_of(config, files, columns, split, seed=seed, attributes=None, console=console)
+    folder = output or Path("runs") / f"{spec.name}-activations-{seed}"
+    console.print(activations_table(compare_activations(spec, prepared, folder, console)))
+    console.print(f"written: {folder / 'activations.md'}")
+
+
+def _run_of(
+    name: str,
+    files: tuple[list[Path], list[Path]],
+    columns: Columns,
+    split: SplitName | None,
+    *,
+    seed: int,
+    attributes: Path | None,
+    console: Console,
+) -> tuple[RunSpec, Prepared]:
+    """What a run is made from, and its data; says what was read. files: those to learn from, and those of the test."""
+    data, test = files
+    loaded = load_config(name)
     interactions = read_interactions(data, columns=columns, max_dropped=loaded.data.max_dropped)
     console.print(str(interactions.report))
     tested = read_interactions(test, columns=columns, max_dropped=loaded.data.max_dropped) if test else None
@@ -144,19 +191,18 @@ def train_command(
     settled = settle(loaded, prepared.split.train)
     if left := describe(loaded, settled):
         console.print(f"by the data: {left}")
-    name = Path(config).stem if config.endswith(".toml") else config
     spec = RunSpec(
-        name=name,
+        name=Path(name).stem if name.endswith(".toml") else name,
         config=settled,
         split=split,
         seed=seed,
         files=[path.resolve() for path in data],
-        test=[path.resolve() for path in test or ()],
+        test=[path.resolve() for path in test],
         columns=columns,
         attributes=attributes.resolve() if attributes else None,
-        data=data_window([*data, *(test or ())], prepared),
+        data=data_window([*data, *test], prepared),
     )
-    train(spec, prepared, output or Path("runs") / f"{name}-{seed}", console)
+    return spec, prepared
 
 
 @app.command(

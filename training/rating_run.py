@@ -42,9 +42,9 @@ def train_autorec(
     spec: RunSpec, config: AutoRecRunConfig, prepared: Prepared, run: RunFolder, console: Console
 ) -> RunFolder:
     """Fit an AutoRec in a run folder that has begun, and finish it. Raises FitError if training cannot go on."""
-    task, fitted = _fitted(spec, config, prepared, run, console)
+    task, fitted = fitted_autorec(spec, config, prepared, run, console)
     console.print(describe_stop(fitted, config.training.patience, task.metric))
-    run.finish(judge_autorec(task, prepared, spec, config) | _course(fitted))
+    run.finish(judge_autorec(task, prepared, spec, config) | course(fitted))
     if task.metric == RMSE:
         plot_rmse(run.epochs(), run.path / "curves.png", best=fitted.best_epoch)
     else:
@@ -59,7 +59,7 @@ def refit_autorec(
 ) -> None:
     """The model of a judged run on everything, for as many epochs as its best took."""
     training = config.training.model_copy(update={"epochs": epochs})
-    _, fitted = _fitted(spec, config.model_copy(update={"training": training}), whole, run, console)
+    _, fitted = fitted_autorec(spec, config.model_copy(update={"training": training}), whole, run, console)
     console.print(f"fitted again on everything: {fitted.epochs} epochs in {fitted.seconds:.0f} s")
 
 
@@ -182,9 +182,10 @@ def plot_rmse(epochs: list[dict[str, float]], path: Path, *, best: int) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _fitted(
+def fitted_autorec(
     spec: RunSpec, config: AutoRecRunConfig, prepared: Prepared, run: RunFolder, console: Console
 ) -> tuple[Reconstruction, Fitted]:
+    """A model fitted as `config` says in a run folder that has begun, in its task, and how that went."""
     torch.set_num_threads(cpu_quota())
     torch.manual_seed(spec.seed)  # weights and dropout; rows and zeros draw from their own
     items = prepared.dataset.vocabulary.items
@@ -196,7 +197,7 @@ def _fitted(
     return task, fitted
 
 
-def _course(fitted: Fitted) -> dict[str, object]:
+def course(fitted: Fitted) -> dict[str, object]:
     """How the fitting went, for metrics.json; the sequences are rows."""
     return {
         "epochs": fitted.epochs,
