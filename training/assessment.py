@@ -17,11 +17,9 @@ from training.evaluate import Evaluation, EvaluationError, Scorer, difference, e
 from training.interactions import Columns, Interactions, read_interactions
 from training.measures import Difference
 from training.next_item import METRIC
-from training.run import RUN, RunFolder, SplitName, split_data
+from training.run import RATED, RUN, RunFolder, SplitName, split_data
 from training.scorers import BundleScorer, run_scorer
 from training.splits import Split
-
-_RATED = ("random", "file")  # splits that are of ratings
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -138,8 +136,8 @@ def _data(
     subject: Subject, files: Sequence[Path], columns: Columns, split: SplitName | None
 ) -> tuple[Interactions, Dataset, Split, SplitName]:
     spec = subject.run.spec() if subject.run else None
-    chosen: SplitName = split or (spec.split if spec and not (files and spec.split in _RATED) else "loo")
-    if chosen in _RATED:
+    chosen: SplitName = split or (spec.split if spec and not (files and spec.split in RATED) else "loo")
+    if chosen in RATED:
         raise EvaluationError(
             f"the split {chosen} holds out single ratings of whatever time, which is not what came next: it gives no "
             "ranking figures; give --data FILE with --split loo or time"

@@ -32,6 +32,7 @@ from training.splits import Split, split_by_time, split_leave_one_out
 
 SplitName = Literal["loo", "time", "random", "file"]
 
+RATED = ("random", "file")  # splits of single ratings
 _AGAIN = "the same train command writes it again"
 RUN, METRICS, EPOCHS = "run.json", "metrics.json", "metrics.jsonl"
 CHECKPOINT = "checkpoint.safetensors"
