@@ -38,9 +38,10 @@ ATTRIBUTES = "attributes.json"
 GOLDEN = "golden.npz"
 NEIGHBOURS = "neighbours.npy"
 AFFINITIES = "affinities.npy"
+INPUTS = "inputs.npy"
 VERSION_NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,99}"  # what a version may be called: one plain folder
 REQUIRED = (ENCODER, RANKER, ITEMS, VOCABULARY, POPULARITY, GOLDEN)
-OPTIONAL = (ATTRIBUTES, NEIGHBOURS, AFFINITIES)
+OPTIONAL = (ATTRIBUTES, NEIGHBOURS, AFFINITIES, INPUTS)
 
 _GOLDEN_SHAPES = {"sequences": 2, "lengths": 1, "excluded": 2, "vectors": 2, "indices": 2, "scores": 2}
 _CHUNK_BYTES = 1 << 20
@@ -102,7 +103,8 @@ class Golden:
     """Inputs with the answers torch gave, replayed before a bundle may serve.
 
     sequences int64 (cases, width), lengths int64 (cases,), excluded int64 (cases, any), vectors float32 (cases, dim),
-    indices int64 (cases, k), scores float32 (cases, k).
+    indices int64 (cases, k), scores float32 (cases, k). values float32 (cases, width), NaN where an event has none, for
+    an encoder that reads ratings.
     """
 
     sequences: NDArray[np.int64]
@@ -111,6 +113,7 @@ class Golden:
     vectors: NDArray[np.float32]
     indices: NDArray[np.int64]
     scores: NDArray[np.float32]
+    values: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,11 +129,12 @@ class Content:
     attributes: Mapping[str, list[Any]] | None  # column -> a value for every row
     golden: Golden
     neighbours: Neighbours | None = None  # added to the scores, by a ranker that reads them
+    inputs: NDArray[np.float32] | None = None  # (items + 1, any): what the encoder reads items as, if not as `items`
 
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A verified bundle on disk; `items` and `neighbours` are memory-mapped, so that processes share them."""
+    """A verified bundle on disk; `items`, `neighbours` and `inputs` are memory-mapped, so that processes share them."""
 
     folder: Path
     manifest: Manifest
@@ -141,6 +145,7 @@ class Bundle:
     attributes: Mapping[str, list[Any]] | None
     golden: Golden
     neighbours: Neighbours | None = None
+    inputs: NDArray[np.float32] | None = None
 
     @property
     def encoder(self) -> Path:
@@ -176,7 +181,11 @@ def write_bundle(artifacts: Path, content: Content) -> Path:
         if content.neighbours is not None:
             np.save(draft / NEIGHBOURS, content.neighbours.items.astype(np.int32), allow_pickle=False)
             np.save(draft / AFFINITIES, content.neighbours.affinities.astype(np.float32), allow_pickle=False)
+        if content.inputs is not None:
+            np.save(draft / INPUTS, np.ascontiguousarray(content.inputs, np.float32), allow_pickle=False)
         golden = {name: getattr(content.golden, name) for name in _GOLDEN_SHAPES}
+        if content.golden.values is not None:
+            golden["values"] = content.golden.values
         np.savez(draft / GOLDEN, allow_pickle=False, **golden)
         digests = {path.name: _sha256(path) for path in sorted(draft.iterdir())}
         manifest = content.manifest.model_copy(update={"files": digests})
@@ -226,7 +235,10 @@ def read_bundle(folder: Path) -> Bundle:
             raise BundleError(f"{folder / ATTRIBUTES}: every column must be a list of {rows} values, one a row")
     golden = _load_golden(folder / GOLDEN, manifest)
     neighbours = _load_neighbours(folder, manifest)
-    return Bundle(folder, manifest, items, ids, index_of, popularity, attributes, golden, neighbours)
+    inputs = None
+    if INPUTS in manifest.files:
+        inputs = _load_array(folder / INPUTS, np.float32, (rows, None), mapped=True)
+    return Bundle(folder, manifest, items, ids, index_of, popularity, attributes, golden, neighbours, inputs)
 
 
 def verify(folder: Path) -> Manifest:
@@ -335,7 +347,8 @@ def _load_array(
 def _load_golden(path: Path, manifest: Manifest) -> Golden:
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            golden = Golden(**{name: arrays[name] for name in _GOLDEN_SHAPES})
+            values = arrays.get("values")
+            golden = Golden(**{name: arrays[name] for name in _GOLDEN_SHAPES}, values=values)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise BundleError(f"{path}: cannot be read as golden inputs: {error}") from error
     cases = len(golden.lengths)
@@ -343,6 +356,8 @@ def _load_golden(path: Path, manifest: Manifest) -> Golden:
         array = getattr(golden, name)
         if array.ndim != dimensions or len(array) != cases or cases == 0:
             raise BundleError(f"{path}: {name} has shape {array.shape}, expected {dimensions} dimensions, {cases} rows")
+    if golden.values is not None and golden.values.shape != golden.sequences.shape:
+        raise BundleError(f"{path}: values have shape {golden.values.shape}, sequences {golden.sequences.shape}")
     if golden.vectors.shape[1] != manifest.dim:
         raise BundleError(f"{path}: vectors have {golden.vectors.shape[1]} columns, manifest says {manifest.dim}")
     return golden

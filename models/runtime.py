@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from models.bundle import Bundle, BundleError
 from models.neighbours import recent
-from models.sequence import Indices, by_length, pad, truncate
+from models.sequence import Indices, Values, by_length, pad, pad_values, truncate
 
 Device = Literal["auto", "cpu", "cuda"]
 
 TOLERANCE = 1e-4  # of a score, against torch: twenty times the noise seen between the two on one machine
 EXCLUDED_SCORE = float(np.finfo(np.float32).min)  # finite stand-in for minus infinity inside the graph
+_ENTRIES = 1 << 14  # of a run with values: 32 MB of gathered rows at 500 hidden units
 _SMALL_BATCH = 8  # below this, one padded run costs less than several exact ones
 
 
@@ -37,25 +38,38 @@ class Runtime:
 
     def __init__(self, bundle: Bundle, *, device: Device = "auto", threads: int | None = None) -> None:
         self.bundle = bundle
+        self.reads_values: bool  # whether the encoder takes what an event was worth, as a rating, beside its item
         self.threads = threads or cpu_quota()
         self._encoder = _session(bundle.encoder, device, self.threads)
         self._ranker = _session(bundle.ranker, device, self.threads)
         self.provider: str = self._encoder.get_providers()[0]
         # An encoder that embeds items takes the matrix as an input: it is in memory once, not also in the graph.
-        reads_items = any(graph_input.name == "items" for graph_input in self._encoder.get_inputs())
-        self._encoder_feeds = {"items": bundle.items} if reads_items else {}
+        wanted = {graph_input.name for graph_input in self._encoder.get_inputs()}
+        self._encoder_feeds = {"items": bundle.items} if "items" in wanted else {}
+        if ("inputs" in wanted) != (bundle.inputs is not None):
+            has = "reads inputs and the bundle has none" if "inputs" in wanted else "does not read the bundle's inputs"
+            raise BundleError(f"{bundle.encoder}: {has}; export the model again")
+        if bundle.inputs is not None:
+            self._encoder_feeds["inputs"] = bundle.inputs
+        self.reads_values = "values" in wanted
+        if self.reads_values != (bundle.golden.values is not None):
+            has = "reads values and the golden inputs have none" if self.reads_values else "does not read golden values"
+            raise BundleError(f"{bundle.encoder}: {has}; export the model again")
         blends = any(graph_input.name == "recent" for graph_input in self._ranker.get_inputs())
         if blends != (bundle.neighbours is not None):
             has = "reads neighbours and the bundle has none" if blends else "does not read the bundle's neighbours"
             raise BundleError(f"{bundle.ranker}: {has}; export the model again")
 
-    def encode(self, sequences: Sequence[Indices]) -> NDArray[np.float32]:
+    def encode(self, sequences: Sequence[Indices], values: Sequence[Values] | None = None) -> NDArray[np.float32]:
         """Last-position vectors of histories given as item indices, oldest first: float32 (batch, dim).
 
+        values: beside the items, NaN where there is none; read where the bundle `reads_values`, and all NaN without.
         Only the newest `manifest.length` entries are read. Histories of like length share a run, since a batch
         padded to its longest history spends most of its time on padding.
         """
         newest = [truncate(sequence, self.bundle.manifest.length) for sequence in sequences]
+        if self.reads_values:
+            return self._encode_rated(newest, values)
         if len(newest) <= _SMALL_BATCH:
             return self._run_encoder(newest)
         vectors = np.empty((len(newest), self.bundle.manifest.dim), np.float32)
@@ -102,7 +116,12 @@ class Runtime:
         golden = self.bundle.golden
         sequences = [row[:length] for row, length in zip(golden.sequences, golden.lengths, strict=True)]
         try:
-            vectors = self.encode(sequences)
+            values = (
+                None
+                if golden.values is None
+                else [row[:length] for row, length in zip(golden.values, golden.lengths, strict=True)]
+            )
+            vectors = self.encode(sequences, values)
             indices, scores = self.rank(vectors, list(golden.excluded), golden.scores.shape[1], sequences)
         except Exception as error:  # onnxruntime's own errors share no other base class
             raise BundleError(f"{self.bundle.folder}: its graphs cannot run the golden inputs: {error}") from error
@@ -119,9 +138,29 @@ class Runtime:
                 f"{self.bundle.folder}: golden inputs rank other items than torch did; do not serve it, export it again"
             )
 
-    def _run_encoder(self, sequences: Sequence[Indices]) -> NDArray[np.float32]:
+    def _encode_rated(self, newest: list[Indices], values: Sequence[Values] | None) -> NDArray[np.float32]:
+        """`encode` with values, the histories truncated already: those of like length together, a bounded number of
+        entries a run, since such an encoder gathers a row for every entry."""
+        longest = self.bundle.manifest.length
+        given = [np.full(len(one), np.nan, np.float32) for one in newest] if values is None else values
+        beside = [truncate(one, longest) for one in given]
+        order = np.argsort([len(one) for one in newest], kind="stable")
+        vectors = np.empty((len(newest), self.bundle.manifest.dim), np.float32)
+        begin = 0
+        while begin < len(order):
+            end = begin + 1
+            while end < len(order) and (end + 1 - begin) * max(1, len(newest[order[end]])) <= _ENTRIES:
+                end += 1
+            rows = order[begin:end]
+            vectors[rows] = self._run_encoder([newest[row] for row in rows], [beside[row] for row in rows])
+            begin = end
+        return vectors
+
+    def _run_encoder(self, sequences: Sequence[Indices], values: Sequence[Values] | None = None) -> NDArray[np.float32]:
         padded, lengths = pad(sequences)
         feeds = {"sequences": padded, "lengths": lengths, **self._encoder_feeds}
+        if values is not None:
+            feeds["values"] = pad_values(values, padded.shape[1])
         return self._encoder.run(["vectors"], feeds)[0]  # type: ignore[no-any-return]
 
 

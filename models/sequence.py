@@ -4,6 +4,7 @@ Training, export and service all import this one copy; two copies that differ by
 """
 
 from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,12 +12,14 @@ from numpy.typing import NDArray
 PADDING = 0  # the index no item has; row 0 of every item matrix
 
 Indices = NDArray[np.integer]
+Values = NDArray[np.float32]  # beside indices: a rating or weight of each event, NaN where it has none
+Entries = TypeVar("Entries", NDArray[np.integer], NDArray[np.float32])
 
 _WIDTHS = (8, 16, 32, 64, 128, 256)  # that rows are padded to at most; padding costs at most half of a row
 
 
-def truncate(sequence: Indices, length: int) -> Indices:
-    """The newest `length` entries of a sequence, oldest first."""
+def truncate(sequence: Entries, length: int) -> Entries:
+    """The newest `length` entries of a sequence, or of the values beside one, oldest first."""
     return sequence[max(0, len(sequence) - length) :]
 
 
@@ -50,3 +53,11 @@ def pad(sequences: Sequence[Indices]) -> tuple[NDArray[np.int64], NDArray[np.int
     lengths = np.fromiter((len(sequence) for sequence in sequences), np.int64, len(sequences))
     flat = np.concatenate(sequences) if sequences else np.empty(0, np.int64)
     return pad_flat(flat, np.cumsum(lengths) - lengths, lengths), lengths
+
+
+def pad_values(values: Sequence[Values], width: int) -> NDArray[np.float32]:
+    """Values beside the items that `pad` stacks: float32 (batch, width), NaN where a row has ended."""
+    padded = np.full((len(values), width), np.nan, np.float32)
+    for row, given in zip(padded, values, strict=True):
+        row[: len(given)] = given
+    return padded

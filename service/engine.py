@@ -23,11 +23,15 @@ class EngineError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A history as known item indices, oldest first, the indices that must not come back, and how many should."""
+    """A history as known item indices, oldest first, the indices that must not come back, and how many should.
+
+    values: beside the sequence, NaN where an event has none; for an engine that reads them.
+    """
 
     sequence: NDArray[np.int64]
     excluded: NDArray[np.int64]
     k: int
+    values: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,11 @@ class Engine:
         return self.bundle.manifest.version
 
     @property
+    def reads_values(self) -> bool:
+        """Whether what an event was worth, as a rating, makes a difference."""
+        return self._runtime.reads_values
+
+    @property
     def provider(self) -> str:
         return self._runtime.provider
 
@@ -63,7 +72,10 @@ class Engine:
         if not queries:
             return []
         sequences = [query.sequence for query in queries]
-        vectors = self._runtime.encode(sequences)
+        values = None
+        if self.reads_values:
+            values = [_no_values(query) if query.values is None else query.values for query in queries]
+        vectors = self._runtime.encode(sequences, values)
         if not np.isfinite(vectors).all():
             raise EngineError(f"{self.version} gave a vector that is not finite")
         most = max(query.k for query in queries)
@@ -87,3 +99,7 @@ class Engine:
             sequences = [(np.arange(row % (length + 1)) + row) % items + 1 for row in range(batch)]
             excluded = np.full(_WARM_UP_WIDTH, PADDING, np.int64)
             self.rank([Query(sequence, excluded, 10) for sequence in sequences])
+
+
+def _no_values(query: Query) -> NDArray[np.float32]:
+    return np.full(len(query.sequence), np.nan, np.float32)

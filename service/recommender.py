@@ -7,10 +7,11 @@ brought, and without any history it gives what is popular.
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,12 +66,18 @@ class Recommender:
 
     async def recommend(self, wishes: Sequence[Wish]) -> list[Recommendation]:
         """One recommendation for each wish, all from one bundle. Raises NoModel if there is none."""
-        stored = await self._stored(sorted({wish.user_id for wish in wishes if wish.user_id is not None}))
         engine = self._live()
         if engine is None:
             raise NoModel
+        users = sorted({wish.user_id for wish in wishes if wish.user_id is not None})
+        stored = await self._stored(users, rated=engine.reads_values)
         histories = [_whole_history(wish, stored) for wish in wishes]
         queries = [_query(engine, wish, history) for wish, history in zip(wishes, histories, strict=True)]
+        if engine.reads_values:
+            queries = [
+                _rated(engine, query, wish, history, stored)
+                for query, wish, history in zip(queries, wishes, histories, strict=True)
+            ]
         rankings: list[Ranking | None] = [None] * len(queries)
         usable = [index for index, query in enumerate(queries) if len(query.sequence)]
         if usable:
@@ -94,25 +101,45 @@ class Recommender:
         self._metrics.degraded_store.inc(sum(answer.degraded for answer in answers))
         return answers
 
-    async def _stored(self, user_ids: list[str]) -> dict[str, list[str]] | None:
-        """Histories by user, or None while the store does not answer."""
+    async def _stored(self, user_ids: list[str], *, rated: bool) -> "_Stored | None":
+        """Histories by user, with values if rated, or None while the store does not answer."""
         if not user_ids:
-            return {}
+            return _Stored({}, {})
         if time.monotonic() < self._store_pause_until:
             return None
         try:
-            histories = await self._store.histories(user_ids)
+            if not rated:  # the values are not even unpacked
+                return _Stored(dict(zip(user_ids, await self._store.histories(user_ids), strict=True)), {})
+            found = dict(zip(user_ids, await self._store.rated_histories(user_ids), strict=True))
         except StoreUnavailable as error:
             self._store_pause_until = time.monotonic() + _STORE_PAUSE_S
             self._metrics.store_read_errors.inc()
             logger.warning("answering without stored histories: %s", error)
             return None
-        return dict(zip(user_ids, histories, strict=True))
+        items = {user_id: ids for user_id, (ids, _) in found.items()}
+        return _Stored(items, {user_id: values for user_id, (_, values) in found.items()})
 
 
-def _whole_history(wish: Wish, stored: dict[str, list[str]] | None) -> list[str]:
-    known = stored.get(wish.user_id, []) if stored and wish.user_id is not None else []
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """Histories by user, and the values of their events where they were asked for."""
+
+    items: dict[str, list[str]]
+    values: dict[str, list[float]]
+
+
+def _whole_history(wish: Wish, stored: _Stored | None) -> list[str]:
+    known = stored.items.get(wish.user_id, []) if stored and wish.user_id is not None else []
     return known + wish.history
+
+
+def _rated(engine: Engine, query: Query, wish: Wish, history: list[str], stored: _Stored | None) -> Query:
+    """The query with the values of its events; those of a history in the request have none."""
+    known = stored.values.get(wish.user_id, []) if stored and wish.user_id is not None else []
+    beside = known + [math.nan] * (len(history) - len(known))
+    index_of = engine.bundle.index_of
+    values = [value for item, value in zip(history, beside, strict=True) if item in index_of]
+    return replace(query, values=np.array(values, np.float32))
 
 
 def _query(engine: Engine, wish: Wish, history: list[str]) -> Query:

@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 import torch
 
+from models.autorec import AutoRecConfig
 from models.s3rec import S3RecConfig
 from models.sasrec import SASRecConfig
 from models.zoo import ModelConfig, build
@@ -16,6 +17,9 @@ from models.zoo import ModelConfig, build
 MODELS: dict[str, Any] = {
     "sasrec": SASRecConfig(dim=16, blocks=2, heads=2, inner=16, length=8, dropout=0.1),
     "s3rec": S3RecConfig(dim=16, blocks=1, heads=2, inner=16, length=8, dropout=0.1),
+    "autorec": AutoRecConfig(hidden=(12,), length=8, dropout=0.1),
+    "autorec-implicit": AutoRecConfig(feedback="implicit", hidden=(12,), length=8),
+    "autorec-deep": AutoRecConfig(hidden=(12, 6), encoder="relu", centre="mean", presence=1.0, length=8),
     "sasrec-relu": SASRecConfig(dim=15, blocks=1, heads=3, inner=8, length=8, dropout=0.3, activation="relu"),
 }
 ITEMS = 25
@@ -24,6 +28,15 @@ ITEMS = 25
 @pytest.fixture(params=MODELS)
 def config(request: pytest.FixtureRequest) -> Any:
     return MODELS[request.param]
+
+
+SEQUENTIAL = {name: config for name, config in MODELS.items() if not name.startswith("autorec")}
+
+
+@pytest.fixture(params=SEQUENTIAL)
+def sequential(request: pytest.FixtureRequest) -> Any:
+    """A model that has a vector at every position; an AutoRec has one for a whole history."""
+    return SEQUENTIAL[request.param]
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +50,24 @@ def _one_thread() -> Iterator[None]:
 def fresh(config: Any, *, seed: int = 0) -> Any:
     """A model in evaluation mode whose weights are far enough from zero for mistakes to show."""
     torch.manual_seed(seed)
+    if isinstance(config, AutoRecConfig):
+        model = build(config, ITEMS).eval()
+        generator = torch.Generator().manual_seed(seed + 1)
+        with torch.no_grad():
+            model.decoder.bias.normal_(generator=generator)
+        if config.feedback == "explicit":
+            offsets = torch.randn(ITEMS, generator=generator)
+            model.calibrate(mean=3.2, low=1, high=5, offsets=offsets)
+        return model
     return build(config.model_copy(update={"initial_deviation": 0.3}), ITEMS).eval()
+
+
+def encode(model: Any, sequences: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Vectors of histories; a model that reads ratings gets some that follow from item and place, a fifth missing."""
+    if not isinstance(model.config, AutoRecConfig) or model.config.feedback == "implicit":
+        return model.encode(sequences, lengths)
+    values = (1 + (sequences + torch.arange(sequences.shape[1])) % 5).float()
+    return model.encode(sequences, lengths, torch.where(values == 3, torch.nan, values))
 
 
 def some_sequences(count: int, width: int) -> torch.Tensor:
@@ -72,9 +102,9 @@ def test_every_model_of_the_zoo_is_here() -> None:
 @torch.no_grad()
 def test_an_empty_history_gives_finite_numbers_whatever_stands_beside_it(config: Any) -> None:
     model = fresh(config)
-    alone = model.encode(torch.zeros(1, 1, dtype=torch.int64), torch.tensor([0]))
+    alone = encode(model, torch.zeros(1, 1, dtype=torch.int64), torch.tensor([0]))
     sequences, lengths = padded([torch.tensor([], dtype=torch.int64), some_sequences(1, 8)[0]], 8)
-    beside = model.encode(sequences, lengths)
+    beside = encode(model, sequences, lengths)
     assert alone.isfinite().all()
     close(alone[0], beside[0])
     assert (alone @ model.item_matrix().T).std() > 0
@@ -85,13 +115,30 @@ def test_padding_changes_nothing(config: Any) -> None:
     model = fresh(config)
     short = some_sequences(4, 3)
     long, lengths = padded(list(short), config.length)
-    close(model.encode(short, lengths), model.encode(long, lengths))
+    close(encode(model, short, lengths), encode(model, long, lengths))
+
+
+@torch.no_grad()
+def test_padding_changes_no_position(sequential: Any) -> None:
+    model = fresh(sequential)
+    short = some_sequences(4, 3)
+    long, _ = padded(list(short), sequential.length)
     close(model(short), model(long)[:, :3])
 
 
 @torch.no_grad()
-def test_no_position_sees_a_later_one(config: Any) -> None:
-    model = fresh(config)
+def test_every_item_of_a_history_speaks(config: Any) -> None:
+    model, lengths = fresh(config), torch.tensor([8])
+    one = torch.tensor([[3, 14, 15, 9, 2, 6, 5, 8]])
+    for position in range(8):
+        two = one.clone()
+        two[:, position] = 20
+        assert (encode(model, one, lengths) - encode(model, two, lengths)).abs().max() > 1e-4
+
+
+@torch.no_grad()
+def test_no_position_sees_a_later_one(sequential: Any) -> None:
+    model = fresh(sequential)
     one = some_sequences(6, 8)
     for position in range(1, 8):
         two = one.clone()
@@ -101,8 +148,8 @@ def test_no_position_sees_a_later_one(config: Any) -> None:
 
 
 @torch.no_grad()
-def test_every_position_sees_the_earlier_ones_and_their_order(config: Any) -> None:
-    model = fresh(config)
+def test_every_position_sees_the_earlier_ones_and_their_order(sequential: Any) -> None:
+    model = fresh(sequential)
     one = some_sequences(1, 8)
     for position in range(7):
         two = one.clone()
@@ -117,15 +164,15 @@ def test_a_batch_is_its_rows_one_by_one(config: Any) -> None:
     model = fresh(config)
     histories = [row[:length] for row, length in zip(some_sequences(9, 8), [0, 1, 2, 3, 4, 5, 6, 7, 8], strict=True)]
     sequences, lengths = padded(histories, 8)
-    together = model.encode(sequences, lengths)
+    together = encode(model, sequences, lengths)
     for row, history in enumerate(histories):
         alone = history[None] if len(history) else torch.zeros(1, 1, dtype=torch.int64)
-        close(together[row], model.encode(alone, torch.tensor([len(history)]))[0])
+        close(together[row], encode(model, alone, torch.tensor([len(history)]))[0])
 
 
 @torch.no_grad()
-def test_the_last_position_alone_is_the_last_of_all_positions(config: Any) -> None:
-    model = fresh(config)
+def test_the_last_position_alone_is_the_last_of_all_positions(sequential: Any) -> None:
+    model = fresh(sequential)
     sequences = some_sequences(5, 8)
     everywhere = model(sequences)
     for length in range(1, 9):
@@ -135,7 +182,7 @@ def test_the_last_position_alone_is_the_last_of_all_positions(config: Any) -> No
 def test_the_same_seed_gives_the_same_model(config: Any) -> None:
     sequences, lengths = some_sequences(3, 5), torch.tensor([5, 3, 1])
     with torch.no_grad():
-        one, two, other = (fresh(config, seed=seed).encode(sequences, lengths) for seed in (0, 0, 1))
+        one, two, other = (encode(fresh(config, seed=seed), sequences, lengths) for seed in (0, 0, 1))
     assert torch.equal(one, two)
     assert not torch.allclose(one, other)
 
@@ -145,8 +192,9 @@ def test_padding_has_no_vector_of_its_own_and_learns_none(config: Any) -> None:
     assert model.item_matrix().shape == (ITEMS + 1, config.dim)
     assert model.item_matrix()[0].abs().max() == 0
     sequences, lengths = padded([torch.tensor([1, 2]), torch.tensor([3])], 4)
-    model.encode(sequences, lengths)[:, 0].sum().backward()
-    gradient = model.item_matrix().grad
+    encode(model, sequences, lengths)[:, 0].sum().backward()
+    own = isinstance(config, AutoRecConfig)  # reads items by another matrix than it scores them by
+    gradient = model.input_embedding.weight.grad if own else model.item_matrix().grad
     assert gradient is not None
     assert gradient[0].abs().max() == 0
     assert gradient[1].abs().max() > 0
@@ -183,6 +231,7 @@ def test_onnx_computes_what_torch_computes(config: Any, blend: bool) -> None:
         attributes=None,
         golden=golden(model, neighbours),
         neighbours=neighbours,
+        inputs=model.inputs().detach().numpy() if isinstance(config, AutoRecConfig) else None,
     )
     assert (content.golden.scores.tolist() == golden(model).scores.tolist()) is not blend
     parity = certify(content, model)  # raises if they differ
@@ -225,10 +274,10 @@ def learned(config: Any, folder: Path, *, shuffled: bool) -> float:
     return evaluate_test(ModelScorer(model), split, CIRCLE).metrics()["hr@10"]  # which chose no epoch
 
 
-def test_walks_with_a_rule_are_learned(config: Any, tmp_path: Path) -> None:
-    assert learned(config, tmp_path, shuffled=False) > 0.9  # chance is 10 of 90
+def test_walks_with_a_rule_are_learned(sequential: Any, tmp_path: Path) -> None:
+    assert learned(sequential, tmp_path, shuffled=False) > 0.9  # chance is 10 of 90
 
 
-def test_shuffled_histories_teach_nothing(config: Any, tmp_path: Path) -> None:
+def test_shuffled_histories_teach_nothing(sequential: Any, tmp_path: Path) -> None:
     """Chance is 10 of the 90 items a user has not had, .11; four standard deviations of 200 users are .09."""
-    assert learned(config, tmp_path, shuffled=True) < 0.2
+    assert learned(sequential, tmp_path, shuffled=True) < 0.2

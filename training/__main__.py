@@ -1,4 +1,4 @@
-"""`python -m training`: fetch, train, evaluate, export, recommend, retrain, results, bootstrap, bench."""
+"""`python -m training`: fetch, train, activations, evaluate, export, recommend, retrain, results, bootstrap, bench."""
 
 import sys
 from pathlib import Path
@@ -11,6 +11,7 @@ from models.bundle import BundleError, read_bundle
 from models.eventlog import SEQUENCE_TYPES, EventLogError
 from models.registry import Registry, RegistryError
 from models.runtime import DeviceError, Runtime
+from training.activations import activations_table, compare_activations
 from training.assessment import assess
 from training.attributes import AttributesError
 from training.checkpoint import CheckpointError
@@ -23,11 +24,12 @@ from training.fit import FitError
 from training.interactions import Columns, InteractionsError, read_interactions
 from training.parallel import joined
 from training.presets import describe, settle
-from training.recommend import RecommendError, recommend
+from training.rating_run import is_autorec, judged_again, print_figures
+from training.recommend import RecommendError, recommend, recommend_run
 from training.report import print_assessment
 from training.results import results_page
 from training.retrain import NotPromoted, retrain
-from training.run import RunError, RunFolder, RunSpec, SplitName, data_window, prepare
+from training.run import Prepared, RunError, RunFolder, RunSpec, SplitName, data_window, default_split, prepare
 from training.train import train
 
 # What a person can put right: one sentence on standard error and exit status 1, never a traceback.
@@ -71,12 +73,24 @@ AttributesFile = Annotated[
     Path | None, typer.Option("--attributes", metavar="FILE", help="Item attributes: .item .json .jsonl .csv .parquet.")
 ]
 Split = Annotated[
-    SplitName, typer.Option("--split", help="loo: each user's last item is the test. time: everything after a moment.")
+    SplitName,
+    typer.Option(
+        "--split",
+        help="loo: each user's last item is the test. time: everything after a moment. random: a tenth of the ratings, "
+        "for AutoRec, whose default it is with explicit ratings. file: what --test names.",
+        show_default="loo",
+    ),
+]
+TestFiles = Annotated[
+    list[Path] | None,
+    typer.Option("--test", metavar="FILE", help="Ratings to test on, for AutoRec: as u1.test beside --data u1.base."),
 ]
 Seed = Annotated[int, typer.Option(help="Of weights, dropout, data order and negatives.")]
 User = Annotated[str, typer.Option("--user-column", help="Column with the user's id.")]
 Item = Annotated[str, typer.Option("--item-column", help="Column with the item's id.")]
-Time = Annotated[str | None, typer.Option("--timestamp-column", help="Column with the time.  [default: timestamp]")]
+Time = Annotated[
+    str | None, typer.Option("--timestamp-column", help='Column with the time; "" for none.  [default: timestamp]')
+]
 Value = Annotated[str | None, typer.Option("--value-column", help="Column with a rating or weight.")]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished training run.")]
 Artifacts = Annotated[Path, typer.Option("--artifacts", metavar="DIR", help="Folder of bundles.")]
@@ -105,8 +119,9 @@ def train_command(
     config: ConfigName,
     *,
     data: Data,
+    test: TestFiles = None,
     attributes: AttributesFile = None,
-    split: Split = "loo",
+    split: Split | None = None,
     seed: Seed = 0,
     output: Annotated[Path | None, typer.Option(metavar="DIR", help="Run folder.  [default: runs/CONFIG-SEED]")] = None,
     user_column: User = "user_id",
@@ -121,26 +136,75 @@ def train_command(
     """
     with joined() as processes:
         console = Console(quiet=not processes.leader)
-        loaded = load_config(config)
         columns = Columns(user=user_column, item=item_column, timestamp=timestamp_column, value=value_column)
-        interactions = read_interactions(data, columns=columns, max_dropped=loaded.data.max_dropped)
-        console.print(str(interactions.report))
-        prepared = prepare(interactions, loaded, split=split, attributes=attributes)
-        settled = settle(loaded, prepared.split.train)
-        if loaded.from_data:
-            console.print(f"by the data: {describe(loaded, settled)}")
-        name = Path(config).stem if config.endswith(".toml") else config
-        spec = RunSpec(
-            name=name,
-            config=settled,
-            split=split,
-            seed=seed,
-            files=[path.resolve() for path in data],
-            columns=columns,
-            attributes=attributes.resolve() if attributes else None,
-            data=data_window(data, prepared),
-        )
-        train(spec, prepared, output or Path("runs") / f"{name}-{seed}", console, processes)
+        files = data, test or []
+        spec, prepared = _run_of(config, files, columns, split, seed=seed, attributes=attributes, console=console)
+        train(spec, prepared, output or Path("runs") / f"{spec.name}-{seed}", console, processes)
+
+
+@app.command(
+    epilog="[bold]Example:[/] python -m training activations autorec-item --data ratings.csv --value-column rating"
+)
+def activations(
+    config: ConfigName,
+    *,
+    data: Data,
+    test: TestFiles = None,
+    split: Split | None = None,
+    seed: Seed = 0,
+    output: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of runs.  [default: runs/CONFIG-activations-SEED]")
+    ] = None,
+    user_column: User = "user_id",
+    item_column: Item = "item_id",
+    timestamp_column: Time = None,
+    value_column: Value = None,
+) -> None:
+    """Fit an AutoRec with every pair of encoder and decoder activation, and write and print the table of them."""
+    console = Console()
+    columns = Columns(user=user_column, item=item_column, timestamp=timestamp_column, value=value_column)
+    files = data, test or []
+    spec, prepared = _run_of(config, files, columns, split, seed=seed, attributes=None, console=console)
+    folder = output or Path("runs") / f"{spec.name}-activations-{seed}"
+    console.print(activations_table(compare_activations(spec, prepared, folder, console)))
+    console.print(f"written: {folder / 'activations.md'}")
+
+
+def _run_of(
+    name: str,
+    files: tuple[list[Path], list[Path]],
+    columns: Columns,
+    split: SplitName | None,
+    *,
+    seed: int,
+    attributes: Path | None,
+    console: Console,
+) -> tuple[RunSpec, Prepared]:
+    """What a run is made from, and its data; says what was read. files: those to learn from, and those of the test."""
+    data, test = files
+    loaded = load_config(name)
+    interactions = read_interactions(data, columns=columns, max_dropped=loaded.data.max_dropped)
+    console.print(str(interactions.report))
+    tested = read_interactions(test, columns=columns, max_dropped=loaded.data.max_dropped) if test else None
+    if tested is not None:
+        console.print(f"test: {tested.report}")
+    split = split or ("file" if test else default_split(loaded))
+    prepared = prepare(interactions, loaded, split=split, attributes=attributes, seed=seed, test=tested)
+    settled = settle(loaded, prepared.split.train)
+    if left := describe(loaded, settled):
+        console.print(f"by the data: {left}")
+    spec = RunSpec(
+        name=Path(name).stem if name.endswith(".toml") else name,
+        config=settled,
+        split=split,
+        seed=seed,
+        files=[path.resolve() for path in data],
+        test=[path.resolve() for path in test],
+        columns=columns,
+        attributes=attributes.resolve() if attributes else None,
+        data=data_window([*data, *test], prepared),
+    )
+    return spec, prepared
 
 
 @app.command(
@@ -169,6 +233,12 @@ def evaluate(
 ) -> None:
     """Judge a run through torch, or a bundle through onnxruntime, on its test part, and print the tables."""
     columns = Columns(user=user_column, item=item_column, timestamp=timestamp_column, value=value_column)
+    if not (data or sampled or against) and is_autorec(subject):
+        spec = RunFolder(subject).spec()
+        if split not in (None, spec.split):
+            raise RunError(f"{subject} was trained on the split {spec.split}; leave --split out or give other --data")
+        print_figures(spec.name, judged_again(RunFolder(subject)), Console(), split=spec.split)
+        return
     found = assess(subject, data=data or (), columns=columns, split=split, sampled=sampled, against=against)
     print_assessment(found, Console())
 
@@ -197,9 +267,14 @@ def export_command(
     epilog="[bold]Example:[/] python -m training recommend v2 --data events.csv --output top.parquet",
 )
 def recommend_command(
-    version: Annotated[str, typer.Argument(help="A bundle that `python -m models list` shows.")],
+    version: Annotated[
+        str, typer.Argument(help="A bundle that `python -m models list` shows, or the folder of an AutoRec run.")
+    ],
     *,
-    data: Data,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option("--data", metavar="FILE", help="Interactions: the histories. A run is for its own users."),
+    ] = None,
     output: Annotated[Path, typer.Option(metavar="FILE", help="What to write: .parquet or .csv.")],
     k: Annotated[int, typer.Option("--k", help="Items a user.", min=1)] = 10,
     artifacts: Artifacts = Path("artifacts"),
@@ -210,6 +285,13 @@ def recommend_command(
 ) -> None:
     """Write the first k items of every user in a log, through onnxruntime, as the bundle would serve them."""
     console = Console()
+    if is_autorec(Path(version)):
+        if data:
+            raise RecommendError(f"{version} is a run, which scores the users of its own data; leave --data out")
+        console.print(f"{output}: {recommend_run(RunFolder(Path(version)), output, k=k, console=console)}")
+        return
+    if not data:
+        raise RecommendError(f"{version} is a bundle and holds no histories; name the files with --data")
     runtime = Runtime(read_bundle(Registry(artifacts).folder(version)))
     runtime.replay_golden()
     columns = Columns(user=user_column, item=item_column, timestamp=timestamp_column, value=value_column)

@@ -17,7 +17,7 @@ from training.evaluate import Evaluation, EvaluationError, Scorer, difference, e
 from training.interactions import Columns, Interactions, read_interactions
 from training.measures import Difference
 from training.next_item import METRIC
-from training.run import RUN, RunFolder, SplitName, split_data
+from training.run import RATED, RUN, RunFolder, SplitName, split_data
 from training.scorers import BundleScorer, run_scorer
 from training.splits import Split
 
@@ -106,7 +106,7 @@ def assess(
     recorded = subject.figures.get("baselines")
     # On the data it was made from the baselines stand as they were recorded: they are fitted without chance.
     if own and recorded:
-        beside = {name: figures["test"] for name, figures in recorded.items()}
+        beside = {name: figures["test"] for name, figures in recorded.items() if METRIC in figures["test"]}
     else:
         beside = {
             name: evaluate_test(baseline, parts, items).report()
@@ -136,7 +136,12 @@ def _data(
     subject: Subject, files: Sequence[Path], columns: Columns, split: SplitName | None
 ) -> tuple[Interactions, Dataset, Split, SplitName]:
     spec = subject.run.spec() if subject.run else None
-    chosen: SplitName = split or (spec.split if spec else "loo")
+    chosen: SplitName = split or (spec.split if spec and not (files and spec.split in RATED) else "loo")
+    if chosen in RATED:
+        raise EvaluationError(
+            f"the split {chosen} holds out single ratings of whatever time, which is not what came next: it gives no "
+            "ranking figures; give --data FILE with --split loo or time"
+        )
     if not files:
         if subject.run is None or spec is None:
             raise EvaluationError(

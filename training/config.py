@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
+from models.autorec import AutoRecConfig
 from models.s3rec import S3RecConfig
 from models.sasrec import EncoderConfig, SASRecConfig
 
@@ -37,6 +38,7 @@ class FittingConfig(_Section):
     patience: int = Field(20, ge=1)  # epochs without a better validation figure before training stops
     learning_rate: float = Field(1e-3, gt=0)
     warmup_steps: int = Field(0, ge=0)  # the learning rate rises linearly over these, then stays
+    decay: float = Field(1.0, gt=0, le=1)  # the learning rate is multiplied by it after every epoch
     weight_decay: float = Field(0.0, ge=0)
     gradient_clip: float | None = Field(None, gt=0)  # largest norm of the gradient
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on a GPU, float32 on CPU
@@ -86,6 +88,40 @@ class PretrainingConfig(FittingConfig):
         return self
 
 
+class ReconstructionConfig(FittingConfig):
+    """How an autoencoder learns to fill in rows of a matrix."""
+
+    batch: int = Field(128, ge=1)  # rows a step
+    epochs: int = Field(150, ge=1)
+    patience: int = Field(10, ge=1)
+    l2: float = Field(60.0, ge=0)  # the paper's lambda: half of it times the squared matrices, on the sum over ratings
+    negatives: int | None = Field(None, ge=1)  # of implicit feedback: zeros drawn for each observed entry, default 5
+    validation_share: float = Field(0.05, gt=0, lt=1)  # of the ratings that are not held out, in a split of ratings
+    # lowest and highest rating; None: those of the train part. TOML has lists, hence not strict
+    scale: tuple[float, float] | None = Field(None, strict=False)
+
+    @model_validator(mode="after")
+    def _scale_rises(self) -> "ReconstructionConfig":
+        if self.scale is not None and not self.scale[0] < self.scale[1]:
+            raise ValueError(f"training.scale {list(self.scale)} must be a lower and a higher rating")
+        return self
+
+
+class AutoRecRunConfig(_Section):
+    """A run of AutoRec."""
+
+    data: DataConfig = DataConfig()
+    model: AutoRecConfig
+    training: ReconstructionConfig = ReconstructionConfig()
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> "AutoRecRunConfig":
+        name = "scale" if self.model.feedback == "implicit" else "negatives"
+        if getattr(self.training, name) is not None:
+            raise ValueError(f"training.{name} does nothing with feedback {self.model.feedback!r}; leave it out")
+        return self
+
+
 class _NextItem(_Section):
     data: DataConfig = DataConfig()
     training: TrainingConfig = TrainingConfig()
@@ -123,7 +159,13 @@ def _said_once(config: _NextItem, model: EncoderConfig) -> None:
             raise ValueError(f"from_data has {name!r} and {section}.{name} is given too; leave one of them out")
 
 
-_KINDS: dict[str, type[Config] | type[S3RecRunConfig]] = {"sasrec": Config, "s3rec": S3RecRunConfig}
+RunConfig = Config | S3RecRunConfig | AutoRecRunConfig
+
+_KINDS: dict[str, type[Config] | type[S3RecRunConfig] | type[AutoRecRunConfig]] = {
+    "sasrec": Config,
+    "s3rec": S3RecRunConfig,
+    "autorec": AutoRecRunConfig,
+}
 
 
 def _kind(raw: Any) -> str:
@@ -134,10 +176,15 @@ def _kind(raw: Any) -> str:
     return str(raw.model.name)
 
 
-AnyConfig = Annotated[Annotated[Config, Tag("sasrec")] | Annotated[S3RecRunConfig, Tag("s3rec")], Discriminator(_kind)]
+AnyConfig = Annotated[
+    Annotated[Config, Tag("sasrec")]
+    | Annotated[S3RecRunConfig, Tag("s3rec")]
+    | Annotated[AutoRecRunConfig, Tag("autorec")],
+    Discriminator(_kind),
+]
 
 
-def load_config(name: str) -> Config | S3RecRunConfig:
+def load_config(name: str) -> RunConfig:
     """Read a configuration by its name under training/configs/, or by the path of a TOML file.
 
     Raises ConfigError naming the file, the key and the value.

@@ -124,10 +124,23 @@ class Sequences:
         """
         compact = self.compact()
         items = rows[compact.items]
-        owners = np.repeat(np.arange(len(compact)), compact.lengths)[items > 0]
+        known = items > 0
+        owners = np.repeat(np.arange(len(compact)), compact.lengths)[known]
         lengths = np.bincount(owners, minlength=len(compact))
         ends = np.cumsum(lengths, dtype=np.int64)
-        return Sequences(items[items > 0], ends - lengths, ends)
+        return Sequences(
+            items[known],
+            ends - lengths,
+            ends,
+            None if compact.timestamps is None else compact.timestamps[known],
+            None if compact.values is None else compact.values[known],
+        )
+
+    def values_of(self, user: int) -> NDArray[np.float32]:
+        """The values beside one user's items, NaN where there is none: float32 (length,)."""
+        if self.values is None:
+            return np.full(int(self.lengths[user]), np.nan, np.float32)
+        return self.values[self.starts[user] : self.ends[user]]
 
     def compact(self) -> "Sequences":
         """The same sequences side by side in arrays of their own, nothing else in them: starts[u + 1] == ends[u]."""

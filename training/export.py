@@ -10,6 +10,7 @@ import tempfile
 import warnings
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,12 +18,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from models.autorec import AutoRec
 from models.bundle import VERSION_NAME, BundleError, Content, Golden, Manifest, Parity, read_bundle, write_bundle
 from models.neighbours import Neighbours
 from models.runtime import EXCLUDED_SCORE, TOLERANCE, Runtime, same_items
 from models.sasrec import SASRec
-from models.sequence import Indices, pad, truncate
+from models.sequence import Indices, Values, pad, pad_values, truncate
+from models.zoo import Model
+from training.dataset import Sequences
 from training.ranker import OPSET, build_ranker
+from training.reconstruction import history_rows
 from training.run import RunFolder
 
 _PARITY_BATCHES = (1, 2, 3, 7, 64)
@@ -46,6 +51,17 @@ class _Encoder(nn.Module):
         return self.model.encode(sequences, lengths)
 
 
+class _RowEncoder(nn.Module):
+    """What is exported of an AutoRec: its own matrix is an input, and values are one where it reads ratings."""
+
+    def __init__(self, model: AutoRec) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, sequences: Tensor, lengths: Tensor, inputs: Tensor, values: Tensor | None = None) -> Tensor:
+        return self.model.encode(sequences, lengths, values, inputs)
+
+
 def export(run: RunFolder, artifacts: Path, *, version: str | None = None) -> Path:
     """Publish a finished run as `artifacts/<version>` and return that folder.
 
@@ -53,6 +69,12 @@ def export(run: RunFolder, artifacts: Path, *, version: str | None = None) -> Pa
     ExportError if the graphs differ from torch or the version is no name, BundleError if it exists.
     """
     spec, metrics, model, neighbours = run.spec(), run.metrics(), run.model(), run.neighbours()
+    if isinstance(model, AutoRec) and model.config.side == "item":
+        raise ExportError(
+            f"{run.path} is an item-based AutoRec: it knows only the users it was trained on, so it cannot serve. "
+            f"Score those in a batch with `python -m training recommend {run.path} --output FILE`, or train "
+            "autorec-user"
+        )
     now = datetime.now(UTC)
     version = version or f"{now:%Y%m%d-%H%M%S}-{re.sub('[^A-Za-z0-9._-]', '-', spec.name)}"
     if not re.fullmatch(VERSION_NAME, version):
@@ -85,6 +107,7 @@ def export(run: RunFolder, artifacts: Path, *, version: str | None = None) -> Pa
         attributes=run.attributes(),
         golden=golden(model, neighbours),
         neighbours=neighbours,
+        inputs=model.inputs().detach().numpy() if isinstance(model, AutoRec) else None,
     )
     parity = certify(content, model)
     certified = Content(
@@ -94,33 +117,47 @@ def export(run: RunFolder, artifacts: Path, *, version: str | None = None) -> Pa
     return write_bundle(artifacts, certified)
 
 
-def encoder_graph(model: SASRec) -> bytes:
+def encoder_graph(model: Model) -> bytes:
     """The encoder as ONNX, serialised.
 
     Inputs: sequences int64 (batch, length), right-padded with 0, and lengths int64 (batch,), both dimensions dynamic;
-    items float32 (rows, dim), the item matrix.
+    items float32 (rows, dim), the item matrix. Instead of items an AutoRec takes inputs float32 (rows, hidden + 1), the
+    matrix it reads items by, and for ratings values float32 (batch, length), NaN where an event has none.
     Output: vectors float32 (batch, dim).
     """
     # No upper bound of length: the runtime truncates, and a bound of 1 or 2 is below what the exporter can trace.
     batch, length = torch.export.Dim("batch", min=1), torch.export.Dim("length", min=1)
-    example = (torch.ones(2, 3, dtype=torch.int64), torch.tensor([3, 2]))
+    example: tuple[Tensor, ...] = (torch.ones(2, 3, dtype=torch.int64), torch.tensor([3, 2]))
+    names = ["sequences", "lengths"]
+    shapes: dict[str, Any] = {"sequences": {0: batch, 1: length}, "lengths": {0: batch}}
+    encoder: nn.Module
+    if isinstance(model, AutoRec):
+        encoder = _RowEncoder(model)
+        example, names = (*example, model.inputs().detach()), [*names, "inputs"]
+        shapes["inputs"] = {0: torch.export.Dim("rows", min=2)}
+        if model.config.feedback == "explicit":
+            example, names = (*example, torch.full((2, 3), 3.0)), [*names, "values"]
+            shapes["values"] = {0: batch, 1: length}
+    else:
+        encoder = _Encoder(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's notes to its own developers
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         program = torch.onnx.export(
-            _Encoder(model).eval(),
+            encoder.eval(),
             example,
             dynamo=True,
             verbose=False,
             opset_version=OPSET,
-            input_names=["sequences", "lengths"],
+            input_names=names,
             output_names=["vectors"],
-            dynamic_shapes={"sequences": {0: batch, 1: length}, "lengths": {0: batch}},
+            dynamic_shapes=shapes,
         )
     if program is None:
         raise ExportError("torch's exporter returned no program")
     graph = program.model_proto
-    _share_items(graph.graph, rows=model.items + 1, dim=model.config.dim)
+    if not isinstance(model, AutoRec):
+        _share_items(graph.graph, rows=model.items + 1, dim=model.config.dim)
     onnx.checker.check_model(graph)
     return bytes(graph.SerializeToString())
 
@@ -140,18 +177,20 @@ def _share_items(graph: onnx.GraphProto, *, rows: int, dim: int) -> None:
     graph.input.append(onnx.helper.make_tensor_value_info("items", onnx.TensorProto.FLOAT, ["rows", dim]))
 
 
-def golden(model: SASRec, neighbours: Neighbours | None = None) -> Golden:
+def golden(model: Model, neighbours: Neighbours | None = None) -> Golden:
     """Random histories, an empty and an over-long one among them, with torch's answers and what neighbours add."""
     generator = np.random.default_rng(0)
     longest = model.config.length
     lengths = [0, 1, longest, longest + 5, *generator.integers(1, longest + 1, _GOLDEN_CASES - 4)]
     histories = _random_histories(generator, model.items, lengths)
-    vectors, indices, scores = _torch_answers(model, histories, neighbours)
+    values = _random_values(generator, model, histories)
+    vectors, indices, scores = _torch_answers(model, histories, values, neighbours)
     sequences, padded_lengths = pad(histories)
-    return Golden(sequences, padded_lengths, sequences, vectors, indices, scores)
+    beside = None if values is None else pad_values(values, sequences.shape[1])
+    return Golden(sequences, padded_lengths, sequences, vectors, indices, scores, beside)
 
 
-def certify(content: Content, model: SASRec) -> Parity:
+def certify(content: Content, model: Model) -> Parity:
     """Compare onnxruntime with torch over the grid, from a bundle in a temporary folder.
 
     Raises ExportError with the worst difference if any score is more than 1e-4 away, or a top-k differs by more than
@@ -161,7 +200,8 @@ def certify(content: Content, model: SASRec) -> Parity:
     longest = model.config.length
     edges = [0, 1, 2, longest // 2, longest - 1, longest, longest + 7]
     histories = _random_histories(generator, model.items, [*edges, *generator.integers(0, longest + 8, _PARITY_CASES)])
-    vectors, indices, scores = _torch_answers(model, histories, content.neighbours)
+    values = _random_values(generator, model, histories)
+    vectors, indices, scores = _torch_answers(model, histories, values, content.neighbours)
     bonus = None if content.neighbours is None else content.neighbours.bonus(histories)
     cases, worst, agreed = 0, 0.0, True
     with tempfile.TemporaryDirectory() as folder:
@@ -175,7 +215,7 @@ def certify(content: Content, model: SASRec) -> Parity:
         for batch in _PARITY_BATCHES:
             for rows in np.array_split(np.arange(len(histories)), -(-len(histories) // batch)):
                 chosen = [histories[row] for row in rows]
-                found = runtime.encode(chosen)
+                found = runtime.encode(chosen, None if values is None else [values[row] for row in rows])
                 found_indices, found_scores = runtime.rank(found, chosen, _K, chosen)
                 difference = np.max([np.abs(found - vectors[rows]).max(), np.abs(found_scores - scores[rows]).max()])
                 worst = max(worst, float(difference)) if np.isfinite(difference) else float("inf")
@@ -200,14 +240,39 @@ def _random_histories(generator: np.random.Generator, items: int, lengths: list[
     return [generator.integers(1, items + 1, length) for length in lengths]
 
 
+def _random_values(
+    generator: np.random.Generator, model: Model, histories: list[NDArray[np.int64]]
+) -> list[Values] | None:
+    """Ratings on and beyond both ends of the scale, a tenth of them missing; None for a model that reads none."""
+    if not isinstance(model, AutoRec) or model.config.feedback == "implicit":
+        return None
+    low, high = model.low.item() - 1, model.high.item() + 1
+    values = [generator.uniform(low, high, len(history)).astype(np.float32) for history in histories]
+    return [np.where(generator.random(len(row)) < 0.1, np.float32(np.nan), row) for row in values]
+
+
 @torch.no_grad()
 def _torch_answers(
-    model: SASRec, histories: list[NDArray[np.int64]], neighbours: Neighbours | None
+    model: Model,
+    histories: list[NDArray[np.int64]],
+    values: list[Values] | None,
+    neighbours: Neighbours | None,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
-    """Vectors, and the top-k without the history: the obvious way, one history at a time, unpadded, all positions."""
-    newest: list[Indices] = [truncate(history, model.config.length) for history in histories]
-    inputs = [torch.from_numpy(history if len(history) else np.zeros(1, np.int64)) for history in newest]
-    vectors = torch.stack([model(sequence[None])[0, -1] for sequence in inputs])
+    """Vectors, and the top-k without the history: the obvious way, one history at a time, unpadded, all positions.
+
+    Of an AutoRec dense rows of the matrix, as it is trained.
+    """
+    if isinstance(model, AutoRec):
+        model.eval()
+        ends = np.cumsum([len(history) for history in histories])
+        flat = np.concatenate(histories).astype(np.int32)
+        starts = ends - [len(history) for history in histories]
+        beside = None if values is None else np.concatenate(values)
+        vectors = model.read(*history_rows(model, Sequences(flat, starts, ends, None, beside)))
+    else:
+        newest: list[Indices] = [truncate(history, model.config.length) for history in histories]
+        inputs = [torch.from_numpy(history if len(history) else np.zeros(1, np.int64)) for history in newest]
+        vectors = torch.stack([model(sequence[None])[0, -1] for sequence in inputs])
     scores = vectors @ model.item_matrix().T
     if neighbours is not None:
         scores += torch.from_numpy(neighbours.bonus(histories))

@@ -160,11 +160,12 @@ def _epoch(
     model.train()
     device = next(model.parameters()).device
     bfloat16 = config.precision == "bfloat16" or (config.precision == "auto" and device.type == "cuda")
+    rate = config.learning_rate * config.decay ** (epoch - 1)
     total, targets, taken = 0.0, 0, 0
     for batch in task.batches(epoch):
         step = _steps(optimiser) + 1
         for group in optimiser.param_groups:
-            group["lr"] = config.learning_rate * min(1.0, step / max(1, config.warmup_steps))
+            group["lr"] = rate * min(1.0, step / max(1, config.warmup_steps))
         sequences, count = task.sizes(batch)
         mine = task.part(batch, processes.rank, processes.count) if processes.several else batch
         share = task.sizes(mine)[1] / count
@@ -181,7 +182,7 @@ def _epoch(
         optimiser.step()
         value = processes.sum(value, device)
         if not math.isfinite(value):
-            raise FitError(f"the loss became {value} in epoch {epoch}; lower training.learning_rate or clip gradients")
+            raise FitError(f"the loss became {value} in epoch {epoch}; lower the learning rate or clip gradients")
         total, targets, taken = total + value * count, targets + count, taken + sequences
         watcher.step(sequences, value)
     return total / targets, taken

@@ -12,7 +12,26 @@ from pathlib import Path
 
 import polars as pl
 
-SUFFIXES = (".csv", ".tsv", ".inter", ".item", ".parquet", ".jsonl", ".ndjson", ".txt")  # all but Parquet also .gz
+# All but Parquet may end in .gz too.
+SUFFIXES = (
+    ".csv",
+    ".tsv",
+    ".inter",
+    ".item",
+    ".parquet",
+    ".jsonl",
+    ".ndjson",
+    ".txt",
+    ".base",
+    ".test",
+    ".data",
+)
+RATINGS = (
+    ".base",
+    ".test",
+    ".data",
+)  # of MovieLens-100K: tabs, no header, always these columns; all but Parquet also .gz
+_RATING_COLUMNS = ["user_id", "item_id", "rating", "timestamp"]
 _NO_SEPARATOR = "\x01"  # occurs in no text, so a delimited reader gives whole lines
 
 
@@ -44,7 +63,7 @@ def content_of(path: Path) -> bytes:
 
 
 def read_delimited(path: Path) -> tuple[pl.DataFrame, dict[str, str]]:
-    """CSV with a comma and quotes; TSV, .inter and .item with tabs and none. Every column is String, null if empty.
+    """CSV with a comma and quotes; the others with tabs and none. Every column is String, null if empty.
 
     .inter and .item declare types in their header ("user_id:token"): these are taken off the names and come as the
     second value, type by name; it is empty for CSV and TSV. UTF-8, with or without a byte order mark.
@@ -56,12 +75,17 @@ def read_delimited(path: Path) -> tuple[pl.DataFrame, dict[str, str]]:
             separator="," if suffix == ".csv" else "\t",
             quote_char='"' if suffix == ".csv" else None,
             infer_schema=False,
+            has_header=suffix not in RATINGS,
         )
     except (pl.exceptions.PolarsError, OSError) as error:
         raise FormatError(
             f"{path}: not a readable {suffix} table ({_first_line(error)}); it must be UTF-8 with one header line and "
             "the same number of fields in every line"
         ) from error
+    if suffix in RATINGS:
+        if frame.width != len(_RATING_COLUMNS):
+            raise FormatError(f"{path}: has {frame.width} columns; a {suffix} file has user, item, rating and time")
+        frame.columns = _RATING_COLUMNS
     if suffix not in (".inter", ".item"):
         return frame, {}
     header = [name.rpartition(":") if ":" in name else (name, ":", "token") for name in frame.columns]

@@ -25,7 +25,8 @@ class InteractionsError(ValueError):
 class Columns:
     """Names of the columns to read. One that is named must be there.
 
-    None stands for "timestamp" and "value" (in .inter files "timestamp" and "rating"), read where a file has them.
+    None stands for "timestamp" and "value" (in .inter files and MovieLens's .base, .test and .data "timestamp" and
+    "rating"), read where a file has them. An empty timestamp reads none: the order of the rows counts.
     """
 
     user: str = "user_id"
@@ -87,7 +88,8 @@ def read_interactions(
     """Read interaction files as one log, in the given order.
 
     By suffix: .csv, .tsv, .jsonl or .ndjson, .inter (RecBole's atomic file, typed header), .txt without a header
-    ("user item" or "user item item ..." a line, oldest first), each also with .gz; and .parquet.
+    ("user item" or "user item item ..." a line, oldest first), .base, .test and .data as MovieLens-100K has them (user,
+    item, rating, time, no header), each also with .gz; and .parquet.
 
     Ids are kept as written; integers become their decimal digits, and so do numbers with a fraction of zero in a
     Parquet column of floats (there 3.0 is item "3"; any other fraction is a wrong type). Timestamps are RFC 3339 or
@@ -132,10 +134,10 @@ def _raw_columns(path: Path, columns: Columns) -> pl.DataFrame:
     suffix = formats.suffix_of(path)
     if suffix == ".txt":
         for name in (columns.timestamp, columns.value):
-            if name is not None:
+            if name:
                 raise InteractionsError(f"{path}: a .txt file of sequences has no column {name!r}; do not name one")
         return formats.read_sequences(path, header=columns.user)
-    value_name = "rating" if suffix == ".inter" else "value"
+    value_name = "rating" if suffix in (".inter", *formats.RATINGS) else "value"
     wanted = list(
         dict.fromkeys([columns.user, columns.item, columns.timestamp or "timestamp", columns.value or value_name])
     )
@@ -156,12 +158,14 @@ def _chosen(
     wanted = {
         "user": columns.user,
         "item": columns.item,
-        "timestamp": columns.timestamp or ("timestamp" if "timestamp" in frame.columns else None),
+        "timestamp": columns.timestamp
+        if columns.timestamp is not None
+        else ("timestamp" if "timestamp" in frame.columns else None),
         "value": columns.value or (value_name if value_name in frame.columns else None),
     }
     chosen = []
     for role, name in wanted.items():
-        if name is None:
+        if not name:
             continue
         if name not in frame.columns:
             raise InteractionsError(

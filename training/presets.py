@@ -7,20 +7,22 @@ from typing import Any
 
 import numpy as np
 
-from training.config import Config, S3RecRunConfig
+from training.config import AutoRecRunConfig, RunConfig
 from training.dataset import Sequences
 
 _LENGTHS = (50, 100, 200)  # longer histories than the last cost more than they gain
 _SHORT = 30  # mean train interactions of a user: with fewer, the same few sequences come round too soon
 
 
-def settle(config: Config | S3RecRunConfig, train: Sequences) -> Config | S3RecRunConfig:
+def settle(config: RunConfig, train: Sequences) -> RunConfig:
     """The configuration with every option of `from_data` set, and none left to set.
 
     length: the shortest of 50, 100 and 200 that nine histories of ten fit into, else 200.
     dropout: 0.5 where users have few interactions, 0.2 where they have many.
     stride: half the length where histories are longer than it, so that every item is predicted with a long past.
     """
+    if isinstance(config, AutoRecRunConfig):  # leaves nothing to the data
+        return config
     lengths = train.lengths[train.lengths > 0]
     reach = float(np.percentile(lengths, 90))
     found: dict[str, Any] = {
@@ -40,7 +42,9 @@ def settle(config: Config | S3RecRunConfig, train: Sequences) -> Config | S3RecR
     )
 
 
-def describe(before: Config | S3RecRunConfig, after: Config | S3RecRunConfig) -> str:
+def describe(before: RunConfig, after: RunConfig) -> str:
     """What was set by the data, in words; empty if nothing was left to it."""
+    if isinstance(before, AutoRecRunConfig) or isinstance(after, AutoRecRunConfig):
+        return ""
     values = {"length": after.model.length, "dropout": after.model.dropout, "stride": after.training.stride}
     return ", ".join(f"{name} {values[name]}" for name in before.from_data)

@@ -7,6 +7,7 @@ output, never all of it.
 import shutil
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +19,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from models.bundle import Bundle
 from models.runtime import EXCLUDED_SCORE, Runtime
-from training.dataset import Dataset, Sequences, build_dataset
+from training.dataset import Dataset, Sequences, build_dataset, popularity_of
+from training.evaluate import UserScorer, mask_seen
 from training.interactions import Interactions
+from training.rating_run import finished_task
+from training.run import RunFolder
 
 _USERS_AT_ONCE = 256  # a batch of the runtime; the scores of one are 4 bytes times the catalogue for each
 _ROWS_A_PART = 1_000_000  # written at a time
@@ -55,16 +59,62 @@ def recommend(runtime: Runtime, interactions: Interactions, output: Path, *, k: 
     under its name complete or not at all.
     Raises RecommendError for another suffix, k below 1, or a model that gives no finite vector.
     """
+    dataset = build_dataset(interactions)
+    histories = _translated(dataset, runtime.bundle)
+    return _written(
+        dataset.users,
+        runtime.bundle.ids,
+        lambda some: (_rank(runtime, histories.take(some), k), int((histories.lengths[some] > 0).sum())),
+        output,
+        k=k,
+        console=console,
+    )
+
+
+def recommend_run(run: RunFolder, output: Path, *, k: int, console: Console) -> Written:
+    """The same of an AutoRec run through torch, for every user it was trained on, whose histories are its train part.
+
+    It is how an item-based one is put to use; scores are its predicted ratings, above or below the scale if need be.
+    Raises RecommendError as `recommend`, and RunError if the run is of another model or its data has changed.
+    """
+    prepared = run.data()
+    task = finished_task(run, prepared)
+    scorer, train = task.scorer(), prepared.split.train
+    popularity = popularity_of(train, prepared.dataset.vocabulary.items)
+
+    def ranked(some: NDArray[np.int64]) -> tuple[pl.DataFrame, int]:
+        histories = train.take(some)
+        scores = np.array(scorer.of_users(some) if isinstance(scorer, UserScorer) else scorer(histories))
+        known = histories.lengths > 0
+        scores[~known] = popularity
+        mask_seen(scores, histories)
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        found = np.take_along_axis(scores, best, axis=1)
+        frame = _frame(np.arange(len(some)), best, found, found > -np.inf, "model")
+        source = pl.when(pl.col("row").is_in(np.flatnonzero(known))).then(pl.lit("model")).otherwise(pl.lit("popular"))
+        return frame.with_columns(source=source), int(known.sum())
+
+    return _written(prepared.dataset.users, run.ids(), ranked, output, k=k, console=console)
+
+
+def _written(
+    names: Sequence[str],
+    ids: Sequence[str],
+    ranked: Callable[[NDArray[np.int64]], tuple[pl.DataFrame, int]],
+    output: Path,
+    *,
+    k: int,
+    console: Console,
+) -> Written:
+    """Rank users some at a time and write them; ranked gives rows of these users and how many are by the model."""
     if output.suffix not in _SUFFIXES:
         raise RecommendError(f"{output}: the name must end in {' or '.join(_SUFFIXES)}")
     if k < 1:
         raise RecommendError(f"k is {k}; it must be at least 1")
     output.parent.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
-    dataset = build_dataset(interactions)
-    histories = _translated(dataset, runtime.bundle)
-    users = pl.Series("user_id", dataset.users, dtype=pl.String)
-    items = pl.Series("item_id", runtime.bundle.ids, dtype=pl.String)
+    users = pl.Series("user_id", names, dtype=pl.String)
+    items = pl.Series("item_id", ids, dtype=pl.String)
     by_model = rows = 0
     columns = (TextColumn("ranking"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with (
@@ -75,13 +125,11 @@ def recommend(runtime: Runtime, interactions: Interactions, output: Path, *, k: 
         parts = _Parts(Path(folder), output.suffix)
         for begin in range(0, len(users), _USERS_AT_ONCE):
             some = np.arange(begin, min(begin + _USERS_AT_ONCE, len(users)))
-            ranked = _rank(runtime, histories.take(some), k)
-            named = ranked.with_columns(
-                user_id=users.gather(ranked["row"] + begin), item_id=items.gather(ranked["item"])
-            )
+            frame, modelled = ranked(some)
+            named = frame.with_columns(user_id=users.gather(frame["row"] + begin), item_id=items.gather(frame["item"]))
             parts.add(named)
-            by_model += int((histories.lengths[some] > 0).sum())
-            rows += ranked.height
+            by_model += modelled
+            rows += frame.height
             progress.advance(task, len(some))
         parts.close(output)
     return Written(by_model, len(users) - by_model, rows, time.perf_counter() - began)
@@ -100,7 +148,8 @@ def _rank(runtime: Runtime, histories: Sequences, k: int) -> pl.DataFrame:
     sequences = [histories[int(user)].astype(np.int64) for user in known]
     frames = []
     if len(known):
-        vectors = runtime.encode(sequences)
+        values = [histories.values_of(int(user)) for user in known] if runtime.reads_values else None
+        vectors = runtime.encode(sequences, values)
         if not np.isfinite(vectors).all():
             raise RecommendError(f"{runtime.bundle.manifest.version} gave a vector that is not finite; train it again")
         indices, scores = runtime.rank(vectors, sequences, k, sequences)

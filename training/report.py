@@ -18,7 +18,12 @@ from training.next_item import METRIC
 from training.run import Prepared
 from training.similar import Similar
 
-SPLITS = {"loo": "leave-one-out", "time": "split by time"}
+SPLITS = {
+    "loo": "leave-one-out",
+    "time": "split by time",
+    "random": "random ratings held out",
+    "file": "the ratings of the test files",
+}
 
 _SHOWN = ("hr@10", "ndcg@10", "mrr", "coverage@10", "novelty@10")
 _MORE_IS_BETTER = _SHOWN[:-1]  # novelty describes; chance has the most of it
@@ -74,6 +79,7 @@ def describe_data(prepared: Prepared) -> str:
             f"too few interactions: {core.users_removed:,} users and {core.items_removed:,} items removed, "
             f"{core.interactions_removed:,} interactions with them"
         )
+    lines += prepared.notes
     lines += [f"not evaluated: {users:,} users, {why}" for why, users in prepared.split.left_out.items() if users]
     if not prepared.interactions.has_timestamps:
         lines.append("no timestamps: the order of the rows is taken as the order of events")

@@ -15,8 +15,9 @@ from training.config import CONFIGS
 from training.interactions import Columns
 from training.measures import spread
 from training.next_item import METRIC
+from training.rating_results import HEADINGS, rating_rows
 from training.report import SPLITS, heading
-from training.run import METRICS, RunError, RunFolder, RunSpec
+from training.run import METRICS, RATED, RunError, RunFolder, RunSpec, default_split
 
 _FIGURES = ("hr@10", METRIC, "mrr", "coverage@10", "novelty@10")
 _HEADINGS = (
@@ -49,7 +50,8 @@ def results_page(runs: Sequence[RunFolder]) -> str:
         first = identities.setdefault(spec.identity, run.path)
         if first != run.path:
             raise RunError(f"{first} and {run.path} are the same run twice; name one of them")
-    tables = [_table(group) for group in _grouped(specs, lambda spec: (spec.data.model_dump_json(), spec.split))]
+    groups = _grouped(specs, lambda spec: (_sources(spec), spec.split))
+    tables = [_rating_table(group) if group[0][1].split in RATED else _table(group) for group in groups]
     command = shlex.join(["python", "-m", "training", "results", *(_relative(run.path) for run in runs)])
     return (
         "\n\n".join(
@@ -67,6 +69,12 @@ def results_page(runs: Sequence[RunFolder]) -> str:
     )
 
 
+def _sources(spec: RunSpec) -> str:
+    """What the data is; the newest train event of a random split is another for every seed."""
+    left_out = {"trained_until_ms"} if spec.split == "random" else set()
+    return spec.data.model_dump_json(exclude=left_out)
+
+
 def _grouped(
     specs: Sequence[tuple[RunFolder, RunSpec]], key: Callable[[RunSpec], object]
 ) -> list[list[tuple[RunFolder, RunSpec]]]:
@@ -79,22 +87,40 @@ def _grouped(
 def _table(group: Sequence[tuple[RunFolder, RunSpec]]) -> str:
     """Heading, digests and table of the runs on one data set and split."""
     spec = group[0][1]
-    data = spec.data
-    digests = "\n".join(f"- {name}: sha256 `{digest}`" for name, digest in data.files.items())
     rows: list[_Row] = []
     finished = [run for run, _ in group if (run.path / METRICS).exists()]
     if finished:
         for name, figures in finished[0].metrics()["baselines"].items():
-            rows.append(_row(name, [figures["test"]]))
-    configurations = _grouped(group, lambda spec: spec.config.model_dump_json())
-    names = [part[0][1].name for part in configurations]
-    for part in configurations:
-        name = part[0][1].name
-        if names.count(name) > 1:  # told apart by what the run says of itself
-            name += f" ({part[0][1].identity[:8]})"
+            if METRIC in figures["test"]:
+                rows.append(_row(name, [figures["test"]]))
+    configurations = _named(group)
+    for name, part in configurations:
         rows += _rows(name, part)
     rows.sort(key=lambda row: -1.0 if row.order is None else row.order, reverse=True)
     lines = [_HEADINGS, tuple("---" for _ in _HEADINGS), *(row.cells for row in rows)]
+    return _section(spec, lines)
+
+
+def _rating_table(group: Sequence[tuple[RunFolder, RunSpec]]) -> str:
+    """The same of runs that predict ratings."""
+    rows = rating_rows(_named(group), wall_time=_wall_time, command=_command)
+    return _section(group[0][1], [HEADINGS, tuple("---" for _ in HEADINGS), *rows])
+
+
+def _named(group: Sequence[tuple[RunFolder, RunSpec]]) -> list[tuple[str, list[tuple[RunFolder, RunSpec]]]]:
+    """The runs of each configuration by its name."""
+    configurations = _grouped(group, lambda spec: spec.config.model_dump_json())
+    names = [part[0][1].name for part in configurations]
+    return [
+        # Of equal names, told apart by what the run says of itself.
+        (name if names.count(name) == 1 else f"{name} ({part[0][1].identity[:8]})", part)
+        for name, part in zip(names, configurations, strict=True)
+    ]
+
+
+def _section(spec: RunSpec, lines: Sequence[tuple[str, ...]]) -> str:
+    data = spec.data
+    digests = "\n".join(f"- {name}: sha256 `{digest}`" for name, digest in data.files.items())
     title = f"## {', '.join(Path(name).name for name in data.files)}, {SPLITS[spec.split]}"
     size = f"{data.users:,} users, {data.items:,} items, {data.interactions:,} interactions"
     return "\n\n".join([title, f"{size}:\n\n{digests}", "\n".join(f"| {' | '.join(cells)} |" for cells in lines)])
@@ -178,7 +204,9 @@ def _command(specs: Sequence[RunSpec]) -> str:
     ):
         if name != getattr(Columns(), role):
             words += [f"--{role}-column", str(name)]
-    if spec.split != "loo":
+    for path in spec.test:
+        words += ["--test", _relative(path)]
+    if spec.split not in (default_split(spec.config), "file"):
         words += ["--split", spec.split]
     return f"`{shlex.join(words)} --seed {spec.seed if len(specs) == 1 else 'SEED'}`"
 

@@ -17,7 +17,7 @@ from models.eventlog import SEQUENCE_TYPES, LoggedEvent, connect, log_size, read
 from models.registry import Registry
 from models.runtime import Runtime
 from training.attributes import Attributes
-from training.config import Config, S3RecRunConfig
+from training.config import RunConfig
 from training.dataset import DatasetError, Vocabulary
 from training.evaluate import Evaluation, Scorer, evaluate_test
 from training.export import export
@@ -51,7 +51,7 @@ class NotPromoted(Exception):  # noqa: N818 - an outcome, not an error
 
 def retrain(
     data: list[Path],
-    config: Config | S3RecRunConfig,
+    config: RunConfig,
     *,
     name: str,
     columns: Columns,
@@ -155,7 +155,7 @@ def _judge(scorer: Scorer, prepared: Prepared) -> Evaluation:
 
 def _prepare(
     interactions: Interactions,
-    config: Config | S3RecRunConfig,
+    config: RunConfig,
     attributes: Path | None,
     champion: Runtime | None,
     console: Console,

@@ -21,17 +21,18 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from models.bundle import AFFINITIES, NEIGHBOURS, DataWindow
 from models.neighbours import Neighbours
-from models.sasrec import SASRec
-from models.zoo import build
+from models.zoo import Model, build
 from training import checkpoint
 from training.attributes import Attributes, read_attributes
-from training.config import AnyConfig, Config, DataConfig, S3RecRunConfig
-from training.dataset import Dataset, build_dataset, popularity_of
+from training.config import AnyConfig, AutoRecRunConfig, DataConfig, RunConfig
+from training.dataset import Dataset, DatasetError, build_dataset, popularity_of
 from training.interactions import Columns, Interactions, read_interactions
+from training.ratings import rated
 from training.splits import Split, split_by_time, split_leave_one_out
 
-SplitName = Literal["loo", "time"]
+SplitName = Literal["loo", "time", "random", "file"]
 
+RATED = ("random", "file")  # splits of single ratings
 _AGAIN = "the same train command writes it again"
 RUN, METRICS, EPOCHS = "run.json", "metrics.json", "metrics.jsonl"
 CHECKPOINT = "checkpoint.safetensors"
@@ -49,9 +50,10 @@ class RunSpec(BaseModel):
     name: str  # of the configuration
     config: AnyConfig
     split: SplitName
-    held_out: float = 0.1  # of a split by time, as `prepare` has it
+    held_out: float = 0.1  # of a split by time or of ratings by chance, as `prepare` has it
     seed: int
     files: list[Path]
+    test: list[Path] = []  # files with the ratings to test on, of a split by file
     columns: Columns
     attributes: Path | None
     data: DataWindow
@@ -59,7 +61,8 @@ class RunSpec(BaseModel):
     @property
     def identity(self) -> str:
         """Digest of what decides the result: a checkpoint is continued only by a run with the same."""
-        deciding = self.model_dump_json(include={"config", "split", "held_out", "seed", "data"})
+        parts = {"config", "split", "held_out", "seed", "data"} | ({"test"} if self.test else set())
+        deciding = self.model_dump_json(include=parts)
         return hashlib.sha256(deciding.encode()).hexdigest()
 
 
@@ -71,23 +74,43 @@ class Prepared:
     dataset: Dataset
     split: Split
     attributes: Attributes | None
+    notes: tuple[str, ...] = ()  # sentences about what was left out of it
 
 
 def prepare(
     interactions: Interactions,
-    config: Config | S3RecRunConfig,
+    config: RunConfig,
     *,
     split: SplitName,
     attributes: Path | None = None,
     held_out: float = 0.1,
+    seed: int = 0,
+    test: Interactions | None = None,
 ) -> Prepared:
     """Interactions -> data set -> split, by the configuration's rules.
 
-    held_out: share of the interactions in the test window of a split by time; as much before it is for validation.
+    held_out: share of the interactions in the test window of a split by time, with as much before it for validation, or
+    of the ratings that `seed` draws for the test of a random split. test: the ratings of a split by file.
+    Raises DatasetError where the model cannot be judged by the split.
     """
-    dataset, parts = split_data(interactions, config.data, split=split, held_out=held_out)
+    notes: tuple[str, ...] = ()
+    if isinstance(config, AutoRecRunConfig):
+        ratings = rated(interactions, config, split=split, held_out=held_out, seed=seed, test=test)
+        interactions, dataset, parts, notes = ratings.interactions, ratings.dataset, ratings.split, ratings.notes
+    elif split in ("random", "file"):
+        raise DatasetError(
+            f"the split {split!r} holds out single ratings, and {config.model.name} predicts none; split loo or time"
+        )
+    else:
+        dataset, parts = split_data(interactions, config.data, split=split, held_out=held_out)
     known = read_attributes(attributes, dataset.vocabulary) if attributes else None
-    return Prepared(interactions, dataset, parts, known)
+    return Prepared(interactions, dataset, parts, known, notes)
+
+
+def default_split(config: RunConfig) -> SplitName:
+    """How a model is judged unless somebody says otherwise: by random ratings if it predicts some, else by ranking."""
+    explicit = isinstance(config, AutoRecRunConfig) and config.model.feedback == "explicit"
+    return "random" if explicit else "loo"
 
 
 def split_data(
@@ -101,6 +124,8 @@ def split_data(
     )
     if split == "loo":
         return dataset, split_leave_one_out(dataset)
+    if split != "time":
+        raise DatasetError(f"the split {split!r} is for the ratings of an AutoRec run's own data; split loo or time")
     return dataset, split_by_time(dataset, validation_share=held_out, test_share=held_out)
 
 
@@ -191,9 +216,10 @@ class RunFolder:
         log = self.path / EPOCHS
         return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
 
-    def model(self) -> SASRec:
+    def model(self) -> Model:
         """The model with the run's best weights, in evaluation mode."""
-        model = build(self.spec().config.model, len(self.ids()) - 1)
+        spec = self.spec()
+        model = build(spec.config.model, len(self.ids()) - 1, users=spec.data.users)
         checkpoint.load_best(self.path / CHECKPOINT, model)
         return model.eval()
 
@@ -218,8 +244,13 @@ class RunFolder:
         if "events" in spec.data.files:
             raise RunError(f"{self.path} was trained on events of a live store, which cannot be read a second time")
         interactions = read_interactions(spec.files, columns=spec.columns, max_dropped=spec.config.data.max_dropped)
-        prepared = prepare(interactions, spec.config, split=spec.split, held_out=spec.held_out)
-        if data_window(spec.files, prepared) != spec.data:
+        test = None
+        if spec.test:
+            test = read_interactions(spec.test, columns=spec.columns, max_dropped=spec.config.data.max_dropped)
+        prepared = prepare(
+            interactions, spec.config, split=spec.split, held_out=spec.held_out, seed=spec.seed, test=test
+        )
+        if data_window([*spec.files, *spec.test], prepared) != spec.data:
             raise RunError(f"{self.path}: the data files are not those the run was trained on (their sha256 differ)")
         return prepared
 

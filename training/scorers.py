@@ -8,12 +8,14 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from models.autorec import AutoRec
 from models.neighbours import Neighbours
 from models.runtime import Runtime
 from training.dataset import Sequences, Vocabulary
 from training.evaluate import Scorer
 from training.next_item import ModelScorer
-from training.run import RunFolder
+from training.reconstruction import HistoryScorer
+from training.run import RunError, RunFolder
 
 
 class Translated:
@@ -58,7 +60,10 @@ class BundleScorer:
     def _score(self, histories: Sequences) -> NDArray[np.float32]:
         """Over the bundle's own rows."""
         sequences = [histories[user] for user in range(len(histories))]
-        scores = self._runtime.encode(sequences) @ self._runtime.bundle.items.T
+        values = None
+        if self._runtime.reads_values:
+            values = [histories.values_of(user) for user in range(len(histories))]
+        scores = self._runtime.encode(sequences, values) @ self._runtime.bundle.items.T
         neighbours = self._runtime.bundle.neighbours
         return scores if neighbours is None else scores + neighbours.bonus(sequences)
 
@@ -76,6 +81,12 @@ class Blended:
 
 def run_scorer(run: RunFolder, vocabulary: Vocabulary) -> Scorer:
     """What a run exports, its blend included, as a Scorer over a vocabulary through torch."""
-    model, neighbours = ModelScorer(run.model()), run.neighbours()
+    built, neighbours = run.model(), run.neighbours()
+    if isinstance(built, AutoRec) and built.config.side == "item":
+        raise RunError(
+            f"{run.path} is an item-based AutoRec, which can score only the users it was trained on: evaluate it on "
+            f"its own data (without --data), or let `recommend {run.path}` score those"
+        )
+    model: Scorer = HistoryScorer(built) if isinstance(built, AutoRec) else ModelScorer(built)
     scorer = model if neighbours is None else Blended(model, neighbours)
     return Translated(scorer, run.ids(), run.popularity(), vocabulary)

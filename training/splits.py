@@ -19,13 +19,15 @@ class Holdout:
     users int64 (n,), row numbers of the data set; histories, a sequence per target, never empty; targets int32 (n,),
     rows of the vocabulary; strictly_later bool (n,), True where the target is later than the last event of the
     history, which a tie in time is not. Without timestamps the order of the file is all there is, and every target
-    counts as strictly later.
+    counts as strictly later. values float32 (n,), the targets' ratings, NaN or None as in Sequences. In a split of
+    ratings a user has as many targets as held-out ratings, and the history is what is left for training.
     """
 
     users: NDArray[np.int64]
     histories: Sequences
     targets: NDArray[np.int32]
     strictly_later: NDArray[np.bool_]
+    values: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         """Number of targets."""
@@ -129,6 +131,58 @@ def split_by_time(dataset: Dataset, *, validation_share: float = 0.1, test_share
     )
 
 
+def split_ratings(dataset: Dataset, *, test: float | NDArray[np.bool_], validation_share: float, seed: int) -> Split:
+    """Single ratings are held out, whoever's and of whatever time: how rating prediction is judged in the literature.
+
+    test: a share of all ratings, drawn with the seed, or which of the interactions it is, bool (interactions,), in the
+    order of the compact sequences. Of the others validation_share is drawn for validation, the rest is for training.
+    Users and items may so be left without a train rating; their targets stay. Raises DatasetError for shares outside 0
+    to 1, or if a part is empty.
+    """
+    whole = dataset.sequences.compact()
+    generator = np.random.default_rng([seed, 2])  # another stream than those of the training
+    if not isinstance(test, np.ndarray):
+        held_out = np.zeros(whole.interactions, np.bool_)
+        held_out[generator.permutation(whole.interactions)[: _part(test, "test", whole.interactions)]] = True
+    else:
+        held_out = test
+    rest = np.flatnonzero(~held_out)
+    validating = np.zeros(whole.interactions, np.bool_)
+    validating[generator.permutation(rest)[: _part(validation_share, "validation", len(rest))]] = True
+    learned = ~(held_out | validating)
+    for part, mask in (("train", learned), ("validation", validating), ("test", held_out)):
+        if not mask.any():
+            raise DatasetError(f"the {part} part is empty: {whole.interactions:,} ratings are too few for these shares")
+    owners = np.repeat(np.arange(len(whole)), whole.lengths)
+    train = _chosen(whole, owners, learned)
+    parts = []
+    for mask in (validating, held_out):
+        users, targets = owners[mask], whole.items[mask]
+        values = None if whole.values is None else whole.values[mask]
+        later = np.zeros(len(users), np.bool_)  # a rating held out by chance may be older than the history
+        parts.append(Holdout(users, train.take(users), targets, later, values))
+    return Split(train, parts[0], parts[1], left_out={})
+
+
+def _part(share: float, name: str, whole: int) -> int:
+    if not 0 < share < 1:
+        raise DatasetError(f"the {name} share is {share}; it must be above 0 and below 1")
+    return round(share * whole)
+
+
+def _chosen(whole: Sequences, owners: NDArray[np.int64], mask: NDArray[np.bool_]) -> Sequences:
+    """The interactions of the mask alone, of the same users; whole is compact."""
+    lengths = np.bincount(owners[mask], minlength=len(whole))
+    ends = np.cumsum(lengths, dtype=np.int64)
+    return Sequences(
+        whole.items[mask],
+        ends - lengths,
+        ends,
+        None if whole.timestamps is None else whole.timestamps[mask],
+        None if whole.values is None else whole.values[mask],
+    )
+
+
 def unsplit(dataset: Dataset) -> Split:
     """Everything for training, nothing held out: for a last fit of a model that was judged on less."""
     everything = dataset.sequences.compact()
@@ -151,4 +205,5 @@ def _holdout(
         histories = Sequences(whole.items, whole.starts[users], positions, whole.timestamps, whole.values)
     times = whole.timestamps
     later = np.ones(users.size, dtype=np.bool_) if times is None else times[positions] > times[positions - 1]
-    return Holdout(users=users, histories=histories, targets=whole.items[positions], strictly_later=later)
+    values = None if whole.values is None else whole.values[positions]
+    return Holdout(users, histories, whole.items[positions], later, values)

@@ -15,13 +15,14 @@ from models.zoo import build
 from training.attributes import ItemAttributes, number_attributes
 from training.baselines import ItemKNN, baselines
 from training.blend import Blend, choose_blend, strongest
-from training.config import Config, PretrainingConfig, S3RecRunConfig
+from training.config import AutoRecRunConfig, Config, PretrainingConfig, S3RecRunConfig
 from training.dataset import popularity_of
 from training.evaluate import Scorer, evaluate, evaluate_test
 from training.fit import Fitted, fit
 from training.next_item import METRIC, ModelScorer, NextItem
 from training.parallel import ALONE, Processes
 from training.pretrain import Pretrain
+from training.rating_run import refit_autorec, train_autorec
 from training.report import SPLITS, describe_data, describe_stop, epoch_bar, plot_curves, results_table, similar_table
 from training.run import Prepared, RunFolder, RunSpec
 from training.scorers import Blended
@@ -39,6 +40,8 @@ def train(spec: RunSpec, prepared: Prepared, folder: Path, console: Console, pro
     if processes.leader:
         run.begin(spec, prepared)
     console.print(describe_data(prepared))
+    if isinstance(spec.config, AutoRecRunConfig):
+        return train_autorec(spec, spec.config, prepared, run, console=console, processes=processes)
     model, fitted, before = _fitted(spec, spec.config, prepared, run, console=console, processes=processes)
     if not processes.leader:
         return run
@@ -72,6 +75,10 @@ def refit(judged: RunFolder, prepared: Prepared, console: Console) -> RunFolder:
     spec = spec.model_copy(update={"data": spec.data.model_copy(update={"trained_until_ms": spec.data.last_ms})})
     run = RunFolder(judged.path / "refit")
     run.begin(spec, whole)
+    if isinstance(spec.config, AutoRecRunConfig):
+        refit_autorec(spec, spec.config, whole, run, epochs=metrics["best_epoch"], console=console)
+        run.finish(metrics)
+        return run
     model, fitted, _ = _fitted(spec, _as_long(spec.config, metrics), whole, run, console=console)
     console.print(f"fitted again on everything: {fitted.epochs} epochs in {fitted.seconds:.0f} s")
     blend = metrics.get("blend")

@@ -16,7 +16,10 @@ import pytest
 from training.__main__ import EXPECTED, app, main
 from training.run import RunFolder
 
-COMMANDS = ("fetch", "train", "evaluate", "export", "recommend", "retrain", "results", "bootstrap", "bench")
+COMMANDS = (
+    *("fetch", "train", "activations", "evaluate", "export", "recommend", "retrain", "results"),
+    *("bootstrap", "bench"),
+)
 
 
 @pytest.fixture

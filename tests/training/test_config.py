@@ -47,7 +47,8 @@ def write(tmp_path: Path) -> Callable[[str], str]:
 def test_every_configuration_that_comes_along_can_be_read_and_built(name: str) -> None:
     config = load_config(name)
     assert config == load_config(str(CONFIGS / f"{name}.toml"))
-    assert build(config.model, 5)(torch.tensor([[1, 2]])).shape == (1, 2, config.model.dim)
+    vectors = build(config.model, 5, users=5).encode(torch.tensor([[1, 2]]), torch.tensor([2]))
+    assert vectors.shape == (1, config.model.dim)
 
 
 def test_a_file_says_only_what_differs(write: Callable[[str], str]) -> None:
@@ -120,6 +121,7 @@ TRAINING_OPTIONS: dict[str, Any] = {
     "patience": 1,
     "learning_rate": 0.02,
     "warmup_steps": 50,
+    "decay": 0.5,
     "weight_decay": 0.5,
     "gradient_clip": 0.01,
     "precision": "bfloat16",
