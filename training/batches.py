@@ -86,12 +86,19 @@ class Windows:
 
 
 def bucketed(lengths: NDArray[np.int64], batch: int, generator: np.random.Generator) -> Iterator[NDArray[np.int64]]:
-    """Every row once, in random batches of rows that are about as long: int64 (up to batch,) each."""
+    """Every row once, in random batches of rows that are about as long: int64 (rows,) each.
+
+    A batch has as many positions as `batch` rows have on average, so many rows if they are short and few if they are
+    long: were it as many rows, the mean loss of a batch would count a position of a short row for several of a long.
+    """
     order = generator.permutation(len(lengths))
     for begin in range(0, len(order), batch * _POOL):
         chosen = order[begin : begin + batch * _POOL]
         chosen = chosen[np.argsort(lengths[chosen], kind="stable")]
-        batches = [chosen[at : at + batch] for at in range(0, len(chosen), batch)]
+        count = -(-len(chosen) // batch)
+        positions = np.cumsum(lengths[chosen])
+        cuts = np.searchsorted(positions, positions[-1] * np.arange(1, count) / count)
+        batches = [rows for rows in np.split(chosen, cuts) if len(rows)]
         for number in generator.permutation(len(batches)):
             yield batches[number]
 
