@@ -19,12 +19,16 @@ import polars as pl
 import torch
 
 from models.runtime import cpu_quota
+from models.s3rec import S3RecPretraining
 from models.sasrec import SASRecConfig
 from models.zoo import build
-from training.config import TrainingConfig
+from training.attributes import ItemAttributes
+from training.config import PretrainingConfig, TrainingConfig
 from training.dataset import Sequences, build_dataset
+from training.fit import Batch, Task
 from training.interactions import read_interactions
 from training.next_item import NextItem
+from training.pretrain import Pretrain
 from training.splits import Holdout, split_by_time, split_leave_one_out
 
 P = ParamSpec("P")
@@ -102,37 +106,68 @@ def _prepare(path: Path) -> DatasetBench:
 
 @dataclass(frozen=True, slots=True)
 class TrainingBench:
-    """Training windows a second by loss: the median of several rounds, the losses taking turns."""
+    """Training sequences a second by what is learned: the median of several rounds, which take turns.
+
+    floor_share: how much of the time of the full softmax its three matrix products need by themselves.
+    """
 
     rates: dict[str, float]
+    floor_share: float
 
     def __str__(self) -> str:
-        return "\n".join(f"{loss:>8}: {rate:,.0f} sequences/s" for loss, rate in self.rates.items())
+        width = max(map(len, self.rates))
+        lines = [f"{name:>{width}}: {rate:,.0f} sequences/s" for name, rate in self.rates.items()]
+        return "\n".join([*lines, f"full softmax at {self.floor_share:.0%} of its arithmetic floor"])
 
 
 def bench_training(*, users: int = 4096, items: int = 12_101, rounds: int = 3, seed: int = 0) -> TrainingBench:
-    """Optimiser steps on sequences as long as Amazon Beauty's (log-normal, median 6), dim 64, 2 blocks, batch 256."""
+    """Optimiser steps on sequences as long as Amazon Beauty's (log-normal, median 6), dim 64, 2 blocks, batch 256.
+
+    Pre-training is of all prefixes with 637 attributes, five an item.
+    """
+    torch.set_num_threads(cpu_quota())
     generator = np.random.default_rng(seed)
     lengths = np.clip(generator.lognormal(np.log(6), 0.6, users).astype(np.int64), 3, 200)
     ends = np.cumsum(lengths)
     flat = generator.integers(1, items + 1, int(ends[-1])).astype(np.int32)
     train = Sequences(flat, ends - lengths, ends)
-    losses: dict[str, list[float]] = {"bce": [], "softmax": []}
+    starts = np.arange(-1, items + 1).clip(min=0) * 5
+    known = np.arange(items + 1) > 0
+    labels = ItemAttributes((("", ""),) * 637, starts, generator.integers(0, 637, 5 * items), known)
+    subjects: dict[str, Callable[[], float]] = {
+        "bce": lambda: _next_item_rate(train, items, loss="bce"),
+        "sampled softmax, 256 negatives": lambda: _next_item_rate(train, items, loss="sampled_softmax", negatives=256),
+        "full softmax": lambda: _next_item_rate(train, items, loss="softmax"),
+        "S3Rec pre-training": lambda: _pretraining_rate(train, items, labels),
+    }
+    measured: dict[str, list[float]] = {name: [] for name in subjects}
+    floors: list[float] = []
     for _ in range(rounds):
-        for loss, rates in losses.items():
-            rates.append(_training_rate(train, items, loss))
-    return TrainingBench({loss: float(np.median(rates)) for loss, rates in losses.items()})
+        for name, rate in subjects.items():
+            measured[name].append(rate())
+        floors.append(measured["full softmax"][-1] / (users / _floor_s(int(ends[-1]) - users, items)))
+    rates = {name: float(np.median(found)) for name, found in measured.items()}
+    return TrainingBench(rates, float(np.median(floors)))
 
 
-def _training_rate(train: Sequences, items: int, loss: str) -> float:
-    torch.set_num_threads(cpu_quota())
-    torch.manual_seed(0)
+def _next_item_rate(train: Sequences, items: int, **options: str | int) -> float:
     model = build(SASRecConfig(), items)
-    nobody = Holdout(
-        np.empty(0, np.int64), train.take(np.empty(0, np.int64)), np.empty(0, np.int32), np.empty(0, np.bool_)
-    )
-    config = TrainingConfig.model_validate({"loss": loss, "batch": 256})
-    task = NextItem(model, train, nobody, config, seed=0)
+    config = TrainingConfig.model_validate({"batch": 256, **options})
+    return _rate(model, NextItem(model, train, _nobody(train), config, seed=0))
+
+
+def _pretraining_rate(train: Sequences, items: int, labels: ItemAttributes) -> float:
+    model = S3RecPretraining(build(SASRecConfig(), items), labels.count)
+    return _rate(model, Pretrain(model, labels, train, _nobody(train), PretrainingConfig(batch=256), seed=0))
+
+
+def _nobody(train: Sequences) -> Holdout:
+    nobody = np.empty(0, np.int64)
+    return Holdout(nobody, train.take(nobody), nobody.astype(np.int32), nobody.astype(np.bool_))
+
+
+def _rate(model: torch.nn.Module, task: Task[Batch]) -> float:
+    """Sequences a second over one epoch."""
     optimiser = torch.optim.AdamW(model.parameters())
     began, taken = time.perf_counter(), 0
     for batch in task.batches(1):
@@ -141,3 +176,17 @@ def _training_rate(train: Sequences, items: int, loss: str) -> float:
         optimiser.step()
         taken += task.sizes(batch)[0]
     return taken / (time.perf_counter() - began)
+
+
+def _floor_s(targets: int, items: int, *, rows: int = 512, dim: int = 64) -> float:
+    """Seconds that the products of the full softmax take: scores, and the gradients of vectors and items."""
+    vectors, matrix, scores = torch.randn(rows, dim), torch.randn(items, dim), torch.empty(rows, items)
+    gradient = torch.empty(items, dim)
+    times = []
+    for _ in range(9):
+        began = time.perf_counter()
+        torch.mm(vectors, matrix.T, out=scores)
+        torch.mm(scores, matrix)
+        torch.mm(scores.T, vectors, out=gradient)
+        times.append(time.perf_counter() - began)
+    return float(np.median(times)) * targets / rows
