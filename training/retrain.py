@@ -17,14 +17,14 @@ from models.eventlog import SEQUENCE_TYPES, LoggedEvent, connect, log_size, read
 from models.registry import Registry
 from models.runtime import Runtime
 from training.attributes import Attributes
-from training.config import RunConfig
+from training.config import AutoRecRunConfig, RunConfig
 from training.dataset import DatasetError, Vocabulary
 from training.evaluate import Evaluation, Scorer, evaluate_test
 from training.export import export
 from training.gate import compare
 from training.interactions import Columns, Interactions, interactions_from_frame, read_interactions
 from training.presets import settle
-from training.run import Prepared, RunFolder, RunSpec, data_window, prepare
+from training.run import Prepared, RunError, RunFolder, RunSpec, data_window, prepare
 from training.scorers import BundleScorer, run_scorer
 from training.train import refit, train
 
@@ -67,6 +67,11 @@ def retrain(
     Returns the new champion's version. Raises NotPromoted if the champion stays, and whatever reading, training and
     export raise.
     """
+    if isinstance(config, AutoRecRunConfig) and config.model.side == "item":  # before hours of training, not after
+        raise RunError(
+            f"{name} is an item-based AutoRec, which knows only the users it was trained on and cannot serve; retrain "
+            "a user-based one, such as autorec-user"
+        )
     interactions = read_interactions(data, columns=columns, max_dropped=config.data.max_dropped)
     if events_from is not None:
         events = logged_interactions(events_from, event_types, console)

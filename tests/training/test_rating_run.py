@@ -209,14 +209,14 @@ def read_manifest_without(folder: Path, name: str) -> bytes:
     )
 
 
-def test_retraining_publishes_a_user_based_autorec(command: Command, log: Path) -> None:
-    out = command("retrain", "--data", str(log), "--config", "user.toml", "--value-column", "rating")
+def test_retraining_publishes_a_user_based_autorec_and_refuses_the_other(command: Command, log: Path) -> None:
+    rated = ("--data", str(log), "--value-column", "rating")
+    out = command("retrain", *rated, "--config", "user.toml")
     assert "champion is" in out
-    out = command("retrain", "--data", str(log), "--config", "user.toml", "--value-column", "rating", "--seed", "1")
-    assert "champion" in out
-    assert "only the users" in command(
-        "retrain", "--data", str(log), "--config", "item.toml", "--value-column", "rating", status=1
-    ).replace("\n", "")
+    version = out.rsplit("champion is ", 1)[1].split()[0]
+    manifest = read_bundle(Path("artifacts") / version).manifest
+    assert manifest.data.trained_until_ms == manifest.data.last_ms  # fitted again on everything
+    assert "retrain a user-based one" in command("retrain", *rated, "--config", "item.toml", status=1)
 
 
 def test_all_pairs_of_activations_are_compared_and_validation_chooses(command: Command, log: Path) -> None:
