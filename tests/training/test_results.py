@@ -123,4 +123,4 @@ def test_the_command_writes_the_page(
     with pytest.raises(SystemExit, match="0"):
         main()
     assert output.read_text() == results_page([finished_run])
-    assert "1 runs" in capsys.readouterr().out.replace("\n", "")
+    assert "1 runs" in " ".join(capsys.readouterr().out.split())
