@@ -137,7 +137,9 @@ class Reconstruction:
         observed = np.diff(self.matrix.indptr)[rows]
         columns = self.matrix.shape[1]
         share = (self._config.negatives or NEGATIVES) * observed / np.maximum(1, columns - observed)
-        return np.asarray(generator.random((len(rows), columns), np.float32) < share[:, None])
+        drawn = np.asarray(generator.random((len(rows), columns), np.float32) < share[:, None])
+        drawn[np.repeat(np.arange(len(rows)), observed), self.matrix[rows].indices] = False
+        return drawn
 
 
 class Predictor:
