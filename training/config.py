@@ -126,7 +126,7 @@ class _NextItem(_Section):
     data: DataConfig = DataConfig()
     training: TrainingConfig = TrainingConfig()
     blend: BlendConfig = BlendConfig()
-    from_data: list[Literal["length", "dropout", "stride"]] = []  # left to the rules of training/presets.py
+    from_data: list[Literal["length", "dropout", "stride", "batch"]] = []  # left to the rules of training/presets.py
 
 
 class Config(_NextItem):
@@ -154,8 +154,8 @@ class S3RecRunConfig(_NextItem):
 
 def _said_once(config: _NextItem, model: EncoderConfig) -> None:
     for name in config.from_data:
-        section = "training" if name == "stride" else "model"
-        if name in (config.training if name == "stride" else model).model_fields_set:
+        section = "model" if name in ("length", "dropout") else "training"
+        if name in (model if section == "model" else config.training).model_fields_set:
             raise ValueError(f"from_data has {name!r} and {section}.{name} is given too; leave one of them out")
 
 

@@ -9,7 +9,7 @@ from training.config import Config, TrainingConfig, load_config
 from training.dataset import Sequences
 from training.presets import describe, settle
 
-EVERYTHING = ["length", "dropout", "stride"]
+EVERYTHING = ["length", "dropout", "stride", "batch"]
 
 
 def histories(*lengths: int) -> Sequences:
@@ -39,7 +39,15 @@ def test_short_and_long_histories_have_presets_of_their_own(
     after = settle(before, histories(*lengths))
     assert (after.model.length, after.model.dropout, after.training.stride) == (length, dropout, stride)
     assert after.from_data == []
-    assert describe(before, after) == f"length {length}, dropout {dropout}, stride {stride}"
+    assert describe(before, after) == f"length {length}, dropout {dropout}, stride {stride}, batch 16"
+
+
+@pytest.mark.parametrize(
+    ("users", "each", "batch"),
+    [(20, 5, 16), (3200, 5, 32), (6400, 5, 64), (12_800, 5, 128), (99_999, 5, 128), (2000, 400, 32)],
+)
+def test_small_data_has_small_batches_so_that_an_epoch_has_a_hundred_steps(users: int, each: int, batch: int) -> None:
+    assert settle(left_to_the_data(EVERYTHING), histories(*[each] * users)).training.batch == batch
 
 
 def test_what_is_given_stays() -> None:
@@ -49,7 +57,9 @@ def test_what_is_given_stays() -> None:
     assert (stride.model.length, stride.model.dropout, stride.training.stride) == (10, 0.3, 5)
 
 
-@pytest.mark.parametrize(("name", "section"), [("length", "model"), ("dropout", "model"), ("stride", "training")])
+@pytest.mark.parametrize(
+    ("name", "section"), [("length", "model"), ("dropout", "model"), ("stride", "training"), ("batch", "training")]
+)
 def test_an_option_cannot_be_given_and_left_to_the_data(name: str, section: str) -> None:
     value = 0.5 if name == "dropout" else 9
     with pytest.raises(ValidationError, match=f"from_data has '{name}' and {section}.{name} is given too"):
