@@ -1,6 +1,6 @@
 """What a configuration leaves to the data: options that follow by rule from the statistics of the train part.
 
-The rules were chosen on validation figures of public data sets; docs/results.md has the runs.
+They follow what the literature uses on data of such a kind; docs/results.md has what they came to where they were run.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ import numpy as np
 from training.config import AutoRecRunConfig, RunConfig
 from training.dataset import Sequences
 
-_LENGTHS = (50, 100, 200)  # longer histories than the last cost more than they gain
+_LENGTHS = (50, 100, 200)  # as published for shops and for films; attention costs the square
 _BATCHES = (128, 64, 32, 16)
 _STEPS = 100  # an epoch has at least so many, or small data would need thousands of epochs
 _SHORT = 30  # mean train interactions of a user: with fewer, the same few sequences come round too soon
