@@ -62,7 +62,7 @@ class NextItem:
             yield SampledBatch(batch, self._negatives(batch, generator))
 
     def part(self, batch: SampledBatch, number: int, of: int) -> SampledBatch:
-        """Every so-manieth window, with its negatives."""
+        """One window of every `of`, from `number` on, with its negatives."""
         windows, negatives = batch.windows, batch.negatives
         rows = slice(number, None, of)
         if negatives is not None and negatives.ndim == 2:

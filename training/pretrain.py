@@ -1,7 +1,7 @@
 """S3Rec's pre-training as a task: what is hidden in the prefixes of the train sequences is to be found again.
 
 Every prefix is read twice in both directions: once with items hidden, once with a segment cut out. A segment is
-encoded by itself, at the places it was cut from, rather than among the masks around it: a third of the work.
+encoded by itself, at the places it was cut from, rather than among the masks around it: half a row at most.
 """
 
 from collections.abc import Iterator
@@ -168,7 +168,7 @@ class Pretrain:
         return self.prefixes.epoch(epoch)
 
     def part(self, batch: PrefixBatch, number: int, of: int) -> PrefixBatch:
-        """Every so-manieth prefix, with what is hidden in it."""
+        """One prefix of every `of`, from `number` on, with what is hidden in it."""
         rows, segments = slice(number, None, of), batch.segments
         chosen = segments.rows % of == number
         return PrefixBatch(

@@ -78,7 +78,7 @@ class Reconstruction:
             yield Rows(rows, None if self._explicit else self._zeros(rows, generator))
 
     def part(self, batch: Rows, number: int, of: int) -> Rows:
-        """Every so-manieth row, with its zeros."""
+        """One row of every `of`, from `number` on, with its zeros."""
         rows = slice(number, None, of)
         return Rows(batch.rows[rows], None if batch.zeros is None else batch.zeros[rows])
 

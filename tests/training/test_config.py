@@ -173,7 +173,7 @@ def test_there_is_a_test_for_the_effect_of_every_option() -> None:
     assert set(BlendConfig.model_fields) == {"neighbours"}  # tests/training/test_blend.py
     assert set(Config.model_fields) == {"data", "model", "training", "blend", "from_data"}  # test_presets.py
     own = {"associated_attributes", "masked_items", "masked_attributes", "segments", "mask_probability", "prefixes"}
-    assert set(PretrainingConfig.model_fields) == {  # test_pretrain.py; columns in test_attributes.py
+    assert set(PretrainingConfig.model_fields) == {  # test_pretrain.py
         *FittingConfig.model_fields,
         *own,
         "shuffle_ties",

@@ -1,5 +1,6 @@
 """S3Rec's pre-training: what is hidden and from whom, that each objective teaches something, and that runs resume."""
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from models.s3rec import S3RecConfig, S3RecPretraining
 from models.zoo import build
@@ -19,7 +21,9 @@ from training.dataset import Sequences, build_dataset
 from training.fit import FitError, fit
 from training.interactions import interactions_from_frame
 from training.pretrain import MaskedItemScorer, Prefixes, Pretrain
+from training.run import Prepared
 from training.splits import Split, split_leave_one_out
+from training.train import _taught
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -246,6 +250,24 @@ def test_items_of_which_nothing_is_known_are_not_taught_to_have_nothing(split: S
     flips = ((batch.sequences % 2 == 1) & (batch.sequences > 0)).sum()
     torch.nn.init.zeros_(model.attribute_embedding.weight)
     assert learner.loss(batch).item() == pytest.approx(flips * np.log(2) / len(batch.lengths), rel=1e-5)
+
+
+def test_the_columns_that_are_asked_for_teach_and_a_run_without_attributes_says_so() -> None:
+    known: dict[str, list[object]] = {"a": [None, "x", "x"], "b": [None, "y", "y"]}
+    said = io.StringIO()
+
+    def taught(config: PretrainingConfig, attributes: Attributes | None) -> ItemAttributes | None:
+        prepared = Prepared(None, None, None, attributes)  # type: ignore[arg-type] - nothing else is looked at
+        return _taught(config, prepared, Console(file=said, width=200))
+
+    attributes = Attributes(known, missing_items=0, unknown_items=0)
+    every, one = (taught(PretrainingConfig(columns=columns), attributes) for columns in (None, ["b"]))
+    assert every is not None
+    assert one is not None
+    assert (every.count, one.names) == (2, (("b", "y"),))
+    assert taught(PretrainingConfig(), None) is None
+    assert "no item attributes were given" in said.getvalue()
+    assert taught(PretrainingConfig(associated_attributes=0, masked_attributes=0), attributes) is None
 
 
 def test_validation_ranks_what_stands_hidden_behind_the_history(split: Split, tmp_path: Path) -> None:
