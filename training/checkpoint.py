@@ -43,14 +43,16 @@ def save(
     path: Path,
     progress: Progress,
     model: nn.Module,
-    best: dict[str, Tensor],
     optimiser: torch.optim.Optimizer,
     *,
+    best: dict[str, Tensor],
+    average: dict[str, Tensor],
     states: dict[str, Tensor],
 ) -> None:
     """Write a checkpoint from which a run continues as if it had not stopped; states come from `generators`."""
     tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
     tensors |= {f"best/{name}": tensor for name, tensor in best.items()}
+    tensors |= {f"average/{name}": tensor for name, tensor in average.items()}
     for number, state in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser/{number}/{name}": tensor for name, tensor in state.items()}
     tensors |= {f"generator/{name}": state for name, state in states.items()}
@@ -72,8 +74,10 @@ def read_progress(path: Path) -> Progress:
         raise CheckpointError(f"{path}: is not a checkpoint of a training run: {error}") from error
 
 
-def restore(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, *, rank: int = 0) -> dict[str, Tensor]:
-    """Put everything back where `save` took it from, in the process of this rank, and return the best weights.
+def restore(
+    path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, *, rank: int = 0
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Put everything back where `save` took it from, in the process of this rank; returns best weights and averages.
 
     Raises CheckpointError if the run was trained by fewer processes, for then some would have no random numbers.
     """
@@ -90,7 +94,9 @@ def restore(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, *, r
     torch.set_rng_state(states[f"cpu{rank}"])
     if f"cuda{rank}" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states[f"cuda{rank}"])
-    return parts["best"]
+    device = next(model.parameters()).device
+    best, average = ({name: kept.to(device) for name, kept in parts[part].items()} for part in ("best", "average"))
+    return best, average
 
 
 def load_best(path: Path, model: nn.Module) -> None:
@@ -99,7 +105,7 @@ def load_best(path: Path, model: nn.Module) -> None:
 
 
 def _tensors(path: Path) -> dict[str, dict[str, Tensor]]:
-    parts: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "optimiser": {}, "generator": {}}
+    parts: dict[str, dict[str, Tensor]] = {part: {} for part in ("model", "best", "average", "optimiser", "generator")}
     try:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - a safetensors file is no mapping

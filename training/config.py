@@ -41,6 +41,9 @@ class FittingConfig(_Section):
     decay: float = Field(1.0, gt=0, le=1)  # the learning rate is multiplied by it after every epoch
     weight_decay: float = Field(0.0, ge=0)
     gradient_clip: float | None = Field(None, gt=0)  # largest norm of the gradient
+    # Decay of the running mean of the weights, which is then what is judged and kept: 0.999 is a mean over about the
+    # last thousand steps. None: the weights as they are.
+    average: float | None = Field(None, gt=0, lt=1)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on a GPU, float32 on CPU
 
 
@@ -126,7 +129,7 @@ class _NextItem(_Section):
     data: DataConfig = DataConfig()
     training: TrainingConfig = TrainingConfig()
     blend: BlendConfig = BlendConfig()
-    from_data: list[Literal["length", "dropout", "stride", "batch"]] = []  # left to the rules of training/presets.py
+    from_data: list[Literal["dropout", "stride", "batch"]] = []  # left to the rules of training/presets.py
 
 
 class Config(_NextItem):
@@ -154,7 +157,7 @@ class S3RecRunConfig(_NextItem):
 
 def _said_once(config: _NextItem, model: EncoderConfig) -> None:
     for name in config.from_data:
-        section = "model" if name in ("length", "dropout") else "training"
+        section = "model" if name == "dropout" else "training"
         if name in (model if section == "model" else config.training).model_fields_set:
             raise ValueError(f"from_data has {name!r} and {section}.{name} is given too; leave one of them out")
 

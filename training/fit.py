@@ -1,7 +1,8 @@
 """The training loop, the only one: what differs between models and losses is a Task, batch -> loss.
 
 Every epoch ends with validation, a line of `metrics.jsonl` and a checkpoint; training stops when the task's validation
-metric has not improved for `patience` epochs, and the weights of the best epoch are kept.
+metric has not improved for `patience` epochs, and the weights of the best epoch are kept. Where the configuration asks
+for averaged weights, those are what is validated and kept, and training itself goes on with its own.
 """
 
 import json
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from training import checkpoint
+from training.average import Average, copied
 from training.config import FittingConfig
 from training.parallel import ALONE, Processes
 
@@ -92,15 +94,16 @@ def fit(
     optimiser = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.98)
     )
+    average = Average(model, config.average)
     path = folder / "checkpoint.safetensors"
     if path.exists():
         progress = checkpoint.read_progress(path)
         if progress.identity != identity:
             raise FitError(f"{folder} holds another run (other data, configuration or seed); choose another --output")
-        best_weights = checkpoint.restore(path, model, optimiser, rank=processes.rank)
+        best_weights, average.weights = checkpoint.restore(path, model, optimiser, rank=processes.rank)
     else:
         progress = checkpoint.Progress(identity, 0, 0, -math.inf, 0.0, 0, finished=False)
-        best_weights = _copy(model)
+        best_weights = copied(model)
     log = folder / "metrics.jsonl"
     processes.wait()  # all have read it before one writes the next
     if processes.leader:
@@ -109,14 +112,15 @@ def fit(
         began = time.perf_counter()
         epoch = progress.epoch + 1
         loss, taken = _epoch(
-            model, task, optimiser=optimiser, config=config, epoch=epoch, watcher=watcher, processes=processes
+            model, task, average, optimiser=optimiser, config=config, epoch=epoch, watcher=watcher, processes=processes
         )
-        figures = processes.from_leader(task.validate() if processes.leader else None)
-        score = task.score(figures)
+        with average.instead():
+            figures = processes.from_leader(task.validate() if processes.leader else None)
+            score = task.score(figures)
+            better = not score <= progress.best  # so written, NaN is better than what was
+            if better:
+                best_weights = copied(model)
         seconds = time.perf_counter() - began
-        better = not score <= progress.best  # so written, NaN is better than what was
-        if better:
-            best_weights = _copy(model)
         best_epoch = epoch if better else progress.best_epoch
         progress = checkpoint.Progress(
             identity=identity,
@@ -133,7 +137,7 @@ def fit(
         if processes.leader:
             with log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
-            checkpoint.save(path, progress, model, best_weights, optimiser, states=states)
+            checkpoint.save(path, progress, model, optimiser, best=best_weights, average=average.weights, states=states)
         watcher.epoch(record, best=better)
     model.load_state_dict(best_weights)
     return Fitted(
@@ -149,6 +153,7 @@ def fit(
 def _epoch(
     model: nn.Module,
     task: Task[Batch],
+    average: Average,
     *,
     optimiser: torch.optim.Optimizer,
     config: FittingConfig,
@@ -180,6 +185,7 @@ def _epoch(
         if config.gradient_clip is not None:
             torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
         optimiser.step()
+        average.update(step)
         value = processes.sum(value, device)
         if not math.isfinite(value):
             raise FitError(f"the loss became {value} in epoch {epoch}; lower the learning rate or clip gradients")
@@ -191,10 +197,6 @@ def _epoch(
 def _steps(optimiser: torch.optim.Optimizer) -> int:
     """Steps taken so far: kept by the optimiser, so that a resumed run goes on counting."""
     return max((int(state["step"].item()) for state in optimiser.state.values()), default=0)
-
-
-def _copy(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
 def _forget_after(log: Path, epoch: int) -> None:

@@ -91,7 +91,15 @@ def same(one: SASRec, two: SASRec) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
 
 
-EVERYTHING = {"dropout": 0.3, "loss": "bce", "warmup_steps": 20, "gradient_clip": 0.5, "weight_decay": 0.1, "batch": 8}
+EVERYTHING = {
+    "dropout": 0.3,
+    "loss": "bce",
+    "warmup_steps": 20,
+    "gradient_clip": 0.5,
+    "weight_decay": 0.1,
+    "batch": 8,
+    "average": 0.9,
+}
 
 
 def test_a_model_learns_where_walks_go_and_the_log_says_how(
@@ -232,6 +240,17 @@ def test_training_stops_when_validation_has_not_risen_and_keeps_the_best(
     kept = build(model.config, ITEMS)
     checkpoint.load_best(tmp_path / "wild" / "checkpoint.safetensors", kept)
     assert same(model, kept)
+
+
+def test_averaged_weights_are_what_is_judged_and_kept_and_training_does_not_see_them(
+    tmp_path: Path, run: Callable[..., Any], split: Any, tiny_config: Callable[..., Config]
+) -> None:
+    model, fitted, _ = run(tmp_path / "averaged", tiny_config(epochs=6, average=0.9))
+    plain, _, _ = run(tmp_path / "plain", tiny_config(epochs=6))
+    losses = [[line["loss"] for line in lines(tmp_path / name)] for name in ("averaged", "plain")]
+    assert losses[0] == losses[1]
+    assert not same(model, plain)
+    assert evaluate(ModelScorer(model), split.validation, ITEMS).metrics()["ndcg@10"] == fitted.best
 
 
 def test_all_epochs_without_a_stop_are_told_apart_from_an_early_one(

@@ -9,7 +9,7 @@ from training.config import Config, TrainingConfig, load_config
 from training.dataset import Sequences
 from training.presets import describe, settle
 
-EVERYTHING = ["length", "dropout", "stride", "batch"]
+EVERYTHING = ["dropout", "stride", "batch"]
 
 
 def histories(*lengths: int) -> Sequences:
@@ -22,31 +22,40 @@ def left_to_the_data(names: list[str]) -> Config:
 
 
 @pytest.mark.parametrize(
-    ("lengths", "length", "dropout", "stride"),
+    ("lengths", "dropout", "stride"),
     [
-        ([5] * 10, 50, 0.5, None),  # a shop's
-        ([5] * 19 + [300], 50, 0.5, 25),  # the longest is cut into windows
-        ([60] * 10, 100, 0.2, None),
-        ([60] * 5 + [150] * 5, 200, 0.2, None),
-        ([400] * 10, 200, 0.2, 100),
-        ([0] * 50 + [400] * 10, 200, 0.2, 100),  # users without a train interaction say nothing
+        ([5] * 10, 0.5, None),  # a shop's
+        ([5] * 19 + [300], 0.5, 25),  # the longest is cut into windows
+        ([40] * 10, 0.2, None),
+        ([60] * 10, 0.2, 25),
+        ([0] * 50 + [400] * 10, 0.2, 25),  # users without a train interaction say nothing
     ],
 )
 def test_short_and_long_histories_have_presets_of_their_own(
-    lengths: list[int], length: int, dropout: float, stride: int | None
+    lengths: list[int], dropout: float, stride: int | None
 ) -> None:
     before = left_to_the_data(EVERYTHING)
     after = settle(before, histories(*lengths))
-    assert (after.model.length, after.model.dropout, after.training.stride) == (length, dropout, stride)
+    assert (after.model.dropout, after.training.stride) == (dropout, stride)
     assert after.from_data == []
-    assert describe(before, after) == f"length {length}, dropout {dropout}, stride {stride}, batch 16"
+    assert describe(before, after) == f"dropout {dropout}, stride {stride}, batch 16"
 
 
 @pytest.mark.parametrize(
     ("users", "each", "batch"),
-    [(20, 5, 16), (3200, 5, 32), (6400, 5, 64), (12_800, 5, 128), (99_999, 5, 128), (2000, 400, 32)],
+    [
+        (20, 5, 16),
+        (4800, 5, 32),
+        (9600, 5, 64),
+        (19_200, 5, 128),
+        (99_999, 5, 128),
+        (99_999, 40, 64),  # 39 positions a window
+        (9999, 400, 32),  # 50, that 128 of them would be more than a step is worth
+    ],
 )
-def test_small_data_has_small_batches_so_that_an_epoch_has_a_hundred_steps(users: int, each: int, batch: int) -> None:
+def test_a_batch_leaves_an_epoch_its_steps_and_is_no_larger_than_a_step_is_worth(
+    users: int, each: int, batch: int
+) -> None:
     assert settle(left_to_the_data(EVERYTHING), histories(*[each] * users)).training.batch == batch
 
 
@@ -57,9 +66,7 @@ def test_what_is_given_stays() -> None:
     assert (stride.model.length, stride.model.dropout, stride.training.stride) == (10, 0.3, 5)
 
 
-@pytest.mark.parametrize(
-    ("name", "section"), [("length", "model"), ("dropout", "model"), ("stride", "training"), ("batch", "training")]
-)
+@pytest.mark.parametrize(("name", "section"), [("dropout", "model"), ("stride", "training"), ("batch", "training")])
 def test_an_option_cannot_be_given_and_left_to_the_data(name: str, section: str) -> None:
     value = 0.5 if name == "dropout" else 9
     with pytest.raises(ValidationError, match=f"from_data has '{name}' and {section}.{name} is given too"):
