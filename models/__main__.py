@@ -62,7 +62,7 @@ def _list(registry: Registry) -> None:
         print(f"no versions in {registry.artifacts}; make one with: python -m training export RUN")
         return
     champion = registry.current()
-    print(f"  {'version':<32} {'model':<10} {'items':>9} {'ndcg@10':>8}  created")
+    print(f"  {'version':<32} {'model':<10} {'items':>9}  {'test':<14}  created")
     for version in versions:
         mark = "*" if version == champion else " "
         try:
@@ -70,10 +70,14 @@ def _list(registry: Registry) -> None:
         except BundleError as error:
             print(f"{mark} {version:<32} damaged: {error}")
             continue
-        test = manifest.metrics.get("test")
-        figure = test.get("ndcg@10") if isinstance(test, dict) else None
-        shown = f"{figure:.4f}" if isinstance(figure, float) else "-"
-        print(f"{mark} {version:<32} {manifest.model:<10} {manifest.items:>9,} {shown:>8}  {manifest.created}")
+        shown = _figure(manifest.metrics.get("test"))
+        print(f"{mark} {version:<32} {manifest.model:<10} {manifest.items:>9,}  {shown:<14}  {manifest.created}")
+
+
+def _figure(test: object) -> str:
+    """The figure a model was chosen for: of a ranking its NDCG, of ratings their error."""
+    figures = test if isinstance(test, dict) else {}
+    return next((f"{name}={figures[name]:.4f}" for name in ("ndcg@10", "rmse") if name in figures), "-")
 
 
 if __name__ == "__main__":

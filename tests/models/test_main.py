@@ -41,17 +41,27 @@ def test_the_story_of_three_versions(
     status, out, error = command("list")
     header, *lines = out.splitlines()
     assert (status, error) == (0, "")
-    assert header.split() == ["version", "model", "items", "ndcg@10", "created"]
+    assert header.split() == ["version", "model", "items", "test", "created"]
     assert [line.split()[:5] for line in lines] == [
-        ["v1", "last_item", "12", "0.5000", "2026-01-01T00:00:00Z"],
-        ["*", "v2", "last_item", "12", "0.5000"],
-        ["v3", "last_item", "12", "0.5000", "2026-01-01T00:00:02Z"],
+        ["v1", "last_item", "12", "ndcg@10=0.5000", "2026-01-01T00:00:00Z"],
+        ["*", "v2", "last_item", "12", "ndcg@10=0.5000"],
+        ["v3", "last_item", "12", "ndcg@10=0.5000", "2026-01-01T00:00:02Z"],
     ]
     assert command("rollback") == (0, "champion is v1\n", "")
     status, out, error = command("rollback")
     assert (status, out) == (1, "")
     assert error == f"error: there is no earlier champion in {artifacts} to roll back to\n"
     assert Registry(artifacts).current() == "v1"
+
+
+def test_the_list_shows_the_error_of_ratings_where_a_model_was_judged_by_that(
+    artifacts: Path, make_bundle: MakeBundle, command: Callable[..., tuple[int, str, str]]
+) -> None:
+    make_bundle("v1")
+    manifest = artifacts / "v1" / "manifest.json"
+    manifest.chmod(0o644)
+    manifest.write_text(manifest.read_text().replace('"ndcg@10": 0.5', '"rmse": 0.8571, "mae": 0.7'))
+    assert command("list")[1].splitlines()[1].split()[4] == "rmse=0.8571"
 
 
 def test_a_damaged_version_is_shown_in_the_list_and_refused_by_the_rest(
