@@ -59,10 +59,12 @@ def write_tiny(
     golden_table: np.ndarray | None = None,
     encoder: bytes | None = None,
     neighbours: Any = None,
+    test: dict[str, float] | None = None,
 ) -> Path:
     """Bundle of items i1, i2, ... in which item j scores `table[i, j - 1]` after item i; i1 is the most popular.
 
-    It is certified with the answers of `golden_table`, by default the same, and of `neighbours` (models.neighbours).
+    It is certified with the answers of `golden_table`, by default the same, and of `neighbours` (models.neighbours);
+    `test` are its figures.
     """
     from models.bundle import Content, DataWindow, Golden, Manifest, Parity, write_bundle
     from training.ranker import build_ranker
@@ -85,7 +87,7 @@ def write_tiny(
         config={},
         seed=0,
         data=DataWindow(files={}, users=1, items=items, interactions=10),
-        metrics={"test": {"ndcg@10": 0.5}},
+        metrics={"test": test or {"ndcg@10": 0.5}},
         parity=Parity(cases=1, largest_difference=0.0, top_k_agreed=True),
     )
     golden = Golden(

@@ -55,12 +55,9 @@ def test_the_story_of_three_versions(
 
 
 def test_the_list_shows_the_error_of_ratings_where_a_model_was_judged_by_that(
-    artifacts: Path, make_bundle: MakeBundle, command: Callable[..., tuple[int, str, str]]
+    make_bundle: MakeBundle, command: Callable[..., tuple[int, str, str]]
 ) -> None:
-    make_bundle("v1")
-    manifest = artifacts / "v1" / "manifest.json"
-    manifest.chmod(0o644)
-    manifest.write_text(manifest.read_text().replace('"ndcg@10": 0.5', '"rmse": 0.8571, "mae": 0.7'))
+    make_bundle("v1", test={"rmse": 0.8571, "mae": 0.7})
     assert command("list")[1].splitlines()[1].split()[4] == "rmse=0.8571"
 
 
