@@ -85,7 +85,7 @@ TestFiles = Annotated[
     list[Path] | None,
     typer.Option("--test", metavar="FILE", help="Ratings to test on, for AutoRec: as u1.test beside --data u1.base."),
 ]
-Seed = Annotated[int, typer.Option(help="Of weights, dropout, data order and negatives.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of weights, dropout, data order and negatives.")]
 User = Annotated[str, typer.Option("--user-column", help="Column with the user's id.")]
 Item = Annotated[str, typer.Option("--item-column", help="Column with the item's id.")]
 Time = Annotated[
@@ -202,6 +202,7 @@ def _run_of(
         test=[path.resolve() for path in test],
         columns=columns,
         attributes=attributes.resolve() if attributes else None,
+        attributes_sha256=prepared.attributes.sha256 if prepared.attributes else None,
         data=data_window([*data, *test], prepared),
     )
     return spec, prepared

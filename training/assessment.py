@@ -11,13 +11,13 @@ from typing import Any
 from models.bundle import MANIFEST, DataWindow, read_bundle
 from models.runtime import Runtime
 from training.baselines import baselines
-from training.config import DataConfig
+from training.config import AutoRecRunConfig, DataConfig, RunConfig, parse_config
 from training.dataset import Dataset, Vocabulary
 from training.evaluate import Evaluation, EvaluationError, Scorer, difference, evaluate_test, evaluate_test_sampled
 from training.interactions import Columns, Interactions, read_interactions
 from training.measures import Difference
 from training.next_item import METRIC
-from training.run import RATED, RUN, RunFolder, SplitName, split_data
+from training.run import RATED, RUN, RunFolder, SplitName, prepare, split_data
 from training.scorers import BundleScorer, run_scorer
 from training.splits import Split
 
@@ -26,11 +26,11 @@ from training.splits import Split
 class Subject:
     """A run or a bundle as something to judge: what it was made from, its recorded figures, and its scorer.
 
-    `over` gives the scorer over the items of any data. `run` is None for a bundle.
+    `over` gives the scorer over the items of any data. `run` is None for a bundle, `config` for one that names none.
     """
 
     name: str
-    rules: DataConfig
+    config: RunConfig | None
     data: DataWindow
     figures: Mapping[str, Any]
     over: Callable[[Vocabulary], Scorer]
@@ -64,7 +64,7 @@ def open_subject(path: Path) -> Subject:
         manifest = runtime.bundle.manifest
         return Subject(
             name=manifest.version,
-            rules=DataConfig.model_validate(manifest.config.get("data", {})),
+            config=parse_config(manifest.config) if manifest.config else None,
             data=manifest.data,
             figures=manifest.metrics,
             over=lambda vocabulary: BundleScorer(runtime, vocabulary),
@@ -74,10 +74,10 @@ def open_subject(path: Path) -> Subject:
     spec = run.spec()
     return Subject(
         name=spec.name,
-        rules=spec.config.data,
+        config=spec.config,
         data=spec.data,
         figures=run.metrics(),
-        over=lambda vocabulary: run_scorer(run, vocabulary),
+        over=run_scorer(run),
         run=run,
     )
 
@@ -154,8 +154,13 @@ def _data(
             )
         prepared = subject.run.data()
         return prepared.interactions, prepared.dataset, prepared.split, chosen
-    interactions = read_interactions(files, columns=columns)
-    dataset, parts = split_data(interactions, subject.rules, split=chosen, held_out=spec.held_out if spec else 0.1)
+    rules = subject.config.data if subject.config else DataConfig()
+    held_out = spec.held_out if spec else 0.1
+    interactions = read_interactions(files, columns=columns, max_dropped=rules.max_dropped)
+    if isinstance(subject.config, AutoRecRunConfig):  # each pair of user and item once, as it was trained
+        prepared = prepare(interactions, subject.config, split=chosen, held_out=held_out)
+        return prepared.interactions, prepared.dataset, prepared.split, chosen
+    dataset, parts = split_data(interactions, rules, split=chosen, held_out=held_out)
     return interactions, dataset, parts, chosen
 
 

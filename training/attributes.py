@@ -3,6 +3,7 @@
 Aligned with the rows of the item matrix, so that filters, pre-training and titles need no look-up by id.
 """
 
+import hashlib
 import json
 import math
 from collections import Counter
@@ -37,6 +38,11 @@ class Attributes:
     columns: dict[str, list[object]]
     missing_items: int
     unknown_items: int
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the columns: what a model could learn from them."""
+        return hashlib.sha256(json.dumps(self.columns, sort_keys=True).encode()).hexdigest()
 
     def title(self, row: int) -> str | None:
         """The item's name, from the first of TITLE_COLUMNS there is; None if it has none."""

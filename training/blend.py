@@ -20,6 +20,7 @@ from training.splits import Holdout
 
 _STRENGTHS = tuple(float(2.0**half) for half in np.arange(-4, 5.5, 0.5))  # tried, in logits of a best neighbour
 _WIDTHS = (50, 100, 200)  # neighbours an item keeps; a query costs in proportion
+_CELLS = 2_000_000_000  # scores of validation that the weights are tried on, 20 times each
 _LOSS = 0.005  # share of validation NDCG@10 that fewer neighbours may cost
 
 
@@ -27,12 +28,13 @@ _LOSS = 0.005  # share of validation NDCG@10 that fewer neighbours may cost
 class Blend:
     """What validation chose: the weight of item-kNN (0: none of it helps), and the neighbours times it.
 
-    tried: validation NDCG@10 by weight, all neighbours kept.
+    tried: validation NDCG@10 by weight, all neighbours kept; served: that of the blend with those it keeps.
     """
 
     weight: float
     neighbours: Neighbours | None
     tried: dict[float, float]
+    served: float
 
     def record(self) -> dict[str, object]:
         """What metrics.json and the manifest say about it."""
@@ -48,15 +50,18 @@ class Blend:
             return f"blend: no weight of item-kNN raised validation {METRIC} {alone:.4f}; the model stays alone"
         return (
             f"blend: item-kNN at weight {self.weight:.3g}, {self.neighbours.width} neighbours an item, raises "
-            f"validation {METRIC} from {alone:.4f} to {self.tried[self.weight]:.4f}"
+            f"validation {METRIC} from {alone:.4f} to {self.served:.4f}"
         )
 
 
 def choose_blend(scorer: Scorer, knn: ItemKNN, validation: Holdout, items: int) -> Blend:
     """The weight with the best validation NDCG@10 (the smallest of equals), then the fewest neighbours that keep it.
 
-    Weights are tried in units of the median user's best neighbour, so that one grid serves every data set.
+    Weights are tried in units of the median user's best neighbour, so that one grid serves every data set, and on no
+    more users than that takes minutes, evenly drawn.
     """
+    users = max(1, _CELLS // (items + 1))
+    validation = validation.take(np.arange(0, len(validation), -(-len(validation) // users) or 1))
     unit = _best_neighbour(knn, validation)
     weights = np.array([0.0, *(strength / unit for strength in _STRENGTHS)]) if unit > 0 else np.zeros(1)
     total = np.zeros(len(weights))
@@ -67,14 +72,17 @@ def choose_blend(scorer: Scorer, knn: ItemKNN, validation: Holdout, items: int) 
     figures = total / max(1, len(validation))
     chosen = int(np.argmax(figures))
     tried = {float(weight): float(figure) for weight, figure in zip(weights, figures, strict=True)}
+    alone = Blend(0.0, None, tried, tried[0.0])
     if weights[chosen] == 0:
-        return Blend(0.0, None, tried)
+        return alone
     for width in _WIDTHS:
         neighbours = strongest(knn.matrix * weights[chosen], width)
         kept = evaluate(Blended(scorer, neighbours), validation, items).metrics()[METRIC]
         if kept >= (1 - _LOSS) * figures[chosen] or neighbours.width < width:
             break
-    return Blend(float(weights[chosen]), neighbours, tried)
+    if kept <= tried[0.0]:  # it was the neighbours that are cut which helped
+        return alone
+    return Blend(float(weights[chosen]), neighbours, tried, kept)
 
 
 def strongest(matrix: sparse.csr_array, width: int) -> Neighbours:

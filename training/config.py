@@ -1,6 +1,8 @@
 """What a training run is made of: one TOML file, read once, frozen, with no key that nothing reads."""
 
+import json
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -84,6 +86,11 @@ class PretrainingConfig(FittingConfig):
     prefixes: int | None = Field(None, ge=1)  # most of a user in an epoch, drawn anew in each; None: every one
     columns: list[str] | None = None  # which attributes count; None: all but titles and numbers with a fraction
 
+    @property
+    def uses_attributes(self) -> bool:
+        """Whether an objective learns from the items' attributes."""
+        return bool(self.associated_attributes or self.masked_attributes)
+
     @model_validator(mode="after")
     def _something_is_learned(self) -> "PretrainingConfig":
         if not (self.associated_attributes or self.masked_items or self.masked_attributes or self.segments):
@@ -129,7 +136,7 @@ class _NextItem(_Section):
     data: DataConfig = DataConfig()
     training: TrainingConfig = TrainingConfig()
     blend: BlendConfig = BlendConfig()
-    from_data: list[Literal["dropout", "stride", "batch"]] = []  # left to the rules of training/presets.py
+    from_data: list[Literal["dropout", "stride", "batch", "loss"]] = []  # left to the rules of training/presets.py
 
 
 class Config(_NextItem):
@@ -153,6 +160,21 @@ class S3RecRunConfig(_NextItem):
     def _said_once(self) -> "S3RecRunConfig":
         _said_once(self, self.model)
         return self
+
+
+def differences(one: BaseModel, other: BaseModel) -> dict[str, tuple[Any, Any]]:
+    """Options that are not the same in both, by dotted name, with their two values (None where there is none)."""
+    first, second = _flat(one.model_dump(mode="json")), _flat(other.model_dump(mode="json"))
+    return {
+        name: (first.get(name), second.get(name)) for name in {**first, **second} if first.get(name) != second.get(name)
+    }
+
+
+def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in options.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found
 
 
 def _said_once(config: _NextItem, model: EncoderConfig) -> None:
@@ -200,14 +222,24 @@ def load_config(name: str) -> RunConfig:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: is not TOML: {error}") from error
+    return parse_config(raw, source=str(path))
+
+
+def parse_config(raw: Mapping[str, Any], *, source: str = "the configuration") -> RunConfig:
+    """A configuration from what a TOML file, or a bundle's manifest, holds. Raises ConfigError, which names source."""
     kind = _kind(raw)
     if kind not in _KINDS:
-        raise ConfigError(f"{path}: model.name: there is no model {kind!r}; give one of {', '.join(_KINDS)}")
+        raise ConfigError(f"{source}: model.name: there is no model {kind!r}; give one of {', '.join(_KINDS)}")
     try:
-        return _KINDS[kind].model_validate(raw)
+        # A manifest's JSON has lists where TOML has them too: strict, but for the tuples those stand for.
+        return _KINDS[kind].model_validate_json(json.dumps(raw, default=str))
     except ValidationError as error:
         problems = "; ".join(
-            f"{'.'.join(map(str, problem['loc']))}: {problem['msg']} (found {problem['input']!r})"
+            f"{'.'.join(map(str, problem['loc']))}: {_said(problem)} (found {problem['input']!r})"
             for problem in error.errors()
         )
-        raise ConfigError(f"{path}: {problems}") from error
+        raise ConfigError(f"{source}: {problems}") from error
+
+
+def _said(problem: Mapping[str, Any]) -> str:
+    return "there is no such option" if problem["type"] == "extra_forbidden" else str(problem["msg"])

@@ -13,6 +13,8 @@ from training.dataset import Sequences
 _BATCHES = (128, 64, 32, 16)
 _STEPS = 150  # an epoch has at least so many, or small data would need thousands of epochs
 _POSITIONS = 3000  # and a step at most so many: more of them are not worth their time
+_FULL = 100_000  # items: a larger catalogue makes the full softmax more work than it is worth
+_NEGATIVES = 1024  # instead, for a batch
 _SHORT = 30  # mean train interactions of a user: with fewer, the same few sequences come round too soon
 
 
@@ -23,6 +25,7 @@ def settle(config: RunConfig, train: Sequences) -> RunConfig:
     stride: half the length where histories are longer than it, so that every item is predicted with a long past.
     batch: 128 windows, or half of that again and again down to 16 until an epoch has 150 steps and a step no more than
     3,000 positions.
+    loss: the full softmax, or beyond 100,000 items the sampled one with 1,024 negatives a batch.
     """
     if isinstance(config, AutoRecRunConfig):  # leaves nothing to the data
         return config
@@ -37,8 +40,11 @@ def settle(config: RunConfig, train: Sequences) -> RunConfig:
     positions = float(np.minimum(inputs, length).mean())  # of a window, about
     fitting = (batch for batch in _BATCHES if windows >= _STEPS * batch and batch * positions <= _POSITIONS)
     found["batch"] = next(fitting, _BATCHES[-1])
+    found["loss"] = "softmax" if int(train.items.max()) <= _FULL else "sampled_softmax"
     chosen: dict[str, Any] = {name: found[name] for name in config.from_data}
-    training: dict[str, Any] = {name: chosen.pop(name) for name in ("stride", "batch") if name in chosen}
+    training: dict[str, Any] = {name: chosen.pop(name) for name in ("stride", "batch", "loss") if name in chosen}
+    if training.get("loss") == "sampled_softmax":
+        training["negatives"] = _NEGATIVES
     return config.model_copy(
         update={
             "model": config.model.model_copy(update=chosen),

@@ -57,8 +57,14 @@ def recommend(runtime: Runtime, interactions: Interactions, output: Path, *, k: 
     Items of a user's own history never come back. A user of whose history the model knows nothing gets what is
     popular. Users are in order of their first event; fewer than k rows where fewer items remain. The file appears
     under its name complete or not at all.
-    Raises RecommendError for another suffix, k below 1, or a model that gives no finite vector.
+    Raises RecommendError for another suffix, k below 1, a model that gives no finite vector, or ratings that it reads
+    and the log lacks.
     """
+    if runtime.reads_values and interactions.frame["value"].is_null().all():
+        raise RecommendError(
+            f"{runtime.bundle.manifest.version} reads ratings and the data has none; name their column with "
+            "--value-column"
+        )
     dataset = build_dataset(interactions)
     histories = _translated(dataset, runtime.bundle)
     return _written(
@@ -75,19 +81,21 @@ def recommend_run(run: RunFolder, output: Path, *, k: int, console: Console) -> 
     """The same of an AutoRec run through torch, for every user it was trained on, whose histories are its train part.
 
     It is how an item-based one is put to use; scores are its predicted ratings, above or below the scale if need be.
+    What was held out to judge it does not come back either: the user has rated it.
     Raises RecommendError as `recommend`, and RunError if the run is of another model or its data has changed.
     """
     prepared = run.data()
     task = finished_task(run, prepared)
     scorer, train = task.scorer(), prepared.split.train
     popularity = popularity_of(train, prepared.dataset.vocabulary.items)
+    rated = prepared.dataset.sequences
 
     def ranked(some: NDArray[np.int64]) -> tuple[pl.DataFrame, int]:
         histories = train.take(some)
         scores = np.array(scorer.of_users(some) if isinstance(scorer, UserScorer) else scorer(histories))
         known = histories.lengths > 0
         scores[~known] = popularity
-        mask_seen(scores, histories)
+        mask_seen(scores, rated.take(some))
         best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         found = np.take_along_axis(scores, best, axis=1)
         frame = _frame(np.arange(len(some)), best, found, found > -np.inf, "model")

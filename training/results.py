@@ -40,7 +40,8 @@ class _Row:
 
 
 def results_page(runs: Sequence[RunFolder]) -> str:
-    """The page of these runs. Runs of one configuration on the same data are one row, their seeds put together.
+    """The page of these runs. Runs of one configuration on the same data are one row, their seeds put together;
+    where the configuration of that name has changed since, the row says how.
 
     Raises RunError if a folder is no run, or two hold the same one.
     """
@@ -109,7 +110,7 @@ def _rating_table(group: Sequence[tuple[RunFolder, RunSpec]]) -> str:
 
 def _named(group: Sequence[tuple[RunFolder, RunSpec]]) -> list[tuple[str, list[tuple[RunFolder, RunSpec]]]]:
     """The runs of each configuration by its name."""
-    configurations = _grouped(group, lambda spec: spec.config.model_dump_json())
+    configurations = _grouped(group, lambda spec: spec.model_copy(update={"seed": 0}).identity)
     names = [part[0][1].name for part in configurations]
     return [
         # Of equal names, told apart by what the run says of itself.
@@ -208,7 +209,9 @@ def _command(specs: Sequence[RunSpec]) -> str:
         words += ["--test", _relative(path)]
     if spec.split not in (default_split(spec.config), "file"):
         words += ["--split", spec.split]
-    return f"`{shlex.join(words)} --seed {spec.seed if len(specs) == 1 else 'SEED'}`"
+    command = f"`{shlex.join(words)} --seed {spec.seed if len(specs) == 1 else 'SEED'}`"
+    changed = [f"{name} {before!r}, now {now!r}" for name, (before, now) in spec.changed_since().items()]
+    return command + (f" of an earlier {spec.name} ({'; '.join(changed)})" if changed else "")
 
 
 def _relative(path: Path) -> str:

@@ -90,11 +90,12 @@ def retrain(
         files=[path.resolve() for path in data],
         columns=columns,
         attributes=attributes.resolve() if attributes else None,
+        attributes_sha256=prepared.attributes.sha256 if prepared.attributes else None,
         data=data_window(data, prepared),
     )
     run = train(spec, prepared, artifacts / "runs" / f"{name}-{spec.identity[:12]}", console)
     if champion is not None:
-        challenger = _judge(run_scorer(run, prepared.dataset.vocabulary), prepared)
+        challenger = _judge(run_scorer(run)(prepared.dataset.vocabulary), prepared)
         verdict = compare(challenger, _judge(BundleScorer(champion, prepared.dataset.vocabulary), prepared))
         if not verdict.promote:
             folder = _publish(run, artifacts)

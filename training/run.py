@@ -24,7 +24,16 @@ from models.neighbours import Neighbours
 from models.zoo import Model, build
 from training import checkpoint
 from training.attributes import Attributes, read_attributes
-from training.config import AnyConfig, AutoRecRunConfig, DataConfig, RunConfig
+from training.config import (
+    CONFIGS,
+    AnyConfig,
+    AutoRecRunConfig,
+    DataConfig,
+    RunConfig,
+    S3RecRunConfig,
+    differences,
+    load_config,
+)
 from training.dataset import Dataset, DatasetError, build_dataset, popularity_of
 from training.interactions import Columns, Interactions, read_interactions
 from training.ratings import rated
@@ -56,14 +65,46 @@ class RunSpec(BaseModel):
     test: list[Path] = []  # files with the ratings to test on, of a split by file
     columns: Columns
     attributes: Path | None
+    attributes_sha256: str | None = None
     data: DataWindow
 
     @property
     def identity(self) -> str:
-        """Digest of what decides the result: a checkpoint is continued only by a run with the same."""
-        parts = {"config", "split", "held_out", "seed", "data"} | ({"test"} if self.test else set())
-        deciding = self.model_dump_json(include=parts)
-        return hashlib.sha256(deciding.encode()).hexdigest()
+        """Digest of what decides the result: a checkpoint is continued only by a run with the same.
+
+        Options at their defaults are not in it, so that a new one makes no other run of those from before.
+        """
+        deciding = self._deciding()
+        kept = deciding.model_dump(mode="json", exclude_defaults=True, exclude={"name", "files", "columns"})
+        return hashlib.sha256(json.dumps([deciding.config.model.name, kept]).encode()).hexdigest()
+
+    def differences(self, other: "RunSpec") -> dict[str, tuple[Any, Any]]:
+        """What decides the result and is not the same in the other, with both values."""
+        return {
+            name: values
+            for name, values in differences(self._deciding(), other._deciding()).items()
+            if name.split(".")[0] not in ("name", "files", "columns")
+        }
+
+    def changed_since(self) -> dict[str, tuple[Any, Any]]:
+        """Options that the configuration of this name has otherwise now, with the run's value and today's."""
+        if not (CONFIGS / f"{self.name}.toml").is_file():
+            return {}
+        now = load_config(self.name)
+        left = [] if isinstance(now, AutoRecRunConfig) else now.from_data
+        return {
+            name: values
+            for name, values in differences(self.config, now).items()
+            if name.split(".")[-1] not in left and name != "from_data"
+        }
+
+    def _deciding(self) -> "RunSpec":
+        """Without what decides nothing: where files lie, and attributes that give nothing but titles."""
+        learns = isinstance(self.config, S3RecRunConfig) and self.config.pretraining.uses_attributes
+        changes: dict[str, Any] = {"attributes": None}
+        if not learns:
+            changes["attributes_sha256"] = None
+        return self.model_copy(update=changes)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -156,10 +197,9 @@ class RunFolder:
 
     def begin(self, spec: RunSpec, prepared: Prepared) -> None:
         """Write what went in. Raises RunError if the folder holds another run."""
-        if (self.path / RUN).exists() and self.spec().identity != spec.identity:
-            raise RunError(
-                f"{self.path} holds another run (its data, configuration, split or seed differ); give another --output"
-            )
+        if (self.path / RUN).exists() and (other := self.spec().differences(spec)):
+            said = [f"{name} {before!r} there, {now!r} here" for name, (before, now) in list(other.items())[:3]]
+            raise RunError(f"{self.path} holds another run ({'; '.join(said)}); give another --output")
         self.path.mkdir(parents=True, exist_ok=True)
         self._write_json("vocabulary.json", prepared.dataset.vocabulary.ids)
         np.save(self.path / "popularity.npy", popularity_of(prepared.split.train, prepared.dataset.vocabulary.items))
@@ -179,8 +219,11 @@ class RunFolder:
         paths = self.path / NEIGHBOURS, self.path / AFFINITIES
         if not all(path.exists() for path in paths):
             return None
-        items, affinities = (np.load(path, allow_pickle=False) for path in paths)
-        return Neighbours(items, affinities)
+        try:
+            items, affinities = (np.load(path, allow_pickle=False) for path in paths)
+            return Neighbours(items, affinities)
+        except (OSError, ValueError) as error:
+            raise RunError(f"{paths[0]} or {paths[1].name} is damaged ({error}); {_AGAIN}") from error
 
     def finish(self, metrics: dict[str, object]) -> None:
         """Write metrics.json, which makes the run a finished one."""
@@ -212,9 +255,10 @@ class RunFolder:
             (folder.path / CHECKPOINT).unlink(missing_ok=True)
 
     def epochs(self) -> list[dict[str, float]]:
-        """What metrics.jsonl holds, oldest first."""
+        """What metrics.jsonl holds, oldest first; without a line that was torn when the run was killed."""
         log = self.path / EPOCHS
-        return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
+        lines = log.read_bytes().split(b"\n")[:-1] if log.exists() else []  # only a whole one ends in a newline
+        return [json.loads(line) for line in lines]
 
     def model(self) -> Model:
         """The model with the run's best weights, in evaluation mode."""

@@ -3,7 +3,7 @@
 A run scores through torch and a bundle through onnxruntime; behind this door they are judged by the same code.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,14 +79,18 @@ class Blended:
         return self._scorer(histories) + self._neighbours.bonus([histories[user] for user in range(len(histories))])
 
 
-def run_scorer(run: RunFolder, vocabulary: Vocabulary) -> Scorer:
-    """What a run exports, its blend included, as a Scorer over a vocabulary through torch."""
+def run_scorer(run: RunFolder) -> Callable[[Vocabulary], Scorer]:
+    """What a run exports, its blend included, as a Scorer over any vocabulary, through torch.
+
+    Raises RunError for an item-based AutoRec.
+    """
     built, neighbours = run.model(), run.neighbours()
     if isinstance(built, AutoRec) and built.config.side == "item":
         raise RunError(
-            f"{run.path} is an item-based AutoRec, which can score only the users it was trained on: evaluate it on "
-            f"its own data (without --data), or let `recommend {run.path}` score those"
+            f"{run.path} is an item-based AutoRec, which can score only the users it was trained on: `evaluate "
+            f"{run.path}` and nothing else judges it on its own data, and `recommend {run.path}` scores them"
         )
     model: Scorer = HistoryScorer(built) if isinstance(built, AutoRec) else ModelScorer(built)
     scorer = model if neighbours is None else Blended(model, neighbours)
-    return Translated(scorer, run.ids(), run.popularity(), vocabulary)
+    ids, popularity = run.ids(), run.popularity()
+    return lambda vocabulary: Translated(scorer, ids, popularity, vocabulary)

@@ -33,6 +33,13 @@ class Holdout:
         """Number of targets."""
         return self.targets.size
 
+    def take(self, some: NDArray[np.int64]) -> "Holdout":
+        """The targets of these places, with their histories."""
+        values = None if self.values is None else self.values[some]
+        return Holdout(
+            self.users[some], self.histories.take(some), self.targets[some], self.strictly_later[some], values
+        )
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Split:

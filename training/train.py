@@ -176,7 +176,7 @@ def _names(prepared: Prepared) -> list[str]:
 
 def _taught(config: PretrainingConfig, prepared: Prepared, console: Console) -> ItemAttributes | None:
     """The attributes that pre-training learns from, or None where there are none to learn from."""
-    if not (config.associated_attributes or config.masked_attributes):
+    if not config.uses_attributes:
         return None
     if prepared.attributes is None:
         console.print(

@@ -97,6 +97,29 @@ def test_a_model_that_knows_everything_stays_alone(split: Split) -> None:
     assert blend.record()["width"] == 0
 
 
+def test_a_blend_that_its_cut_neighbours_spoil_is_not_taken(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.blend._WIDTHS", (1,))
+    monkeypatch.setattr("training.blend.strongest", lambda matrix, width: strongest(-matrix, width))  # the worst ones
+    blend = choose_blend(nothing, ItemKNN(split.train, ITEMS), split.validation, ITEMS)
+    assert max(blend.tried.values()) > blend.tried[0.0]
+    assert (blend.weight, blend.neighbours, blend.served) == (0, None, blend.tried[0.0])
+
+
+def test_the_weight_of_a_large_catalogue_is_chosen_by_some_of_the_users(
+    split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def counted(histories: Sequences) -> np.ndarray:
+        asked.append(len(histories))
+        return nothing(histories)
+
+    monkeypatch.setattr("training.blend._CELLS", 20 * (ITEMS + 1))
+    blend = choose_blend(counted, ItemKNN(split.train, ITEMS), split.validation, ITEMS)
+    assert blend.weight > 0
+    assert max(asked) <= 20
+
+
 def test_data_without_neighbours_has_no_blend() -> None:
     frame = pl.DataFrame({"user_id": [*"aaabbb"], "item_id": [*"uvwxyz"]})
     split = split_leave_one_out(build_dataset(interactions_from_frame(frame, source="x")))

@@ -64,7 +64,7 @@ def test_a_file_says_only_what_differs(write: Callable[[str], str]) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[model]\ndimension = 8\n", ["model.dimension", "Extra inputs", "8"]),
+        ("[model]\ndimension = 8\n", ["model.dimension", "there is no such option", "8"]),
         ("[model]\n[trainig]\nepochs = 3\n", ["trainig"]),
         ("[model]\n[data]\nmin_users = 3\n", ["data.min_users"]),
         ("seed = 3\n[model]\n", ["seed"]),
@@ -125,6 +125,7 @@ TRAINING_OPTIONS: dict[str, Any] = {
     "weight_decay": 0.5,
     "gradient_clip": 0.01,
     "precision": "bfloat16",
+    "average": 0.9,
 }
 
 
@@ -140,7 +141,7 @@ class Silent:
 def outcome(
     tmp_path: Path, walks: Callable[..., pl.DataFrame], tiny_config: Callable[..., Config], one_thread: None
 ) -> Callable[..., dict[str, torch.Tensor]]:
-    """Fit two epochs with these options: the last epoch's weights, as they are in the checkpoint."""
+    """Fit two epochs with these options: the last epoch's and the best weights, as in the checkpoint."""
     from safetensors.torch import load_file
 
     log = walks(30, 15).with_columns(pl.col("timestamp") // 180_000)  # three steps at a time, so that there are ties
@@ -155,7 +156,7 @@ def outcome(
         task = NextItem(model, split.train, split.validation, config.training, seed=seed)
         fit(model, task, config.training, folder=folder, identity="x", watcher=Silent())
         tensors = load_file(folder / "checkpoint.safetensors")
-        return {name: tensor for name, tensor in tensors.items() if name.startswith("model/")}
+        return {name: tensor for name, tensor in tensors.items() if name.startswith(("model/", "best/"))}
 
     return outcome
 

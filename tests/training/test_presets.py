@@ -9,7 +9,7 @@ from training.config import Config, TrainingConfig, load_config
 from training.dataset import Sequences
 from training.presets import describe, settle
 
-EVERYTHING = ["dropout", "stride", "batch"]
+EVERYTHING = ["dropout", "stride", "batch", "loss"]
 
 
 def histories(*lengths: int) -> Sequences:
@@ -38,7 +38,7 @@ def test_short_and_long_histories_have_presets_of_their_own(
     after = settle(before, histories(*lengths))
     assert (after.model.dropout, after.training.stride) == (dropout, stride)
     assert after.from_data == []
-    assert describe(before, after) == f"dropout {dropout}, stride {stride}, batch 16"
+    assert describe(before, after) == f"dropout {dropout}, stride {stride}, batch 16, loss softmax"
 
 
 @pytest.mark.parametrize(
@@ -59,6 +59,13 @@ def test_a_batch_leaves_an_epoch_its_steps_and_is_no_larger_than_a_step_is_worth
     assert settle(left_to_the_data(EVERYTHING), histories(*[each] * users)).training.batch == batch
 
 
+@pytest.mark.parametrize(("items", "loss", "negatives"), [(100_000, "softmax", 1), (100_001, "sampled_softmax", 1024)])
+def test_a_catalogue_too_large_for_the_full_softmax_gets_a_sampled_one(items: int, loss: str, negatives: int) -> None:
+    train = Sequences(np.array([1, items], np.int32), np.array([0]), np.array([2]))
+    training = settle(left_to_the_data(EVERYTHING), train).training
+    assert (training.loss, training.negatives) == (loss, negatives)
+
+
 def test_what_is_given_stays() -> None:
     given = Config(model=SASRecConfig(length=7, dropout=0.3), training=TrainingConfig(stride=2), from_data=[])
     assert settle(given, histories(5, 90)) == given
@@ -68,7 +75,7 @@ def test_what_is_given_stays() -> None:
 
 @pytest.mark.parametrize(("name", "section"), [("dropout", "model"), ("stride", "training"), ("batch", "training")])
 def test_an_option_cannot_be_given_and_left_to_the_data(name: str, section: str) -> None:
-    value = 0.5 if name == "dropout" else 9
+    value = {"dropout": 0.5, "loss": "bce"}.get(name, 9)
     with pytest.raises(ValidationError, match=f"from_data has '{name}' and {section}.{name} is given too"):
         Config.model_validate({"model": {}, "from_data": [name]} | {section: {name: value}})
 

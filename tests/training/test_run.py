@@ -1,5 +1,6 @@
 """A run folder remembers what went in, and says so when that is no longer there."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,11 @@ from typing import Any
 import polars as pl
 import pytest
 
+from models.s3rec import S3RecConfig
+from training.attributes import Attributes
+from training.config import Config, S3RecRunConfig, load_config
 from training.interactions import Columns, read_interactions
+from training.presets import settle
 from training.run import Prepared, RunError, RunFolder, RunSpec, data_window, prepare
 
 
@@ -76,17 +81,84 @@ def test_data_that_has_changed_since_is_refused(
         run.data()
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"split": "time"}])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"seed": 1}, "seed 0 there, 1 here"), ({"split": "time"}, "split 'loo' there, 'time' here")],
+)
 def test_another_run_is_refused_and_the_first_one_kept(
-    tmp_path: Path, log: Path, spec_of: Callable[..., tuple[RunSpec, Prepared]], change: dict[str, Any]
+    tmp_path: Path, log: Path, spec_of: Callable[..., tuple[RunSpec, Prepared]], change: dict[str, Any], said: str
 ) -> None:
     run = RunFolder(tmp_path / "run")
     spec, prepared = spec_of([log])
     run.begin(spec, prepared)
     run.begin(spec, prepared)  # the same again is how a run continues
-    with pytest.raises(RunError, match=r"holds another run.*--output"):
+    with pytest.raises(RunError, match=rf"holds another run \({said}.*--output"):
         run.begin(*spec_of([log], **change))
     assert run.spec() == spec
+
+
+def test_attributes_make_another_run_only_where_they_are_learned_from(
+    tmp_path: Path, log: Path, spec_of: Callable[..., tuple[RunSpec, Prepared]]
+) -> None:
+    first, second = (tmp_path / name for name in ("first.json", "second.json"))
+    first.write_text('{"i1": ["red"], "i2": ["red"]}')
+    second.write_text('{"i1": ["red"], "i3": ["red"]}')
+    read = {path: spec_of([log], attributes=path)[1].attributes for path in (first, second)}
+    sasrec, prepared = spec_of([log])
+    s3rec = sasrec.model_copy(
+        update={"config": S3RecRunConfig(model=S3RecConfig(length=8)), "attributes_sha256": _digest(read[first])}
+    )
+    other = {"attributes": second, "attributes_sha256": _digest(read[second])}
+    assert _digest(read[first]) != _digest(read[second])
+    assert sasrec.model_copy(update=other).identity == sasrec.identity
+    assert s3rec.model_copy(update=other).identity != s3rec.identity
+    run = RunFolder(tmp_path / "run")
+    run.begin(s3rec, prepared)
+    with pytest.raises(RunError, match="holds another run \\(attributes_sha256"):
+        run.begin(s3rec.model_copy(update=other), prepared)
+
+
+def _digest(attributes: Attributes | None) -> str:
+    assert attributes is not None
+    return attributes.sha256
+
+
+def test_an_option_that_came_later_makes_no_other_run_of_one_from_before(
+    tmp_path: Path, log: Path, spec_of: Callable[..., tuple[RunSpec, Prepared]]
+) -> None:
+    spec, prepared = spec_of([log])
+    run = RunFolder(tmp_path / "run")
+    run.begin(spec, prepared)
+    recorded = json.loads((tmp_path / "run" / "run.json").read_text())
+    del recorded["config"]["training"]["average"]
+    (tmp_path / "run" / "run.json").write_text(json.dumps(recorded))
+    run.begin(spec, prepared)
+    assert run.spec().identity == spec.identity
+
+
+def test_a_run_says_what_its_configuration_has_otherwise_by_now(
+    log: Path, spec_of: Callable[..., tuple[RunSpec, Prepared]]
+) -> None:
+    spec, prepared = spec_of([log])
+    assert spec.changed_since() == {}  # no configuration has that name
+    now = settle(load_config("sasrec-best"), prepared.split.train)
+    assert isinstance(now, Config)
+    same = spec.model_copy(update={"name": "sasrec-best", "config": now})
+    assert same.changed_since() == {}
+    before = now.model_copy(update={"training": now.training.model_copy(update={"average": None, "batch": 7})})
+    assert same.model_copy(update={"config": before}).changed_since() == {"training.average": (None, 0.999)}
+
+
+def test_a_line_torn_by_a_kill_is_no_epoch(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"epoch": 1}\n{"epoch": 2, "lo')
+    assert RunFolder(tmp_path).epochs() == [{"epoch": 1}]
+
+
+def test_damaged_neighbours_are_named(tmp_path: Path) -> None:
+    for name in ("neighbours.npy", "affinities.npy"):
+        (tmp_path / name).write_bytes(b"not an array")
+    with pytest.raises(RunError, match=r"neighbours\.npy or affinities\.npy is damaged"):
+        RunFolder(tmp_path).neighbours()
 
 
 def test_a_moved_file_is_the_same_run_and_other_content_is_not(
