@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi_offline import FastAPIOffline
 from pydantic.json_schema import models_json_schema
+from starlette.types import ASGIApp
 
 from models import VERSION
 from models.eventlog import PARTITIONS
@@ -18,6 +19,7 @@ from service import errors
 from service.auth import Keys
 from service.batcher import Batcher
 from service.engine import Engine
+from service.hot import HotRoutes
 from service.intake import Intake
 from service.metrics import Metrics
 from service.recommender import Recommender
@@ -32,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 @asynccontextmanager
-async def running(settings: Settings, store_url: str) -> AsyncIterator[FastAPI]:
+async def running(settings: Settings, store_url: str) -> AsyncIterator[ASGIApp]:
     """The application with everything behind it open. Run it without a lifespan: this is it.
 
     Raises BadSettings for a URL that is none, BundleError if there is a champion and it must not serve, DeviceError if
@@ -78,7 +80,8 @@ async def running(settings: Settings, store_url: str) -> AsyncIterator[FastAPI]:
         await stack.enter_async_context(batcher)
         intake = Intake(store, lambda: slot.engine, metrics)
         keys = Keys(settings.api_key_hashes, trusted_network=settings.trusted_network)
-        yield create_app(Services(keys, slot, batcher, intake, metrics))
+        services = Services(keys, slot, batcher, intake, metrics)
+        yield HotRoutes(create_app(services), services)
 
 
 def _store_settings(settings: Settings) -> StoreSettings:

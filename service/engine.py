@@ -1,8 +1,9 @@
-"""Queries to rankings, over one bundle: what runs on the scoring thread.
+"""Queries to rankings, over one bundle: on the event loop where they are quick, else on the scoring thread.
 
 It speaks in indices; who the user is and what an item is called is decided elsewhere.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,8 +14,10 @@ from models.bundle import Bundle
 from models.runtime import EXCLUDED_SCORE, Runtime
 from models.sequence import PADDING
 
-_WARM_UP_BATCHES = (1, 8, 64)
+_WARM_UP_BATCHES = (1, 8, 64)  # the last is about what a busy service ranks at once
 _WARM_UP_WIDTH = 40  # ids excluded: those of a usual history
+_TIMED = 3  # runs of each
+_BRIEF_S = 0.01  # of a full batch: handing it to a thread and back would cost a good part of it
 
 
 class EngineError(Exception):
@@ -48,6 +51,7 @@ class Engine:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         popularity = self.bundle.popularity[1:]
+        self.batch_s = float("inf")  # what the warm-up measured for its largest batch
         self._by_popularity: NDArray[np.int64] = np.argsort(-popularity, kind="stable") + 1  # ties in item order
 
     @property
@@ -92,13 +96,26 @@ class Engine:
         chosen = head[~np.isin(head, excluded)][:k] if len(excluded) else head
         return Ranking(chosen.tolist(), self.bundle.popularity[chosen].tolist())
 
+    @property
+    def brief(self) -> bool:
+        """Whether a batch is so quick that the event loop can wait for it; not known before the warm-up."""
+        return self.batch_s <= _BRIEF_S
+
     def warm_up(self) -> None:
-        """Run every path once at several batch sizes, so that the first request finds memory and kernels ready."""
+        """Run every path at growing batch sizes, so that the first request finds memory and kernels ready; time it."""
         items, length = self.bundle.manifest.items, self.bundle.manifest.length
+        excluded = np.full(_WARM_UP_WIDTH, PADDING, np.int64)
         for batch in _WARM_UP_BATCHES:
             sequences = [(np.arange(row % (length + 1)) + row) % items + 1 for row in range(batch)]
-            excluded = np.full(_WARM_UP_WIDTH, PADDING, np.int64)
-            self.rank([Query(sequence, excluded, 10) for sequence in sequences])
+            queries = [Query(sequence, excluded, 10) for sequence in sequences]
+            self.batch_s = min(self._timed(queries) for _ in range(_TIMED))  # whatever else runs only adds to it
+            if not self.brief:
+                return  # and a larger batch is not either
+
+    def _timed(self, queries: Sequence[Query]) -> float:
+        began = time.perf_counter()
+        self.rank(queries)
+        return time.perf_counter() - began
 
 
 def _no_values(query: Query) -> NDArray[np.float32]:

@@ -25,6 +25,7 @@ class Metrics:
         self._latency = Histogram(
             "recserve_request_seconds", "Time to an answer", ["route"], buckets=_LATENCY_S, registry=self.registry
         )
+        self._children: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
         events = Counter("recserve_events", "Events by what became of them", ["outcome"], registry=self.registry)
         self.events_accepted = events.labels("accepted")
         self.events_duplicate = events.labels("duplicate")
@@ -50,7 +51,17 @@ class Metrics:
 
     def observed(self, route: str) -> "Observation":
         """Context manager that counts what happens inside it as one request to a route."""
-        return Observation(self._requests, self._latency, route)
+        return Observation(self, route)
+
+    def answered(self, route: str, status: int, seconds: float) -> None:
+        """Count one request, as `observed` does, where the route knows its status itself."""
+        found = self._children.get((route, status))  # looking labels up costs more than counting
+        if found is None:
+            found = self._requests.labels(route, str(status)), self._latency.labels(route)
+            self._children[route, status] = found
+        requests, latency = found
+        requests.inc()
+        latency.observe(seconds)
 
     def model_loaded(self, version: str, model: str, provider: str) -> None:
         self._model.info({"version": version, "model": model, "provider": provider})
@@ -63,11 +74,10 @@ class Metrics:
 class Observation:
     """One request: its time, and 200 or the status of the problem that ended it."""
 
-    __slots__ = ("_latency", "_requests", "_route", "_started")
+    __slots__ = ("_metrics", "_route", "_started")
 
-    def __init__(self, requests: Counter, latency: Histogram, route: str) -> None:
-        self._requests = requests
-        self._latency = latency
+    def __init__(self, metrics: Metrics, route: str) -> None:
+        self._metrics = metrics
         self._route = route
 
     def __enter__(self) -> Self:
@@ -78,5 +88,4 @@ class Observation:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         status = 200 if error is None else error.status if isinstance(error, Problem) else 500
-        self._requests.labels(self._route, str(status)).inc()
-        self._latency.labels(self._route).observe(time.perf_counter() - self._started)
+        self._metrics.answered(self._route, status, time.perf_counter() - self._started)

@@ -81,8 +81,11 @@ class Recommender:
         rankings: list[Ranking | None] = [None] * len(queries)
         usable = [index for index, query in enumerate(queries) if len(query.sequence)]
         if usable:
-            loop = asyncio.get_running_loop()
-            ranked = await loop.run_in_executor(self._executor, engine.rank, [queries[index] for index in usable])
+            asked = [queries[index] for index in usable]
+            if engine.brief:
+                ranked = engine.rank(asked)
+            else:
+                ranked = await asyncio.get_running_loop().run_in_executor(self._executor, engine.rank, asked)
             for index, ranking in zip(usable, ranked, strict=True):
                 rankings[index] = ranking
         ids = engine.bundle.ids

@@ -7,8 +7,8 @@ here too, because reading it is where a request can be too large.
 import logging
 import random
 import re
+from collections.abc import Mapping
 
-from fastapi import Request
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -18,12 +18,19 @@ from service.errors import Problem, problem_response
 logger = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 1 << 20
+REQUEST_ID = b"x-request-id"
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
-_HEADER = b"x-request-id"
+
+
+def request_id_of(headers: Mapping[bytes, bytes]) -> str:
+    """The client's id of a request, if that is a short plain word, else a new one."""
+    given = headers.get(REQUEST_ID, b"")
+    # Not a secret: the system's own randomness costs a system call.
+    return given.decode() if _SANE_ID.fullmatch(given) else f"{random.getrandbits(64):016x}"
 
 
 class RequestScope:
-    """Gives a request its id (the client's, if that is a short plain word) and answers 500 for an exception."""
+    """Gives a request its id and answers 500 for an exception."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -32,9 +39,7 @@ class RequestScope:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = next((value for name, value in scope["headers"] if name == _HEADER), b"")
-        # Not a secret: the system's own randomness costs a system call.
-        request_id = given.decode() if _SANE_ID.fullmatch(given) else f"{random.getrandbits(64):016x}"
+        request_id = request_id_of(dict(scope["headers"]))
         scope.setdefault("state", {})["request_id"] = request_id
         logs.request_id.set(request_id)  # the server runs each request in a context of its own
         started = False
@@ -43,7 +48,7 @@ class RequestScope:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                message["headers"] = [*message.get("headers", ()), (_HEADER, request_id.encode())]
+                message["headers"] = [*message.get("headers", ()), (REQUEST_ID, request_id.encode())]
             await send(message)
 
         try:
@@ -54,21 +59,32 @@ class RequestScope:
             logger.exception("a bug answered %s %s", scope["method"], scope["path"])
             if started:
                 raise  # half an answer is out; only closing the connection tells the client
-            bug = Problem("internal_error", "the service made a mistake; its log has more under this request_id")
-            await problem_response(bug, request_id)(scope, receive, send_with_id)
+            await problem_response(bug(), request_id)(scope, receive, send_with_id)
 
 
-async def read_body(request: Request) -> bytes:
-    """The whole body. Raises Problem if it is, or says it is, larger than MAX_BODY_BYTES; the rest is not read then."""
-    declared = request.headers.get("content-length")
-    if declared is not None and declared.isdigit() and int(declared[:20]) > MAX_BODY_BYTES:
-        raise _too_large(f"{declared[:20]} bytes")
+def bug() -> Problem:
+    """What a request gets whose answer failed by a mistake of ours."""
+    return Problem("internal_error", "the service made a mistake; its log has more under this request_id")
+
+
+async def read_body(headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
+    """The whole body. Raises Problem if it is, or says it is, larger than MAX_BODY_BYTES; the rest is not read then.
+
+    Raises ClientDisconnect if the client leaves before it is complete.
+    """
+    declared = headers.get(b"content-length", b"")
+    if declared.isdigit() and int(declared[:20]) > MAX_BODY_BYTES:
+        raise _too_large(f"{declared[:20].decode()} bytes")
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        body += message.get("body", b"")
         if len(body) > MAX_BODY_BYTES:
             raise _too_large("longer")
-    return bytes(body)
+        if not message.get("more_body", False):
+            return bytes(body)
 
 
 def _too_large(found: str) -> Problem:

@@ -1,10 +1,6 @@
-"""HTTP routes: from bytes to a use case and back.
-
-The two hot routes parse once, strictly, and write their answer once; they appear in the documentation all the same.
-"""
+"""The routes of the framework: those of operators, and the documentation of the hot ones, which hot.py answers."""
 
 import asyncio
-import random
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -12,29 +8,28 @@ from typing import Any
 import orjson
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
-from pydantic import ValidationError
 
 from models.bundle import BundleError
 from models.registry import Registry, RegistryError
 from models.runtime import DeviceError
 from service import metrics as prometheus
 from service.auth import Keys
-from service.batcher import Batcher, Closed, Overloaded
+from service.batcher import Batcher
 from service.engine import EngineError
-from service.errors import Problem, invalid, shorten, unavailable
+from service.errors import Problem, unavailable
 from service.intake import Intake
 from service.metrics import Metrics
-from service.recommender import NoModel, Recommendation, Wish
-from service.requests import read_body
-from service.schemas import LATER_FIELDS, EventsResponse, RecommendRequest, RecommendResponse
+from service.recommender import Recommendation, Wish
+from service.schemas import EventsResponse, RecommendResponse
 from service.slot import Promoted, Slot
 
 router = APIRouter()
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_NO_MODEL = (
+NO_MODEL = (
     "no model is promoted; train and export one with 'python -m training', then 'python -m models promote VERSION': "
     "it is picked up within a second"
 )
+_BELOW = "service/hot.py answers this route below the framework; it stands here to be documented"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,32 +64,9 @@ _ADMIN: dict[str, Any] = {"security": [{}, {"key": []}]}
     responses={200: {"model": RecommendResponse}, **_problems(400, 401, 403, 413, 422, 503)},
     openapi_extra=_body_of("RecommendRequest", example={"history": ["50", "181", "174"], "k": 5}),
 )
-async def recommend(request: Request) -> Response:
+async def recommend() -> None:
     """Items for a user or a history, best first. Nothing is stored."""
-    services: Services = request.app.state.services
-    with services.metrics.observed("recommend"):
-        services.keys.require(request, "recommend")
-        _refuse_options(request)
-        wish = _wish(_parse(await read_body(request)))
-        try:
-            found = await services.batcher.submit(wish)
-        except Overloaded as error:
-            raise unavailable("overloaded", f"{error}; come back later") from error
-        except Closed as error:
-            raise unavailable("shutting_down", str(error)) from error
-        except NoModel as error:
-            raise unavailable("no_model", _NO_MODEL, retry_after_s=5) from error
-        return _json(
-            {
-                "recommendation_id": f"{random.getrandbits(64):016x}",
-                "model_version": found.model_version,
-                "history_length": found.history_length,
-                "source": found.source,
-                "scoring": "exact",
-                "degraded": ["state_store"] if found.degraded else [],
-                "items": [{"item_id": item, "score": score, "source": found.source} for item, score in found.items],
-            }
-        )
+    raise NotImplementedError(_BELOW)
 
 
 @router.post(
@@ -103,13 +75,9 @@ async def recommend(request: Request) -> Response:
     responses={200: {"model": EventsResponse}, **_problems(400, 401, 403, 413, 422, 503)},
     openapi_extra=_body_of("EventRequest", "EventsRequest", example={"user_id": "ada", "item_id": "50"}),
 )
-async def events(request: Request) -> Response:
+async def events() -> None:
     """Store one event or up to 1,000. Acknowledged means stored; send again what was not."""
-    services: Services = request.app.state.services
-    with services.metrics.observed("events"):
-        services.keys.require(request, "events")
-        _refuse_options(request)
-        return _json(await services.intake.take(_parse(await read_body(request))))
+    raise NotImplementedError(_BELOW)
 
 
 @router.get("/models", tags=["models"], responses=_problems(401, 403), openapi_extra=_ADMIN)
@@ -117,7 +85,7 @@ async def models(request: Request) -> Response:
     """All versions with their metrics, the champion, and what is loaded."""
     services: Services = request.app.state.services
     with services.metrics.observed("models"):
-        services.keys.require(request, "admin")
+        services.keys.require(dict(request.scope["headers"]), "admin")
         slot = services.slot
         champion, versions = await asyncio.to_thread(_versions, slot.registry)
         refused = slot.refused and {"version": slot.refused.version, "reason": slot.refused.reason}
@@ -132,7 +100,7 @@ async def promote(version: str, request: Request) -> Response:
     """Test a version and serve it. When this answers, it serves."""
     services: Services = request.app.state.services
     with services.metrics.observed("promote"):
-        services.keys.require(request, "admin")
+        services.keys.require(dict(request.scope["headers"]), "admin")
         if not _VERSION.fullmatch(version):
             raise Problem("version_not_found", "a version is 1 to 100 letters, digits, dots, dashes and underscores")
         try:
@@ -150,7 +118,7 @@ async def rollback(request: Request) -> Response:
     """Serve the champion before this one again."""
     services: Services = request.app.state.services
     with services.metrics.observed("rollback"):
-        services.keys.require(request, "admin")
+        services.keys.require(dict(request.scope["headers"]), "admin")
         try:
             return _promoted(await services.slot.rollback())
         except RegistryError as error:
@@ -175,7 +143,7 @@ async def readyz(request: Request) -> Response:
     """Whether a tested bundle serves."""
     slot = request.app.state.services.slot
     if slot.engine is None:
-        reason = f"{slot.refused.version} was refused: {slot.refused.reason}" if slot.refused else _NO_MODEL
+        reason = f"{slot.refused.version} was refused: {slot.refused.reason}" if slot.refused else NO_MODEL
         raise unavailable("no_model", reason, retry_after_s=5)
     return _json({"status": "ready", "model_version": slot.engine.version})
 
@@ -191,42 +159,6 @@ async def metrics(request: Request) -> Response:
 @router.get("/", include_in_schema=False)
 async def root() -> Response:
     return RedirectResponse("/docs")
-
-
-def _refuse_options(request: Request) -> None:
-    """A parameter or deadline that would be ignored is refused instead."""
-    if request.scope["query_string"]:
-        raise Problem("invalid_request", "this route takes no query parameters; put every field into the JSON body")
-    if "x-timeout-ms" in request.headers:
-        raise Problem("not_supported_yet", "the header X-Timeout-Ms is not supported yet; leave it out")
-
-
-def _parse(body: bytes) -> object:
-    try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise Problem("malformed_json", f"the body is not JSON: {error}") from error
-
-
-def _wish(body: object) -> Wish:
-    if isinstance(body, dict) and (later := sorted(LATER_FIELDS & body.keys())):
-        errors = [
-            {"field": name, "code": "not_supported_yet", "detail": "leave it out", "value": shorten(body[name])}
-            for name in later
-        ]
-        raise Problem("not_supported_yet", f"{later[0]} is not supported yet; leave it out", errors=errors)
-    try:
-        asked = RecommendRequest.model_validate(body)
-    except ValidationError as error:
-        raise invalid(error) from error
-    stored_wanted = asked.history is None or asked.history_mode == "append"
-    return Wish(
-        user_id=asked.user_id if stored_wanted else None,
-        history=asked.history or [],
-        k=asked.k,
-        exclude_seen=asked.exclude_seen,
-        exclude_item_ids=asked.exclude_item_ids,
-    )
 
 
 def _versions(registry: Registry) -> tuple[str | None, list[dict[str, Any]]]:

@@ -80,3 +80,16 @@ def test_a_model_that_gives_no_numbers_is_an_error(make_bundle: Callable[..., Pa
 
 def test_no_queries_are_no_rankings(make_bundle: Callable[..., Path]) -> None:
     assert engine_over(make_bundle("v1")).rank([]) == []
+
+
+def test_what_the_warm_up_measured_decides_where_rankings_run(
+    make_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_over(make_bundle("v1"))
+    assert not engine.brief  # nothing is known yet
+    engine.warm_up()
+    assert engine.brief
+    assert 0 < engine.batch_s < 0.01
+    monkeypatch.setattr("service.engine._BRIEF_S", 0.0)
+    engine.warm_up()
+    assert not engine.brief

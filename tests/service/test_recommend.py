@@ -246,3 +246,29 @@ def test_a_retrained_model_may_renumber_its_items(
     make_bundle("large", items=12, promote=False)
     assert client.post("/models/large/promote").status_code == 200
     assert items(client, user_id="ada", k=1) == ["i10"]
+
+
+@pytest.mark.parametrize("brief_s", [1e9, 0.0])
+def test_rankings_are_the_same_on_the_loop_with_one_thread_and_beside_it_with_all(
+    start_service: Callable[..., httpx.Client],
+    make_bundle: Callable[..., Path],
+    store_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    brief_s: float,
+) -> None:
+    from service.slot import Runtime
+
+    tried: list[str] = []
+
+    class Noted(Runtime):
+        def __init__(self, *arguments: Any, threads: int | None = None, **options: Any) -> None:
+            tried.append("one" if threads == 1 else "all")
+            super().__init__(*arguments, threads=threads, **options)
+
+    monkeypatch.setattr("service.engine._BRIEF_S", brief_s)
+    monkeypatch.setattr("service.slot.Runtime", Noted)
+    monkeypatch.setattr("service.slot.cpu_quota", lambda: 2)
+    make_bundle("v1")
+    client = start_service(store_url)
+    assert items(client, history=["i3", "i5"], k=2) == ["i6", "i7"]
+    assert tried == (["one"] if brief_s else ["one", "all"])

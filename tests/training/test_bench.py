@@ -5,10 +5,11 @@ import pytest
 from training.bench import bench_dataset, bench_training
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_the_data_benchmark_reports_every_step_and_the_memory() -> None:
     bench = bench_dataset(interactions=20_000, users=500, items=300)
 
-    assert list(bench.seconds) == ["read", "build", "split leave-one-out", "split by time"]
+    assert list(bench.seconds) == ["read", "build", "split leave-one-out", "split by time", "first 50 training steps"]
     assert all(seconds >= 0 for seconds in bench.seconds.values())
     assert (bench.interactions, bench.users) == (20_000, 500)
     assert bench.items <= 300
