@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ["demo", "serve", "train", "test", "check", "bench", "setup", "help"]
 TOOLS = ["cat", "cksum", "cp", "dirname", "grep", "mkdir", "rm", "uname"]
-PROJECT = ["run", "pyproject.toml", "constraints.txt", "requirements.py"]
+PROJECT = ["run", "pyproject.toml", "constraints.txt", "constraints-peers.txt", "requirements.py"]
 
 # Answers as Python would where ./run depends on the answer; a program it is to run is printed, with exit status 7.
 FAKE_PYTHON = f"""#!/bin/sh
@@ -26,7 +26,10 @@ case "$*" in
     "-c import pip"*) [ -z "${{FAKE_BROKEN:-}}" ] ;;
     "-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" && echo "venv" >>"$FAKE_LOG" ;;
     "-m pip config "*) ;;
-    "-m pip "*) echo "$*" >>"$FAKE_LOG"; echo "pip speaks"; exit "${{FAKE_PIP_STATUS:-0}}" ;;
+    "-m pip "*)
+        echo "$0 $*" >>"$FAKE_LOG"; echo "pip speaks"
+        case "$*" in *"${{FAKE_MISSING:-nothing}}") exit 4 ;; esac
+        exit "${{FAKE_PIP_STATUS:-0}}" ;;
     requirements.py*) exec {sys.executable} "$@" ;;
     *) printf '<%s>' "$@"; exit 7 ;;
 esac
@@ -86,7 +89,7 @@ def test_help_teaches_every_command(run: Run, arguments: list[str]) -> None:
     assert result.returncode == 0
     for command in COMMANDS:
         assert re.search(rf"^  \./run {command}\b", result.stdout, re.MULTILINE), command
-    for variable in ["PYTHON", "TORCH_INDEX", "PIP_FIND_LINKS"]:
+    for variable in ["PYTHON", "TORCH_INDEX", "PIP_FIND_LINKS", "RECSERVE_PEERS"]:
         assert variable in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 120
 
@@ -210,6 +213,46 @@ def test_torch_alone_comes_from_the_index_named_for_it(run: Run, installed: Call
     named = [line for line in installed() if "--index-url http://127.0.0.1:1/cpu" in line]
     assert len(named) == 1
     assert re.search(r"--no-deps .*torch==[\d.]+$", named[0])
+
+
+def test_peers_have_an_environment_of_their_own_with_the_torch_of_ours(
+    run: Run, project: Path, installed: Callable[[], list[str]]
+) -> None:
+    result = run("bench", "training", "--peers")
+    assert result.stdout == "<-m><training><bench><training><--peers>"
+    (torch,) = re.findall(r"^torch==\S+$", (project / "constraints.txt").read_text(), re.MULTILINE)
+    assert [line for line in installed() if line.startswith(".venv-peers/")] == [
+        f".venv-peers/bin/python -m pip install --quiet --no-input --disable-pip-version-check "
+        f"-c constraints-peers.txt {torch} {peer}"
+        for peer in ("rectools[torch]", "recbole")
+    ]
+    assert "Setting up .venv-peers for: rectools recbole" in result.stderr
+    before = installed()
+    assert run("bench", "training", "--peers").stderr == ""
+    assert installed() == before
+
+
+def test_the_torch_of_peers_comes_from_the_index_named_for_it(run: Run, installed: Callable[[], list[str]]) -> None:
+    run("bench", "training", "--peers", TORCH_INDEX="http://127.0.0.1:1/cpu")
+    named = [line for line in installed() if "--index-url http://127.0.0.1:1/cpu" in line]
+    assert any(line.startswith(".venv-peers/") for line in named)
+
+
+def test_a_peer_that_does_not_install_is_named_and_tried_again(run: Run, installed: Callable[[], list[str]]) -> None:
+    result = run("bench", "training", "--peers", FAKE_MISSING="recbole")
+    assert "recbole does not install here" in result.stderr
+    assert result.stdout == "<-m><training><bench><training><--peers>"
+    tried = len(installed())
+    again = run("bench", "training", "--peers")
+    assert "Setting up .venv-peers for: recbole" in again.stderr
+    assert len(installed()) == tried + 1
+
+
+def test_no_peers_are_installed_where_some_are_named_or_none_is_wanted(run: Run, project: Path) -> None:
+    run("bench", "training")
+    run("bench", "data", "--peers")
+    run("bench", "training", "--peers", RECSERVE_PEERS="/elsewhere/bin/python")
+    assert not (project / ".venv-peers").exists()
 
 
 def test_onnxruntime_for_cuda_replaces_the_one_for_cpu(run: Run, project: Path, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from training.fetch import FetchError, fetch_ml_100k
 from training.fit import FitError
 from training.interactions import Columns, InteractionsError, read_interactions
 from training.parallel import joined
+from training.peer_process import PeersError
 from training.presets import describe, settle
 from training.rating_run import is_autorec, judged_again, print_figures
 from training.recommend import RecommendError, recommend, recommend_run
@@ -46,6 +47,7 @@ EXPECTED = (
     FetchError,
     FitError,
     InteractionsError,
+    PeersError,
     RecommendError,
     RegistryError,
     RunError,
@@ -381,14 +383,33 @@ def bootstrap(
 def bench(
     what: Annotated[str, typer.Argument(help="data: preparing an interaction log. training: sequences a second.")],
     interactions: Annotated[int, typer.Option(help="Rows of the synthetic log.", min=1000)] = 10_000_000,
+    *,
+    peers: Annotated[bool, typer.Option("--peers", help="Training beside RecTools and RecBole; six minutes.")] = False,
+    peers_python: Annotated[
+        Path, typer.Option(metavar="PATH", envvar="RECSERVE_PEERS", help="The Python that has them.")
+    ] = Path(".venv-peers/bin/python"),
 ) -> None:
     """Measure this machine on synthetic data; nothing is kept."""
     from training.bench import bench_dataset, bench_training  # noqa: PLC0415 - nothing else needs it
+    from training.peers import bench_peers, find_python  # noqa: PLC0415
 
     if what not in ("data", "training"):
         raise ConfigError(f"there is no benchmark {what!r}; give data or training")
-    result = bench_dataset(interactions=interactions) if what == "data" else bench_training()
-    Console().print(str(result))
+    console = Console()
+    if what == "data":
+        if peers:
+            raise ConfigError("--peers goes with training: they are not measured preparing data")
+        console.print(str(bench_dataset(interactions=interactions)))
+        return
+    if peers:
+        find_python(peers_python)  # before minutes have passed
+    ours = bench_training()
+    console.print(str(ours))
+    if not peers:
+        console.print("beside RecTools and RecBole: ./run bench training --peers")
+        return
+    with Console(stderr=True).status("") as status:
+        console.print(bench_peers(peers_python, ours.rates["S3Rec pre-training"], say=status.update))
 
 
 def spread(arguments: list[str]) -> list[str]:

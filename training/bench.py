@@ -11,13 +11,14 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import numpy as np
 import polars as pl
 import torch
+from numpy.typing import NDArray
 
 from models.runtime import cpu_quota
 from models.s3rec import S3RecPretraining
@@ -99,7 +100,12 @@ def _prepare(path: Path) -> DatasetBench:
     torch.set_num_threads(cpu_quota())
     model = build(SASRecConfig(), dataset.vocabulary.items)
     config = TrainingConfig(loss="sampled_softmax", negatives=256, batch=256)
-    _rate(model, NextItem(model, split.train, split.validation, config, seed=0), steps=_STEPS)
+    task, optimiser = (
+        NextItem(model, split.train, split.validation, config, seed=0),
+        torch.optim.AdamW(model.parameters()),
+    )
+    for batch in islice(task.batches(1), _STEPS):
+        _step(task, optimiser, batch)
     marks[f"first {_STEPS} training steps"] = time.perf_counter()
     names, times = list(marks), list(marks.values())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -135,10 +141,7 @@ def bench_training(*, users: int = 4096, items: int = 12_101, rounds: int = 3, s
     """
     torch.set_num_threads(cpu_quota())
     generator = np.random.default_rng(seed)
-    lengths = np.clip(generator.lognormal(np.log(6), 0.6, users).astype(np.int64), 3, 200)
-    ends = np.cumsum(lengths)
-    flat = generator.integers(1, items + 1, int(ends[-1])).astype(np.int32)
-    train = Sequences(flat, ends - lengths, ends)
+    train = beauty_like(users, items, generator)
     starts = np.arange(-1, items + 1).clip(min=0) * 5
     known = np.arange(items + 1) > 0
     labels = ItemAttributes((("", ""),) * 637, starts, generator.integers(0, 637, 5 * items), known)
@@ -153,37 +156,85 @@ def bench_training(*, users: int = 4096, items: int = 12_101, rounds: int = 3, s
     for _ in range(rounds):
         for name, rate in subjects.items():
             measured[name].append(rate())
-        floors.append(measured["full softmax"][-1] / (users / _floor_s(int(ends[-1]) - users, items)))
+        floors.append(measured["full softmax"][-1] / (users / _floor_s(train.interactions - users, items)))
     rates = {name: float(np.median(found)) for name, found in measured.items()}
     return TrainingBench(rates, float(np.median(floors)))
+
+
+def beauty_like(users: int, items: int, generator: np.random.Generator) -> Sequences:
+    """Sequences as long as Amazon Beauty's: a median of 6, nearly all below 50."""
+    return synthetic(generator.lognormal(np.log(6), 0.6, users).clip(3, 200), items, generator)
+
+
+def synthetic(lengths: NDArray[np.float64], items: int, generator: np.random.Generator) -> Sequences:
+    """Sequences of these lengths (users,), rounded down, of items drawn evenly, so that each occurs if there is room.
+
+    A library that counts the items it sees then has a softmax over as many as one that is told.
+    """
+    whole = lengths.astype(np.int64)
+    ends = np.cumsum(whole)
+    flat = generator.permutation(np.arange(ends[-1]) % items + 1).astype(np.int32)
+    return Sequences(flat, ends - whole, ends)
 
 
 def _next_item_rate(train: Sequences, items: int, **options: str | int) -> float:
     model = build(SASRecConfig(), items)
     config = TrainingConfig.model_validate({"batch": 256, **options})
-    return _rate(model, NextItem(model, train, _nobody(train), config, seed=0))
+    return train_epochs(model, NextItem(model, train, nobody(train), config, seed=0)).sequences_per_s
 
 
 def _pretraining_rate(train: Sequences, items: int, labels: ItemAttributes) -> float:
     model = S3RecPretraining(build(SASRecConfig(), items), labels.count)
-    return _rate(model, Pretrain(model, labels, train, _nobody(train), PretrainingConfig(batch=256), seed=0))
+    task = Pretrain(model, labels, train, nobody(train), PretrainingConfig(batch=256), seed=0)
+    return train_epochs(model, task).sequences_per_s
 
 
-def _nobody(train: Sequences) -> Holdout:
-    nobody = np.empty(0, np.int64)
-    return Holdout(nobody, train.take(nobody), nobody.astype(np.int32), nobody.astype(np.bool_))
+def nobody(train: Sequences) -> Holdout:
+    """A validation part without users."""
+    none = np.empty(0, np.int64)
+    return Holdout(none, train.take(none), none.astype(np.int32), none.astype(np.bool_))
 
 
-def _rate(model: torch.nn.Module, task: Task[Batch], steps: int | None = None) -> float:
-    """Sequences a second over one epoch, or over its first steps."""
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What was trained in so many seconds."""
+
+    sequences: int
+    targets: int
+    seconds: float
+
+    @property
+    def sequences_per_s(self) -> float:
+        return self.sequences / self.seconds
+
+    @property
+    def targets_per_s(self) -> float:
+        return self.targets / self.seconds
+
+
+def train_epochs(model: torch.nn.Module, task: Task[Batch], *, seconds: float = 0.0) -> Trained:
+    """Optimiser steps over an epoch, and over more of them until so many seconds are over, after one that warms up.
+
+    Making the batches is part of it; so batches of long and of short sequences count as often as they occur.
+    """
     optimiser = torch.optim.AdamW(model.parameters())
-    began, taken = time.perf_counter(), 0
-    for batch in islice(task.batches(1), steps):
-        optimiser.zero_grad()
-        task.loss(batch).backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-        taken += task.sizes(batch)[0]
-    return taken / (time.perf_counter() - began)
+    _step(task, optimiser, next(iter(task.batches(0))))
+    sizes: list[tuple[int, int]] = []
+    began = time.perf_counter()
+    for epoch in count(1):
+        sizes += [_step(task, optimiser, batch) for batch in task.batches(epoch)]
+        if time.perf_counter() - began >= seconds:
+            break
+    taken = time.perf_counter() - began
+    return Trained(sum(rows for rows, _ in sizes), sum(targets for _, targets in sizes), taken)
+
+
+def _step(task: Task[Batch], optimiser: torch.optim.Optimizer, batch: Batch) -> tuple[int, int]:
+    """Learn from a batch: its sequences and targets."""
+    optimiser.zero_grad()
+    task.loss(batch).backward()  # type: ignore[no-untyped-call]
+    optimiser.step()
+    return task.sizes(batch)
 
 
 def _floor_s(targets: int, items: int, *, rows: int = 512, dim: int = 64) -> float:

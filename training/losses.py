@@ -44,15 +44,18 @@ def gbce_beta(negatives: int, items: int, calibration: float) -> float:
 def sampled_softmax(
     vectors: Tensor, item_matrix: Tensor, targets: Tensor, negatives: Tensor, log_draws: Tensor
 ) -> Tensor:
-    """Mean cross-entropy of the target among itself and negatives shared by the batch, in nats.
+    """Mean cross-entropy of the target among itself and negatives, in nats.
 
-    vectors (targets, dim), item_matrix (items + 1, dim), targets (targets,), negatives (n,); log_draws (items + 1,) is
-    the logarithm of how often each item is expected among the negatives, which is taken off their scores (logQ
-    correction), so that the loss estimates the full softmax. A negative that is the target does not count against it.
+    vectors (targets, dim), item_matrix (items + 1, dim), targets (targets,), negatives (n,) shared by the batch or
+    (targets, n) for each target its own; log_draws (items + 1,) is the logarithm of how often each item is expected
+    among n, which is taken off their scores (logQ correction), so that the loss estimates the full softmax. A negative
+    that is the target does not count against it.
     Source: Bengio & Senecal 2008; Yi et al., RecSys 2019.
     """
     positive = dots(vectors, item_matrix, targets[:, None])  # (targets, 1)
-    negative = vectors @ item_matrix[negatives].T - log_draws[negatives]  # (targets, n)
+    shared = negatives.ndim == 1
+    scores = vectors @ item_matrix[negatives].T if shared else dots(vectors, item_matrix, negatives)  # (targets, n)
+    negative = scores - log_draws[negatives]
     negative = negative.masked_fill(negatives == targets[:, None], MASKED)
     logits = torch.cat([positive, negative], dim=1).float()
     return functional.cross_entropy(logits, torch.zeros_like(targets))

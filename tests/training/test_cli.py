@@ -116,6 +116,8 @@ def test_mistakes_are_one_sentence_on_standard_error(
     one_sentence(command("export", tmp_path), f"{tmp_path} is not the folder of a training run")
     one_sentence(command("fetch", "netflix"), "'netflix'", "ml-100k")
     one_sentence(command("bench", "everything"), "'everything'", "data or training")
+    one_sentence(command("bench", "data", "--peers"), "--peers goes with training")
+    one_sentence(command("bench", "training", "--peers", "--peers-python", "no/python"), "there is no no/python")
     (tmp_path / "broken.toml").write_text("[model]\ndim = 'wide'\n")
     one_sentence(command("train", "broken.toml", "--data", log), "broken.toml", "model.dim", "'wide'")
     (tmp_path / "file").write_text("")

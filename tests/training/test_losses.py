@@ -111,6 +111,15 @@ def test_a_negative_that_is_the_target_does_not_count_against_it() -> None:
     assert loss.item() == pytest.approx((math.log(2) + math.log(3)) / 2)
 
 
+def test_sampled_softmax_takes_negatives_of_each_target_too() -> None:
+    torch.manual_seed(0)
+    vectors, items, log_draws = torch.randn(2, 4), torch.randn(6, 4), torch.randn(6)
+    targets, negatives = torch.tensor([1, 2]), torch.tensor([[3, 4], [5, 2]])
+    alone = [sampled_softmax(vectors[[t]], items, targets[[t]], negatives[t], log_draws).item() for t in range(2)]
+    together = sampled_softmax(vectors, items, targets, negatives, log_draws).item()
+    assert together == pytest.approx(sum(alone) / 2)
+
+
 def test_sampled_softmax_estimates_the_full_one_when_its_draws_are_corrected() -> None:
     generator = np.random.default_rng(0)
     flat = np.sort(generator.integers(1, 21, 400)).astype(np.int32)  # uneven popularity
