@@ -244,6 +244,8 @@ def evaluate(
         return
     found = assess(subject, data=data or (), columns=columns, split=split, sampled=sampled, against=against)
     print_assessment(found, Console())
+    if found.sampled and not data:  # a run on its own data: the results page shows them
+        RunFolder(subject).keep_sampled(found.sampled)
 
 
 @app.command(name="export", epilog="[bold]Example:[/] python -m training export runs/first --promote")
@@ -351,10 +353,14 @@ def results(
     output: Annotated[Path, typer.Option(metavar="FILE", help="The Markdown page to write.")] = Path("docs/results.md"),
 ) -> None:
     """Write the results page from recorded runs: a table for each data set, seeds put together."""
-    page = results_page([RunFolder(run) for run in runs])
+    console = Console()
+    folders = [RunFolder(run) for run in runs if run.is_dir()]  # runs/* matches what lies beside them too
+    for file in (run for run in runs if run.is_file()):
+        console.print(f"{file} is no folder and left out")
+    page = results_page(folders)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(page, encoding="utf-8")
-    Console().print(f"{output}: {len(runs)} runs")
+    console.print(f"{output}: {len(folders)} runs")
 
 
 @app.command(epilog="[bold]Example:[/] python -m training bootstrap --artifacts artifacts")

@@ -43,6 +43,14 @@ def compare_activations(spec: RunSpec, prepared: Prepared, folder: Path, console
     return found
 
 
+def compared_name(spec: RunSpec) -> str | None:
+    """The configuration that a run of `compare_activations` was derived from; None if it is no such run."""
+    if not isinstance(spec.config, AutoRecRunConfig):
+        return None
+    name = spec.name.removesuffix(f"-{spec.config.model.encoder}-{spec.config.model.decoder}")
+    return name if name != spec.name else None
+
+
 def activations_table(found: Found) -> Table:
     """The pairs in order of validation, the chosen one first and bold."""
     head, *rows = _cells(found)

@@ -247,8 +247,8 @@ def scored(
         scores = np.array(given, np.float32)  # a copy: it is masked below
         if scores.shape != (len(rows), items + 1):
             raise EvaluationError(f"scores have shape {scores.shape}, expected {(len(rows), items + 1)}")
-        if np.isnan(scores[:, 1:]).any():
-            raise EvaluationError(f"scores of users {rows[0]} to {rows[-1]} hold NaN; the model has diverged")
+        if not (scores[:, 1:] < np.inf).all():  # so written, a NaN fails too; minus infinity is what cannot be scored
+            raise EvaluationError(f"scores of users {rows[0]} to {rows[-1]} hold NaN or inf; the model has diverged")
         mask_seen(scores, histories)
         yield rows, scores, histories
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from training.activations import compared_name
 from training.config import CONFIGS
 from training.interactions import Columns
 from training.measures import spread
@@ -29,6 +30,7 @@ _HEADINGS = (
     "wall time of a seed",
     "command",
 )
+_SAMPLED_HEADINGS = ("model", "protocol", "HR@10", "NDCG@10", "95 % interval of NDCG@10", "seeds", "command")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,31 @@ def _table(group: Sequence[tuple[RunFolder, RunSpec]]) -> str:
         rows += _rows(name, part)
     rows.sort(key=lambda row: -1.0 if row.order is None else row.order, reverse=True)
     lines = [_HEADINGS, tuple("---" for _ in _HEADINGS), *(row.cells for row in rows)]
-    return _section(spec, lines)
+    return _section(spec, lines) + _sampled_section(configurations)
+
+
+def _sampled_section(configurations: Sequence[tuple[str, Sequence[tuple[RunFolder, RunSpec]]]]) -> str:
+    """Figures among sampled negatives under a heading that says what they are; nothing if no run has some."""
+    lines = [_SAMPLED_HEADINGS, tuple("---" for _ in _SAMPLED_HEADINGS)]
+    for name, part in configurations:
+        for protocol in sorted({protocol for run, _ in part for protocol in run.sampled()}):
+            having = [(run, spec) for run, spec in part if protocol in run.sampled()]
+            figures = [run.sampled()[protocol] for run, _ in having]
+            low, high = (spread([one["intervals"][METRIC][side] for one in figures]).mean for side in (0, 1))
+            lines.append(
+                (
+                    name,
+                    protocol,
+                    *(str(spread([one[metric] for one in figures])) for metric in ("hr@10", METRIC)),
+                    f"{low:.4f} to {high:.4f}",
+                    ", ".join(str(spec.seed) for _, spec in having),
+                    f"`python -m training evaluate {_relative(having[0][0].path)} --sampled {protocol.split()[1]}`",
+                )
+            )
+    if len(lines) == 2:
+        return ""
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return f"\n\n### Among sampled negatives, not all items: only to compare with papers that sample\n\n{table}"
 
 
 def _rating_table(group: Sequence[tuple[RunFolder, RunSpec]]) -> str:
@@ -191,8 +217,11 @@ def _wall_time(recorded: Sequence[Mapping[str, Any]]) -> str:
 def _command(specs: Sequence[RunSpec]) -> str:
     """What makes these runs again, but for the seed where there are several."""
     spec = specs[0]
-    known = (CONFIGS / f"{spec.name}.toml").is_file()
-    words = ["python", "-m", "training", "train", spec.name if known else f"{spec.name}.toml"]
+    compared = compared_name(spec)
+    config = compared or spec.name
+    known = (CONFIGS / f"{config}.toml").is_file()
+    verb = "activations" if compared else "train"
+    words = ["python", "-m", "training", verb, config if known else f"{config}.toml"]
     for path in spec.files:
         words += ["--data", _relative(path)]
     if spec.attributes is not None:

@@ -6,11 +6,13 @@ checkpoint.safetensors
 vocabulary.json  popularity.npy  attributes.json
 neighbours.npy  affinities.npy      of a blend, where the configuration asks for one and validation gains by it
 metrics.json         validation, test, baselines, time: written last, so a folder with it is a finished run
+sampled.json                        figures among sampled negatives, where `evaluate --sampled` was asked for them
 curves.png
 """
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -44,6 +46,7 @@ SplitName = Literal["loo", "time", "random", "file"]
 RATED = ("random", "file")  # splits of single ratings
 _AGAIN = "the same train command writes it again"
 RUN, METRICS, EPOCHS = "run.json", "metrics.json", "metrics.jsonl"
+SAMPLED = "sampled.json"
 CHECKPOINT = "checkpoint.safetensors"
 
 
@@ -139,9 +142,10 @@ def prepare(
         ratings = rated(interactions, config, split=split, held_out=held_out, seed=seed, test=test)
         interactions, dataset, parts, notes = ratings.interactions, ratings.dataset, ratings.split, ratings.notes
     elif split in ("random", "file"):
-        raise DatasetError(
-            f"the split {split!r} holds out single ratings, and {config.model.name} predicts none; split loo or time"
-        )
+        said = "--test names" if test is not None else f"the split {split} holds out"
+        raise DatasetError(f"{said} single ratings, and {config.model.name} predicts none; split loo or time")
+    elif test is not None:
+        raise DatasetError(f"--test names single ratings, and {config.model.name} predicts none; leave it out")
     else:
         dataset, parts = split_data(interactions, config.data, split=split, held_out=held_out)
     known = read_attributes(attributes, dataset.vocabulary) if attributes else None
@@ -228,6 +232,14 @@ class RunFolder:
     def finish(self, metrics: dict[str, object]) -> None:
         """Write metrics.json, which makes the run a finished one."""
         self._write_json(METRICS, metrics, indent=2)
+
+    def keep_sampled(self, figures: Mapping[str, Any]) -> None:
+        """Add figures among sampled negatives, by what says so, to those that are kept beside metrics.json."""
+        self._write_json(SAMPLED, self.sampled() | dict(figures), indent=2)
+
+    def sampled(self) -> dict[str, Any]:
+        """Figures among sampled negatives by protocol; none if nobody asked for some."""
+        return self._read_json(SAMPLED) if (self.path / SAMPLED).exists() else {}
 
     def spec(self) -> RunSpec:
         """Raises RunError if this is no run."""

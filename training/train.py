@@ -127,6 +127,7 @@ def _fitted(
     torch.manual_seed(spec.seed)  # weights and dropout; the data's order and the negatives draw from their own
     train, validation = prepared.split.train, prepared.split.validation
     model = build(config.model, prepared.dataset.vocabulary.items).to(_device())
+    task = NextItem(model, train, validation, config.training, seed=spec.seed)  # or it says now what the data lacks
     before = None
     if isinstance(config, S3RecRunConfig):
         attributes = _taught(config.pretraining, prepared, console)
@@ -148,7 +149,6 @@ def _fitted(
         console.print(f"pre-training {describe_stop(before, config.pretraining.patience, METRIC)}")
     else:
         processes.part_ways(spec.seed)
-    task = NextItem(model, train, validation, config.training, seed=spec.seed)
     with epoch_bar(console, task.windows.count(0), METRIC) as bar:
         fitted = fit(
             model,

@@ -162,3 +162,17 @@ def test_the_tables_show_parts_intervals_and_that_a_sample_is_one(
     assert "p = " in out
     low, high = assess(finished_run.path).evaluation.intervals()["ndcg@10"]
     assert f"{low:.4f} to {high:.4f}" in out
+
+
+def test_figures_among_a_sample_are_kept_with_the_run_they_are_of(
+    tmp_path: Path, finished_run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished_run.path, tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
+    assert run.sampled() == {}
+    for negatives in ("9", "7"):
+        monkeypatch.setattr("sys.argv", ["training", "evaluate", str(run.path), "--sampled", negatives])
+        with pytest.raises(SystemExit, match="0"):
+            main()
+    assert set(run.sampled()) == {"sampled, 9 negatives", "sampled, 7 negatives"}
+    assert run.metrics() == finished_run.metrics()

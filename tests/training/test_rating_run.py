@@ -240,4 +240,8 @@ def test_all_pairs_of_activations_are_compared_and_validation_chooses(command: C
     metrics = json.loads(Path("pairs", f"{lines[0][0]}-{lines[0][1]}", "metrics.json").read_text())
     assert lines[0][3] == f"{metrics['test']['rmse']:.4f}"
     assert "activations.md" in out
+    pairs = sorted(str(path) for path in Path("pairs").iterdir())
+    assert "pairs/activations.md is no folder and left out" in command("results", *pairs, "--output", "page.md")
+    page = Path("page.md").read_text()
+    assert page.count("`python -m training activations user.toml --data log.csv --value-column rating") == 9
     assert "has no encoder and decoder" in command("activations", "sasrec", "--data", str(log), status=1)

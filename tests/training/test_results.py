@@ -101,6 +101,22 @@ def test_a_blend_has_a_row_beside_the_model_alone(another: Callable[..., RunFold
     assert (table["walks"][2], table["walks + item-kNN"][2]) == ("0.2000", "0.6000")
 
 
+def test_sampled_figures_stand_apart_under_a_heading_that_says_so(another: Callable[..., RunFolder]) -> None:
+    runs = [another("one", seed=0), another("two", seed=1)]
+    for run, figure in zip(runs, (0.5, 0.7), strict=True):
+        run.keep_sampled(
+            {"sampled, 9 negatives": {"hr@10": 1.0, "ndcg@10": figure, "intervals": {"ndcg@10": [0.4, 0.8]}}}
+        )
+    page = results_page(runs)
+    _, below = page.split("### Among sampled negatives, not all items")
+    (row,) = [cells for cells in rows(below) if cells[0] == "walks"]
+    assert row[1] == "sampled, 9 negatives"
+    assert row[3].startswith("0.6000 ±")
+    assert row[4:6] == ["0.4000 to 0.8000", "0, 1"]
+    assert row[6].endswith("one --sampled 9`")
+    assert "Among sampled" not in results_page([another("three", seed=2)])
+
+
 def test_configurations_of_one_name_are_told_apart(another: Callable[..., RunFolder], finished_run: RunFolder) -> None:
     config = finished_run.spec().config.model_dump(mode="json")
     config["training"]["epochs"] = 99
