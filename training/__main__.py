@@ -22,15 +22,30 @@ from training.export import ExportError, export
 from training.fetch import FetchError, fetch_ml_100k
 from training.fit import FitError
 from training.interactions import Columns, InteractionsError, read_interactions
+from training.options import (
+    Artifacts,
+    AttributesFile,
+    ConfigName,
+    Data,
+    Item,
+    Run,
+    Seed,
+    Split,
+    TestFiles,
+    Time,
+    User,
+    Value,
+    run_of,
+    spread,
+)
 from training.parallel import joined
 from training.peer_process import PeersError
-from training.presets import describe, settle
 from training.rating_run import is_autorec, judged_again, print_figures
 from training.recommend import RecommendError, recommend, recommend_run
 from training.report import print_assessment
 from training.results import results_page
 from training.retrain import NotPromoted, retrain
-from training.run import Prepared, RunError, RunFolder, RunSpec, SplitName, data_window, default_split, prepare
+from training.run import RunError, RunFolder, SplitName
 from training.train import train
 
 # What a person can put right: one sentence on standard error and exit status 1, never a traceback.
@@ -61,41 +76,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-
-ConfigName = Annotated[str, typer.Argument(help="A name under training/configs/, or the path of a TOML file.")]
-Data = Annotated[
-    list[Path],
-    typer.Option(
-        "--data",
-        metavar="FILE",
-        help="Interactions: .csv .tsv .jsonl .parquet .inter, or .txt of sequences. Repeat for several files.",
-    ),
-]
-AttributesFile = Annotated[
-    Path | None, typer.Option("--attributes", metavar="FILE", help="Item attributes: .item .json .jsonl .csv .parquet.")
-]
-Split = Annotated[
-    SplitName,
-    typer.Option(
-        "--split",
-        help="loo: each user's last item is the test. time: everything after a moment. random: a tenth of the ratings, "
-        "for AutoRec, whose default it is with explicit ratings. file: what --test names.",
-        show_default="loo",
-    ),
-]
-TestFiles = Annotated[
-    list[Path] | None,
-    typer.Option("--test", metavar="FILE", help="Ratings to test on, for AutoRec: as u1.test beside --data u1.base."),
-]
-Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of weights, dropout, data order and negatives.")]
-User = Annotated[str, typer.Option("--user-column", help="Column with the user's id.")]
-Item = Annotated[str, typer.Option("--item-column", help="Column with the item's id.")]
-Time = Annotated[
-    str | None, typer.Option("--timestamp-column", help='Column with the time; "" for none.  [default: timestamp]')
-]
-Value = Annotated[str | None, typer.Option("--value-column", help="Column with a rating or weight.")]
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished training run.")]
-Artifacts = Annotated[Path, typer.Option("--artifacts", metavar="DIR", help="Folder of bundles.")]
 
 
 @app.command(
@@ -140,7 +120,7 @@ def train_command(
         console = Console(quiet=not processes.leader)
         columns = Columns(user=user_column, item=item_column, timestamp=timestamp_column, value=value_column)
         files = data, test or []
-        spec, prepared = _run_of(config, files, columns, split, seed=seed, attributes=attributes, console=console)
+        spec, prepared = run_of(config, files, columns, split, seed=seed, attributes=attributes, console=console)
         train(spec, prepared, output or Path("runs") / f"{spec.name}-{seed}", console, processes)
 
 
@@ -166,48 +146,10 @@ def activations(
     console = Console()
     columns = Columns(user=user_column, item=item_column, timestamp=timestamp_column, value=value_column)
     files = data, test or []
-    spec, prepared = _run_of(config, files, columns, split, seed=seed, attributes=None, console=console)
+    spec, prepared = run_of(config, files, columns, split, seed=seed, attributes=None, console=console)
     folder = output or Path("runs") / f"{spec.name}-activations-{seed}"
     console.print(activations_table(compare_activations(spec, prepared, folder, console)))
     console.print(f"written: {folder / 'activations.md'}")
-
-
-def _run_of(
-    name: str,
-    files: tuple[list[Path], list[Path]],
-    columns: Columns,
-    split: SplitName | None,
-    *,
-    seed: int,
-    attributes: Path | None,
-    console: Console,
-) -> tuple[RunSpec, Prepared]:
-    """What a run is made from, and its data; says what was read. files: those to learn from, and those of the test."""
-    data, test = files
-    loaded = load_config(name)
-    interactions = read_interactions(data, columns=columns, max_dropped=loaded.data.max_dropped)
-    console.print(str(interactions.report))
-    tested = read_interactions(test, columns=columns, max_dropped=loaded.data.max_dropped) if test else None
-    if tested is not None:
-        console.print(f"test: {tested.report}")
-    split = split or ("file" if test else default_split(loaded))
-    prepared = prepare(interactions, loaded, split=split, attributes=attributes, seed=seed, test=tested)
-    settled = settle(loaded, prepared.split.train)
-    if left := describe(loaded, settled):
-        console.print(f"by the data: {left}")
-    spec = RunSpec(
-        name=Path(name).stem if name.endswith(".toml") else name,
-        config=settled,
-        split=split,
-        seed=seed,
-        files=[path.resolve() for path in data],
-        test=[path.resolve() for path in test],
-        columns=columns,
-        attributes=attributes.resolve() if attributes else None,
-        attributes_sha256=prepared.attributes.sha256 if prepared.attributes else None,
-        data=data_window([*data, *test], prepared),
-    )
-    return spec, prepared
 
 
 @app.command(
@@ -416,21 +358,6 @@ def bench(
         return
     with Console(stderr=True).status("") as status:
         console.print(bench_peers(peers_python, ours.rates["S3Rec pre-training"], say=status.update))
-
-
-def spread(arguments: list[str]) -> list[str]:
-    """`--data a b` as `--data a --data b`: files that follow a file, as a shell's `*.csv` gives them.
-
-    A TOML file is never data but the configuration, which so may come before the files or after them.
-    """
-    spread: list[str] = []
-    data = False
-    for argument in arguments:
-        file = not argument.startswith("-") and not argument.endswith(".toml") and Path(argument).is_file()
-        another = data and spread[-1] != "--data" and file
-        data = argument == "--data" or (data and not argument.startswith("-"))
-        spread += ["--data", argument] if another else [argument]
-    return spread
 
 
 def main() -> int:

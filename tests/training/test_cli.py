@@ -200,7 +200,7 @@ def test_columns_can_be_called_anything(
 
 
 def test_files_that_follow_a_file_are_data_too(tmp_path: Path) -> None:
-    from training.__main__ import spread
+    from training.options import spread
 
     one, two = tmp_path / "a.csv", tmp_path / "b.csv"
     one.touch(), two.touch()
@@ -213,7 +213,7 @@ def test_files_that_follow_a_file_are_data_too(tmp_path: Path) -> None:
 
 
 def test_a_configuration_may_follow_the_files(tmp_path: Path) -> None:
-    from training.__main__ import spread
+    from training.options import spread
 
     one, two, config = tmp_path / "a.csv", tmp_path / "b.csv", tmp_path / "quick.toml"
     one.touch(), two.touch(), config.touch()

@@ -1,0 +1,100 @@
+"""What a person types for training, as types that typer reads, and the run that is made from it."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from training.config import load_config
+from training.interactions import Columns, read_interactions
+from training.presets import describe, settle
+from training.run import Prepared, RunSpec, SplitName, data_window, default_split, prepare
+
+ConfigName = Annotated[str, typer.Argument(help="A name under training/configs/, or the path of a TOML file.")]
+Data = Annotated[
+    list[Path],
+    typer.Option(
+        "--data",
+        metavar="FILE",
+        help="Interactions: .csv .tsv .jsonl .parquet .inter, or .txt of sequences. Repeat for several files.",
+    ),
+]
+AttributesFile = Annotated[
+    Path | None, typer.Option("--attributes", metavar="FILE", help="Item attributes: .item .json .jsonl .csv .parquet.")
+]
+Split = Annotated[
+    SplitName,
+    typer.Option(
+        "--split",
+        help="loo: each user's last item is the test. time: everything after a moment. random: a tenth of the ratings, "
+        "for AutoRec, whose default it is with explicit ratings. file: what --test names.",
+        show_default="loo",
+    ),
+]
+TestFiles = Annotated[
+    list[Path] | None,
+    typer.Option("--test", metavar="FILE", help="Ratings to test on, for AutoRec: as u1.test beside --data u1.base."),
+]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of weights, dropout, data order and negatives.")]
+User = Annotated[str, typer.Option("--user-column", help="Column with the user's id.")]
+Item = Annotated[str, typer.Option("--item-column", help="Column with the item's id.")]
+Time = Annotated[
+    str | None, typer.Option("--timestamp-column", help='Column with the time; "" for none.  [default: timestamp]')
+]
+Value = Annotated[str | None, typer.Option("--value-column", help="Column with a rating or weight.")]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished training run.")]
+Artifacts = Annotated[Path, typer.Option("--artifacts", metavar="DIR", help="Folder of bundles.")]
+
+
+def run_of(
+    name: str,
+    files: tuple[list[Path], list[Path]],
+    columns: Columns,
+    split: SplitName | None,
+    *,
+    seed: int,
+    attributes: Path | None,
+    console: Console,
+) -> tuple[RunSpec, Prepared]:
+    """What a run is made from, and its data; says what was read. files: those to learn from, and those of the test."""
+    data, test = files
+    loaded = load_config(name)
+    interactions = read_interactions(data, columns=columns, max_dropped=loaded.data.max_dropped)
+    console.print(str(interactions.report))
+    tested = read_interactions(test, columns=columns, max_dropped=loaded.data.max_dropped) if test else None
+    if tested is not None:
+        console.print(f"test: {tested.report}")
+    split = split or ("file" if test else default_split(loaded))
+    prepared = prepare(interactions, loaded, split=split, attributes=attributes, seed=seed, test=tested)
+    settled = settle(loaded, prepared.split.train)
+    if left := describe(loaded, settled):
+        console.print(f"by the data: {left}")
+    spec = RunSpec(
+        name=Path(name).stem if name.endswith(".toml") else name,
+        config=settled,
+        split=split,
+        seed=seed,
+        files=[path.resolve() for path in data],
+        test=[path.resolve() for path in test],
+        columns=columns,
+        attributes=attributes.resolve() if attributes else None,
+        attributes_sha256=prepared.attributes.sha256 if prepared.attributes else None,
+        data=data_window([*data, *test], prepared),
+    )
+    return spec, prepared
+
+
+def spread(arguments: list[str]) -> list[str]:
+    """`--data a b` as `--data a --data b`: files that follow a file, as a shell's `*.csv` gives them.
+
+    A TOML file is never data but the configuration, which so may come before the files or after them.
+    """
+    spread: list[str] = []
+    data = False
+    for argument in arguments:
+        file = not argument.startswith("-") and not argument.endswith(".toml") and Path(argument).is_file()
+        another = data and spread[-1] != "--data" and file
+        data = argument == "--data" or (data and not argument.startswith("-"))
+        spread += ["--data", argument] if another else [argument]
+    return spread
