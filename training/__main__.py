@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from models.bundle import BundleError, read_bundle
+from models.bundle import MANIFEST, BundleError, read_bundle
 from models.eventlog import SEQUENCE_TYPES, EventLogError
 from models.registry import Registry, RegistryError
 from models.runtime import DeviceError, Runtime
@@ -40,12 +40,12 @@ from training.options import (
 )
 from training.parallel import joined
 from training.peer_process import PeersError
-from training.rating_run import is_autorec, judged_again, print_figures
+from training.rating_run import is_autorec, judged_again, judged_bundle, print_figures
 from training.recommend import RecommendError, recommend, recommend_run
 from training.report import print_assessment
 from training.results import results_page
 from training.retrain import NotPromoted, retrain
-from training.run import RunError, RunFolder, SplitName
+from training.run import RATED, RunError, RunFolder, SplitName
 from training.train import train
 
 # What a person can put right: one sentence on standard error and exit status 1, never a traceback.
@@ -162,6 +162,7 @@ def evaluate(
         list[Path] | None,
         typer.Option("--data", metavar="FILE", help="Interactions to judge on.  [default: those of the run]"),
     ] = None,
+    test: TestFiles = None,
     split: Annotated[
         SplitName | None, typer.Option(help="As in train.  [default: the run's; for a bundle loo]")
     ] = None,
@@ -184,10 +185,24 @@ def evaluate(
             raise RunError(f"{subject} was trained on the split {spec.split}; leave --split out or give other --data")
         print_figures(spec.name, judged_again(RunFolder(subject)), Console(), split=spec.split)
         return
+    if (test or split in RATED) and (subject / MANIFEST).is_file():
+        _evaluate_ratings(subject, data or [], test or [], columns, split or "file")
+        return
     found = assess(subject, data=data or (), columns=columns, split=split, sampled=sampled, against=against)
     print_assessment(found, Console())
     if found.sampled and not data:  # a run on its own data: the results page shows them
         RunFolder(subject).keep_sampled(found.sampled)
+
+
+def _evaluate_ratings(folder: Path, data: list[Path], test: list[Path], columns: Columns, split: SplitName) -> None:
+    """Print the figures of a bundle on ratings that were held out one by one."""
+    if not data:
+        raise EvaluationError(f"{folder} is a bundle, which does not hold its data; name the files with --data")
+    runtime = Runtime(read_bundle(folder), device="cpu")
+    runtime.replay_golden()
+    tested = read_interactions(test, columns=columns) if test else None
+    figures = judged_bundle(runtime, read_interactions(data, columns=columns), split=split, test=tested)
+    print_figures(folder.name, figures, Console(), split=split)
 
 
 @app.command(name="export", epilog="[bold]Example:[/] python -m training export runs/first --promote")

@@ -8,17 +8,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from models.autorec import AutoRec
-from models.runtime import cpu_quota
+from models.runtime import Runtime, cpu_quota
 from models.zoo import build
 from training.baselines import baselines
-from training.config import AutoRecRunConfig
+from training.config import AutoRecRunConfig, parse_config
 from training.dataset import popularity_of
 from training.evaluate import (
+    EvaluationError,
     RatingPredictor,
     Scorer,
     UserScorer,
@@ -29,13 +31,15 @@ from training.evaluate import (
 )
 from training.factorisation import BiasOnly, GlobalMean, tuned_factorisation
 from training.fit import Fitted, fit
+from training.interactions import Interactions
 from training.parallel import ALONE, Processes
 from training.ratings import biases_of, matrix_of, scale_of
 from training.reconstruction import RMSE, Reconstruction
 from training.report import SPLITS, describe_stop, epoch_bar, plot_curves, results_table
-from training.run import RUN, Prepared, RunError, RunFolder, RunSpec, SplitName
+from training.run import RUN, Prepared, RunError, RunFolder, RunSpec, SplitName, prepare
 
 _BIAS_SHRINKAGE = 5.0
+_USERS_AT_ONCE = 1024
 RANKED = ("loo", "time")  # splits with one target a user, the newest
 
 
@@ -125,6 +129,37 @@ def judged_again(run: RunFolder) -> dict[str, Any]:
     prepared, recorded = run.data(), run.metrics()
     found = judge_model(finished_task(run, prepared), prepared, ranked=run.spec().split in RANKED)
     return recorded | found
+
+
+def judged_bundle(
+    runtime: Runtime, interactions: Interactions, *, split: SplitName, test: Interactions | None = None
+) -> dict[str, Any]:
+    """Figures of a bundle that predicts ratings, through onnxruntime, on a split of the ratings it was made from.
+
+    The baselines are those its manifest recorded. Raises EvaluationError if it predicts none, or not of just these
+    users and items.
+    """
+    bundle = runtime.bundle
+    manifest = bundle.manifest
+    config = parse_config(manifest.config, source=manifest.version) if manifest.config else None
+    if not isinstance(config, AutoRecRunConfig) or not runtime.reads_values:
+        raise EvaluationError(f"{manifest.version} predicts no ratings; split loo or time")
+    prepared = prepare(interactions, config, split=split, seed=manifest.seed, test=test)
+    if prepared.dataset.vocabulary.ids != tuple(bundle.ids):
+        raise EvaluationError(
+            f"{manifest.version} was made from other items than these ({', '.join(manifest.data.files)}), so no rating "
+            "here was held out from it; name its own data, or split loo or time"
+        )
+    items, train = prepared.dataset.vocabulary.items, prepared.split.train
+    task = Reconstruction(build(config.model, items), prepared.split, items, config, seed=manifest.seed)
+    vectors = np.empty((len(train), manifest.dim), np.float32)
+    for begin in range(0, len(train), _USERS_AT_ONCE):
+        users = range(begin, min(begin + _USERS_AT_ONCE, len(train)))
+        vectors[users.start : users.stop] = runtime.encode(
+            [train[user].astype(np.int64) for user in users], [train.values_of(user) for user in users]
+        )
+    predict = task.predictor(vectors=torch.from_numpy(vectors), item_matrix=torch.from_numpy(np.array(bundle.items)))
+    return _predicted(predict, prepared) | {"baselines": manifest.metrics["baselines"]}
 
 
 def _ranked(scorer: Scorer | UserScorer, prepared: Prepared) -> dict[str, dict[str, Any]]:

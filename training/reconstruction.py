@@ -122,9 +122,9 @@ class Reconstruction:
         found = figures.get(self.metric, math.nan)
         return -found if self._explicit else found
 
-    def predictor(self) -> "Predictor":
-        """Ratings by the model as it is now."""
-        return Predictor(self._model, self.matrix, self.biases)
+    def predictor(self, *, vectors: Tensor | None = None, item_matrix: Tensor | None = None) -> "Predictor":
+        """Ratings by the model as it is now, or by what another program computed in its place, as `Predictor` says."""
+        return Predictor(self._model, self.matrix, self.biases, vectors=vectors, item_matrix=item_matrix)
 
     def scorer(self) -> "HistoryScorer | ColumnScorer":
         """Scores of all items by the model as it is now."""
@@ -143,14 +143,26 @@ class Reconstruction:
 
 
 class Predictor:
-    """Ratings of users by items, inside the scale; where either was never seen, what the biases say."""
+    """Ratings of users by items, inside the scale; where either was never seen, what the biases say.
+
+    vectors (rows, dim) and item_matrix (columns + 1, dim) where another program computed them, which then is judged.
+    """
 
     @torch.no_grad()
-    def __init__(self, model: AutoRec, matrix: Matrix, biases: Biases) -> None:
+    def __init__(
+        self,
+        model: AutoRec,
+        matrix: Matrix,
+        biases: Biases,
+        *,
+        vectors: Tensor | None = None,
+        item_matrix: Tensor | None = None,
+    ) -> None:
         self._model, self._biases = model, biases
         self._seen_rows = np.diff(matrix.indptr) > 0
         self._seen_columns = np.bincount(matrix.indices, minlength=matrix.shape[1]) > 0
-        self._vectors = vectors_of(model, matrix)
+        self._vectors = vectors_of(model, matrix) if vectors is None else vectors
+        self._item_matrix = model.item_matrix() if item_matrix is None else item_matrix
 
     def __call__(self, holdout: Holdout) -> NDArray[np.float32]:
         users, items = holdout.users, holdout.targets.astype(np.int64) - 1
@@ -159,7 +171,7 @@ class Predictor:
     @torch.no_grad()
     def of_cells(self, rows: NDArray[np.integer], columns: NDArray[np.integer]) -> NDArray[np.float32]:
         """Ratings of cells of the matrix: (cells,) twice -> (cells,)."""
-        matrix = self._model.item_matrix()[1:].T
+        matrix = self._item_matrix[1:].T
         order = np.argsort(rows, kind="stable")
         found = np.empty(len(rows), np.float32)
         for begin in range(0, len(self._vectors), _ROWS_AT_ONCE):

@@ -1,6 +1,8 @@
 """AutoRec through the commands that a person types, from training to a bundle and a table of activations."""
 
 import json
+import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -90,6 +92,32 @@ def test_a_bundle_is_judged_as_its_run_where_a_film_was_rated_twice(command: Com
     figures = json.loads(Path("user", "metrics.json").read_text())["test"]
     for printed in (own, given):
         assert f"{figures['ndcg@10']:.4f}" in printed
+
+
+def test_a_bundle_predicts_through_onnxruntime_what_its_run_does_through_torch(command: Command, log: Path) -> None:
+    rows = log.read_text().splitlines()
+    Path("base.csv").write_text("\n".join(rows[:1200]) + "\n")
+    Path("test.csv").write_text("\n".join([rows[0], *rows[1200:]]) + "\n")
+    for name, data, more, again in (
+        ("random", log, (), ("--split", "random")),
+        ("file", Path("base.csv"), ("--test", "test.csv"), ("--test", "test.csv")),
+    ):
+        train(command, data, "user", *more)
+        shutil.move("user", name)
+        command("export", name, "--version", name)
+        judged = command("evaluate", f"artifacts/{name}", "--data", str(data), "--value-column", "rating", *again)
+        by_torch = re.findall(r"\d\.\d{4}", command("evaluate", name))
+        assert re.findall(r"\d\.\d{4}", judged) == by_torch
+        assert len(by_torch) > 10
+
+
+def test_ratings_of_other_items_were_not_held_out_from_a_bundle(command: Command, log: Path) -> None:
+    train(command, log, "user")
+    command("export", "user", "--version", "v1")
+    words = ("--value-column", "rating", "--split", "random")
+    pl.read_csv(log).filter(pl.col("item_id") != "film-3").write_csv("fewer.csv")
+    assert "made from other items" in command("evaluate", "artifacts/v1", "--data", "fewer.csv", *words, status=1)
+    assert "name the files with --data" in command("evaluate", "artifacts/v1", *words, status=1)
 
 
 def test_a_model_that_reads_ratings_asks_for_them(command: Command, log: Path) -> None:
