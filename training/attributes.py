@@ -117,18 +117,19 @@ def _each(entry: object) -> list[object]:
     return [value for value in (entry if isinstance(entry, list) else [entry]) if value is not None]
 
 
-def read_attributes(path: Path, vocabulary: Vocabulary) -> Attributes:
+def read_attributes(path: Path, vocabulary: Vocabulary, *, item_column: str = ITEM_COLUMN) -> Attributes:
     """Read item attributes and line them up with the vocabulary.
 
     By suffix: .item (RecBole's atomic file; token_seq becomes a list of words, except in a title column, and float a
-    number), .csv and .tsv (text as it is), .jsonl or .ndjson and .parquet (their own types; dates become ISO text), all
-    with a column `item_id`; .json, an object from item id to an object of attributes or to a list of attribute ids
-    (then the column is "attributes"). All but Parquet may end in .gz.
+    number), .csv and .tsv (text; a column with "a|b" in it holds lists, titles aside), .jsonl or .ndjson and .parquet
+    (their own types; dates become ISO text), all with a column `item_id`, or the one that the interactions have it in;
+    .json, an object from item id to an object of attributes or to a list of attribute ids (then the column is
+    "attributes"). All but Parquet may end in .gz.
     Raises AttributesError if the file is unreadable, has no item column, has an item twice, or a value of
     another type.
     """
     try:
-        ids, columns = _read_json(path) if _is_json(path) else _read_table(path)
+        ids, columns = _read_json(path) if _is_json(path) else _read_table(path, item_column)
     except formats.FormatError as error:
         raise AttributesError(str(error)) from error
     rows = [vocabulary.index_of(item_id) for item_id in ids]
@@ -167,10 +168,10 @@ def _read_json(path: Path) -> tuple[list[str], dict[str, list[object]]]:
     return list(content), _by_column(path, content.items())
 
 
-def _read_table(path: Path) -> tuple[list[str], dict[str, list[object]]]:
+def _read_table(path: Path, item_column: str) -> tuple[list[str], dict[str, list[object]]]:
     suffix = formats.suffix_of(path)
     if suffix in (".jsonl", ".ndjson"):
-        return _read_json_lines(path)
+        return _read_json_lines(path, item_column)
     if suffix == ".parquet":
         frame, _ = formats.read_parquet(path)
         types: dict[str, str] = {}
@@ -178,15 +179,25 @@ def _read_table(path: Path) -> tuple[list[str], dict[str, list[object]]]:
         frame, types = formats.read_delimited(path)
     else:
         raise AttributesError(f"{path}: attributes come as .item, .json, .jsonl, .csv, .tsv or .parquet")
-    if ITEM_COLUMN not in frame.columns:
-        raise AttributesError(
-            f"{path}: no column {ITEM_COLUMN!r}; the columns are {', '.join(map(repr, frame.columns))}"
+    named = next((name for name in (ITEM_COLUMN, item_column) if name in frame.columns), None)
+    if named is None:
+        wanted = " or ".join(map(repr, dict.fromkeys((ITEM_COLUMN, item_column))))
+        raise AttributesError(f"{path}: no column {wanted}; the columns are {', '.join(map(repr, frame.columns))}")
+    if suffix in (".csv", ".tsv"):
+        frame = frame.with_columns(
+            _listed(frame[name]) for name in frame.columns if name not in (named, *TITLE_COLUMNS)
         )
-    columns = {name: _typed(path, frame[name], types.get(name, "")) for name in frame.columns if name != ITEM_COLUMN}
-    items = frame[ITEM_COLUMN]
+    columns = {name: _typed(path, frame[name], types.get(name, "")) for name in frame.columns if name != named}
+    items = frame[named]
     if not (items.dtype == pl.String or items.dtype.is_integer()):
-        raise AttributesError(f"{path}: the column {ITEM_COLUMN!r} is {items.dtype}; ids must be text or integers")
+        raise AttributesError(f"{path}: the column {named!r} is {items.dtype}; ids must be text or integers")
     return items.cast(pl.String).fill_null("").to_list(), columns
+
+
+def _listed(column: pl.Series) -> pl.Series:
+    """A column as lists if any of its entries is one, as films' genres in "Comedy|Drama"."""
+    many = column.dtype == pl.String and column.str.contains("|", literal=True).any()
+    return column.str.split("|") if many else column
 
 
 def _typed(path: Path, column: pl.Series, declared: str) -> list[object]:
@@ -204,14 +215,14 @@ def _typed(path: Path, column: pl.Series, declared: str) -> list[object]:
     return [_entry(path, f"column {column.name!r}", value) for value in column.to_list()]
 
 
-def _read_json_lines(path: Path) -> tuple[list[str], dict[str, list[object]]]:
+def _read_json_lines(path: Path, item_column: str) -> tuple[list[str], dict[str, list[object]]]:
     rows: list[tuple[str, Mapping[str, object]]] = []
     for number, line in enumerate(formats.read_lines(path).to_list(), start=1):
         try:
             row = json.loads(line)
         except ValueError as error:
             raise AttributesError(f"{path}: line {number} is not JSON ({error})") from error
-        item_id = row.pop(ITEM_COLUMN, None) if isinstance(row, dict) else None
+        item_id = row.pop(ITEM_COLUMN if ITEM_COLUMN in row else item_column, None) if isinstance(row, dict) else None
         if not isinstance(item_id, str | int) or isinstance(item_id, bool):
             raise AttributesError(
                 f"{path}: line {number} must be an object whose {ITEM_COLUMN!r} is text or an integer"

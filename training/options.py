@@ -66,7 +66,15 @@ def run_of(
     if tested is not None:
         console.print(f"test: {tested.report}")
     split = split or ("file" if test else default_split(loaded))
-    prepared = prepare(interactions, loaded, split=split, attributes=attributes, seed=seed, test=tested)
+    prepared = prepare(
+        interactions,
+        loaded,
+        split=split,
+        attributes=attributes,
+        item_column=columns.item,
+        seed=seed,
+        test=tested,
+    )
     settled = settle(loaded, prepared.split.train)
     if left := describe(loaded, settled):
         console.print(f"by the data: {left}")

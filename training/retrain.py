@@ -80,7 +80,7 @@ def retrain(
     registry = Registry(artifacts)
     current = registry.current()
     champion = Runtime(read_bundle(registry.folder(current)), device="cpu") if current else None
-    prepared, window = _prepare(interactions, config, attributes, champion, console)
+    prepared, window = _prepare(interactions, config, attributes, champion, console, item_column=columns.item)
     spec = RunSpec(
         name=name,
         config=settle(config, prepared.split.train),
@@ -165,6 +165,8 @@ def _prepare(
     attributes: Path | None,
     champion: Runtime | None,
     console: Console,
+    *,
+    item_column: str,
 ) -> tuple[Prepared, float]:
     """The data split in time, and the share of it that judges.
 
@@ -176,7 +178,9 @@ def _prepare(
     problem: DatasetError | None = None
     for share in [*shares, *_WIDER_WINDOWS]:
         try:
-            prepared = prepare(interactions, config, split="time", attributes=attributes, held_out=share)
+            prepared = prepare(
+                interactions, config, split="time", attributes=attributes, item_column=item_column, held_out=share
+            )
         except DatasetError as error:
             problem = error
             continue

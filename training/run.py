@@ -25,7 +25,7 @@ from models.bundle import AFFINITIES, NEIGHBOURS, DataWindow
 from models.neighbours import Neighbours
 from models.zoo import Model, build
 from training import checkpoint
-from training.attributes import Attributes, read_attributes
+from training.attributes import ITEM_COLUMN, Attributes, read_attributes
 from training.config import (
     CONFIGS,
     AnyConfig,
@@ -127,6 +127,7 @@ def prepare(
     *,
     split: SplitName,
     attributes: Path | None = None,
+    item_column: str = ITEM_COLUMN,
     held_out: float = 0.1,
     seed: int = 0,
     test: Interactions | None = None,
@@ -135,6 +136,7 @@ def prepare(
 
     held_out: share of the interactions in the test window of a split by time, with as much before it for validation, or
     of the ratings that `seed` draws for the test of a random split. test: the ratings of a split by file.
+    item_column: what the file of attributes may call the items' ids.
     Raises DatasetError where the model cannot be judged by the split.
     """
     notes: tuple[str, ...] = ()
@@ -148,7 +150,7 @@ def prepare(
         raise DatasetError(f"--test names single ratings, and {config.model.name} predicts none; leave it out")
     else:
         dataset, parts = split_data(interactions, config.data, split=split, held_out=held_out)
-    known = read_attributes(attributes, dataset.vocabulary) if attributes else None
+    known = read_attributes(attributes, dataset.vocabulary, item_column=item_column) if attributes else None
     return Prepared(interactions, dataset, parts, known, notes)
 
 

@@ -77,6 +77,25 @@ def test_json_lines_with_text_or_integer_ids(tmp_path: Path) -> None:
     assert attributes.title(2) == "1984"
 
 
+def test_a_column_of_a_table_with_several_in_an_entry_holds_lists(tmp_path: Path) -> None:
+    rows = "item_id,title,genres,maker\n10,Tea|Time,Drama|Comedy,x\n20,Jam,Drama,y\n"
+    assert read(tmp_path / "a.csv", rows).columns == {
+        "title": [None, "Jam", "Tea|Time", None],
+        "genres": [None, ["Drama"], ["Drama", "Comedy"], None],
+        "maker": [None, "y", "x", None],
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("a.csv", "sku,hue\n10,red\n"), ("a.jsonl", '{"sku": 10, "hue": "red"}\n')]
+)
+def test_items_may_be_called_as_in_the_interactions(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    assert read_attributes(tmp_path / name, VOCABULARY, item_column="sku").columns == {"hue": [None, None, "red", None]}
+    with pytest.raises(AttributesError, match="item_id"):
+        read_attributes(tmp_path / name, VOCABULARY, item_column="article")
+
+
 def test_parquet_keeps_types_and_writes_dates_as_text(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     day = datetime.date(2024, 2, 29)
