@@ -225,7 +225,7 @@ OPTIONS: dict[str, Any] = {
     "l2": 60.0,
     "validation_share": 0.2,
 }
-ELSEWHERE = {"name", "length", "patience", "negatives", "scale"}  # length: conformance; patience: test_config.py
+ELSEWHERE = {"name", "length", "patience", "average", "negatives", "scale"}  # conformance, test_config.py
 
 
 def test_every_option_changes_what_is_learned(tmp_path: Path) -> None:
