@@ -97,6 +97,7 @@ class Batcher(Generic[Call, Answer]):
                 self._busy_since = time.monotonic()
                 await self._answer(batch)
                 self._busy_since = None
+                await asyncio.sleep(0)  # a batch that was run without waiting has kept everything else waiting
 
     def _take(self) -> list[tuple[Call, asyncio.Future[Answer]]]:
         """Everything that waits, up to max_batch; a caller who has gone costs nothing."""

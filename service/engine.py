@@ -16,8 +16,10 @@ from models.sequence import PADDING
 
 _WARM_UP_BATCHES = (1, 8, 64)  # the last is about what a busy service ranks at once
 _WARM_UP_WIDTH = 40  # ids excluded: those of a usual history
-_TIMED = 3  # runs of each
+_TIMED = 3  # runs of the last
 _BRIEF_S = 0.01  # of a full batch: handing it to a thread and back would cost a good part of it
+_BRIEF_K = 50  # what the warm-up says nothing about is not brief: more items than these for one query,
+_BRIEF_WIDTH = 128  # and more ids excluded
 
 
 class EngineError(Exception):
@@ -98,24 +100,42 @@ class Engine:
 
     @property
     def brief(self) -> bool:
-        """Whether a batch is so quick that the event loop can wait for it; not known before the warm-up."""
-        return self.batch_s <= _BRIEF_S
+        """Whether a usual batch is so quick that the event loop can wait for it; not known before the warm-up.
+
+        Never with several threads: those it would wait for may be waiting for a core themselves.
+        """
+        return self.batch_s <= _BRIEF_S and (self._runtime.threads == 1 or not self.on_cpu)
+
+    def brief_for(self, queries: Sequence[Query]) -> bool:
+        """Whether that is so of these queries: none asks for more than the warm-up tried."""
+        return (
+            self.brief
+            and len(queries) <= _WARM_UP_BATCHES[-1]
+            and all(query.k <= _BRIEF_K and len(query.excluded) <= _BRIEF_WIDTH for query in queries)
+        )
+
+    @property
+    def on_cpu(self) -> bool:
+        return self.provider == "CPUExecutionProvider"
 
     def warm_up(self) -> None:
-        """Run every path at growing batch sizes, so that the first request finds memory and kernels ready; time it."""
+        """Run every path at several batch sizes, so that the first request finds memory and kernels ready; time it."""
         items, length = self.bundle.manifest.items, self.bundle.manifest.length
         excluded = np.full(_WARM_UP_WIDTH, PADDING, np.int64)
         for batch in _WARM_UP_BATCHES:
-            sequences = [(np.arange(row % (length + 1)) + row) % items + 1 for row in range(batch)]
+            lengths = np.linspace(length, 0, batch).round().astype(int)
+            sequences = [(np.arange(row_length) + row) % items + 1 for row, row_length in enumerate(lengths)]
             queries = [Query(sequence, excluded, 10) for sequence in sequences]
-            self.batch_s = min(self._timed(queries) for _ in range(_TIMED))  # whatever else runs only adds to it
-            if not self.brief:
-                return  # and a larger batch is not either
+            self.batch_s = self._timed(queries)
+        for _ in range(_TIMED - 1 if self.batch_s <= 10 * _BRIEF_S else 0):  # whatever else runs only adds to it
+            self.batch_s = min(self.batch_s, self._timed(queries))
 
     def _timed(self, queries: Sequence[Query]) -> float:
-        began = time.perf_counter()
+        # A promotion is timed beside a service at work, which makes a thread wait but not compute for longer.
+        clock = time.thread_time if self.on_cpu and self._runtime.threads == 1 else time.perf_counter
+        began = clock()
         self.rank(queries)
-        return time.perf_counter() - began
+        return clock() - began
 
 
 def _no_values(query: Query) -> NDArray[np.float32]:

@@ -18,7 +18,7 @@ from service import logs
 from service.batcher import Closed, Overloaded
 from service.errors import Problem, invalid, problem_body, shorten, unavailable
 from service.recommender import NoModel, Wish
-from service.requests import REQUEST_ID, bug, read_body, request_id_of
+from service.requests import REQUEST_ID, bug, headers_of, read_body, request_id_of
 from service.routes import NO_MODEL, Services
 from service.schemas import LATER_FIELDS, RecommendRequest
 
@@ -46,11 +46,11 @@ class HotRoutes:
             return
         began = time.perf_counter()
         path: str = scope["path"]
-        headers: Mapping[bytes, bytes] = dict(scope["headers"])
-        request_id = request_id_of(headers)
+        request_id = request_id_of(dict(scope["headers"]))
         logs.request_id.set(request_id)  # the server runs each request in a context of its own
         status, kind, more = 200, _JSON, {}
         try:
+            headers = headers_of(scope)
             self._services.keys.require(headers, "recommend" if path == "/recommend" else "events")
             _refuse_options(scope, headers)
             content = orjson.dumps(await answer(await read_body(headers, receive)))

@@ -82,7 +82,7 @@ class Recommender:
         usable = [index for index, query in enumerate(queries) if len(query.sequence)]
         if usable:
             asked = [queries[index] for index in usable]
-            if engine.brief:
+            if engine.brief_for(asked):
                 ranked = engine.rank(asked)
             else:
                 ranked = await asyncio.get_running_loop().run_in_executor(self._executor, engine.rank, asked)

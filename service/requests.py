@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 1 << 20
 REQUEST_ID = b"x-request-id"
+_DECIDING = (b"authorization", b"host", b"origin")
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -27,6 +28,20 @@ def request_id_of(headers: Mapping[bytes, bytes]) -> str:
     given = headers.get(REQUEST_ID, b"")
     # Not a secret: the system's own randomness costs a system call.
     return given.decode() if _SANE_ID.fullmatch(given) else f"{random.getrandbits(64):016x}"
+
+
+def headers_of(scope: Scope) -> dict[bytes, bytes]:
+    """Headers by name in lower case, the last of several. Raises Problem if one that decides who may call is repeated.
+
+    A proxy that looks at another of the two than we do could be told one thing and we another.
+    """
+    headers = dict(scope["headers"])
+    if len(headers) < len(scope["headers"]):
+        names = [name for name, _ in scope["headers"]]
+        for name in _DECIDING:
+            if names.count(name) > 1:
+                raise Problem("invalid_request", f"the header {name.decode()} is repeated; send it once")
+    return headers
 
 
 class RequestScope:

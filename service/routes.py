@@ -20,6 +20,7 @@ from service.errors import Problem, unavailable
 from service.intake import Intake
 from service.metrics import Metrics
 from service.recommender import Recommendation, Wish
+from service.requests import headers_of
 from service.schemas import EventsResponse, RecommendResponse
 from service.slot import Promoted, Slot
 
@@ -29,7 +30,7 @@ NO_MODEL = (
     "no model is promoted; train and export one with 'python -m training', then 'python -m models promote VERSION': "
     "it is picked up within a second"
 )
-_BELOW = "service/hot.py answers this route below the framework; it stands here to be documented"
+_BELOW = "there is nothing at this path; see /docs"  # hot.py answers the path itself, below the framework
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ _ADMIN: dict[str, Any] = {"security": [{}, {"key": []}]}
 )
 async def recommend() -> None:
     """Items for a user or a history, best first. Nothing is stored."""
-    raise NotImplementedError(_BELOW)
+    raise Problem("not_found", _BELOW)
 
 
 @router.post(
@@ -77,7 +78,7 @@ async def recommend() -> None:
 )
 async def events() -> None:
     """Store one event or up to 1,000. Acknowledged means stored; send again what was not."""
-    raise NotImplementedError(_BELOW)
+    raise Problem("not_found", _BELOW)
 
 
 @router.get("/models", tags=["models"], responses=_problems(401, 403), openapi_extra=_ADMIN)
@@ -85,7 +86,7 @@ async def models(request: Request) -> Response:
     """All versions with their metrics, the champion, and what is loaded."""
     services: Services = request.app.state.services
     with services.metrics.observed("models"):
-        services.keys.require(dict(request.scope["headers"]), "admin")
+        services.keys.require(headers_of(request.scope), "admin")
         slot = services.slot
         champion, versions = await asyncio.to_thread(_versions, slot.registry)
         refused = slot.refused and {"version": slot.refused.version, "reason": slot.refused.reason}
@@ -100,7 +101,7 @@ async def promote(version: str, request: Request) -> Response:
     """Test a version and serve it. When this answers, it serves."""
     services: Services = request.app.state.services
     with services.metrics.observed("promote"):
-        services.keys.require(dict(request.scope["headers"]), "admin")
+        services.keys.require(headers_of(request.scope), "admin")
         if not _VERSION.fullmatch(version):
             raise Problem("version_not_found", "a version is 1 to 100 letters, digits, dots, dashes and underscores")
         try:
@@ -118,7 +119,7 @@ async def rollback(request: Request) -> Response:
     """Serve the champion before this one again."""
     services: Services = request.app.state.services
     with services.metrics.observed("rollback"):
-        services.keys.require(dict(request.scope["headers"]), "admin")
+        services.keys.require(headers_of(request.scope), "admin")
         try:
             return _promoted(await services.slot.rollback())
         except RegistryError as error:

@@ -150,9 +150,14 @@ class Slot:
         started = time.perf_counter()
         bundle = read_bundle(self.registry.folder(version))
         engine = self._tested(bundle, self._threads or 1)
-        if not (engine.brief or self._threads) and cpu_quota() > 1:
+        if engine.on_cpu and not (engine.brief or self._threads) and cpu_quota() > 1:
+            del engine  # or both would be in memory
             engine = self._tested(bundle, None)
-        logger.info("loaded %s on %s in %.2f s", version, engine.provider, time.perf_counter() - started)
+        where = "on the event loop" if engine.brief else "on the scoring thread"
+        logger.info(
+            "loaded %s on %s in %.2f s; it ranks a batch in %.1f ms, %s",
+            *(version, engine.provider, time.perf_counter() - started, engine.batch_s * 1e3, where),
+        )
         return engine
 
     def _tested(self, bundle: Bundle, threads: int | None) -> Engine:

@@ -54,6 +54,22 @@ async def test_calls_that_arrive_during_a_run_share_the_next_batch() -> None:
     assert work.batches == [[1], [2, 3, 4]]
 
 
+async def test_those_who_are_answered_go_before_the_next_batch_even_if_runs_never_wait() -> None:
+    order: list[str] = []
+
+    async def run(calls: Sequence[int]) -> list[int]:
+        order.append(f"batch {len(calls)}")
+        return list(calls)
+
+    async def caller(to: Batcher[int, int], call: int) -> None:
+        await to.submit(call)
+        order.append("answer")
+
+    async with Batcher(run, max_batch=2, max_waiting=9, stuck_s=30) as batches:
+        await asyncio.gather(*(caller(batches, number) for number in range(4)))
+    assert order == ["batch 2", "answer", "answer", "batch 2", "answer", "answer"]
+
+
 async def test_a_batch_is_never_larger_than_allowed() -> None:
     work = Work()
     async with batcher(work, max_batch=4) as batches:

@@ -85,11 +85,35 @@ def test_no_queries_are_no_rankings(make_bundle: Callable[..., Path]) -> None:
 def test_what_the_warm_up_measured_decides_where_rankings_run(
     make_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = engine_over(make_bundle("v1"))
+    folder = make_bundle("v1")
+    engine = engine_over(folder)
     assert not engine.brief  # nothing is known yet
     engine.warm_up()
     assert engine.brief
     assert 0 < engine.batch_s < 0.01
+    several = Engine(Runtime(read_bundle(folder), device="cpu", threads=2))
+    several.warm_up()
+    assert not several.brief
     monkeypatch.setattr("service.engine._BRIEF_S", 0.0)
     engine.warm_up()
     assert not engine.brief
+
+
+def test_queries_that_ask_for_more_than_the_warm_up_tried_are_not_brief(make_bundle: Callable[..., Path]) -> None:
+    engine = engine_over(make_bundle("v1"))
+    engine.warm_up()
+    usual = query([3], 3, k=10)
+    assert engine.brief_for([usual] * 64)
+    assert not engine.brief_for([usual] * 65)
+    assert not engine.brief_for([usual, query([3], 3, k=51)])
+    assert not engine.brief_for([usual, query([3], *([3] * 129), k=10)])
+
+
+def test_a_slow_model_is_warmed_up_with_full_batches_too(
+    make_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_over(make_bundle("v1"))
+    sizes: list[int] = []
+    monkeypatch.setattr(engine, "_timed", lambda queries: sizes.append(len(queries)) or 9.0)
+    engine.warm_up()
+    assert sizes == [1, 8, 64]

@@ -130,11 +130,29 @@ def test_a_client_that_leaves_in_the_middle_of_its_body_harms_nobody(client: htt
 
 def test_paths_and_methods_that_do_not_exist_are_problems_too(client: httpx.Client) -> None:
     check(client.get("/nothing"), 404, "not_found")
-    for path in ("/recommend/", "/events/", "/models/rollback/"):
+    for path in ("/recommend/", "/events/", "/models/rollback/", "/recommend%0A", "/events%0A"):
         check(client.post(path, json={}), 404, "not_found")
     response = client.get("/recommend")
     check(response, 405, "method_not_allowed")
     assert response.headers["allow"] == "POST"
+
+
+@pytest.mark.parametrize("name", ["Authorization", "Host", "Origin"])
+@pytest.mark.parametrize("path", ["/recommend", "/models/rollback"])
+def test_a_repeated_header_that_decides_who_may_call_is_refused(client: httpx.Client, path: str, name: str) -> None:
+    url = urlsplit(str(client.base_url))
+    repeated = f"{name}: localhost\r\n" * 2
+    host = "" if name == "Host" else "Host: localhost\r\n"
+    request = f"POST {path} HTTP/1.1\r\n{host}{repeated}Content-Length: 2\r\nConnection: close\r\n\r\n{{}}"
+    with socket.create_connection((url.hostname, url.port), timeout=5) as connection:
+        connection.sendall(request.encode())
+        answer = b"".join(iter(lambda: connection.recv(65536), b"")).decode()
+    assert answer.startswith("HTTP/1.1 422")
+    assert f"the header {name.lower()} is repeated; send it once" in answer
+
+
+def test_another_repeated_header_is_nobodys_business(client: httpx.Client) -> None:
+    assert client.post("/recommend", json={}, headers=[("X-Other", "a"), ("X-Other", "b")]).status_code == 200
 
 
 def test_every_response_carries_a_request_id(client: httpx.Client) -> None:
