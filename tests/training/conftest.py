@@ -45,6 +45,22 @@ def tiny_config() -> Callable[..., Any]:
     return config
 
 
+@pytest.fixture(scope="session")
+def parts_are_the_whole() -> Callable[[Any, int], None]:
+    """`parts_are_the_whole(task, count)`: the losses of a batch's parts, weighted, are its own, in sizes too."""
+
+    def check(task: Any, count: int) -> None:
+        for batch in task.batches(1):
+            sequences, targets = task.sizes(batch)
+            parts = [task.part(batch, number, count) for number in range(count)]
+            sizes = np.array([task.sizes(part) for part in parts])
+            assert sizes.sum(axis=0).tolist() == [sequences, targets]
+            losses = [task.loss(part).item() * size for part, (_, size) in zip(parts, sizes, strict=True) if size]
+            assert sum(losses) / targets == pytest.approx(task.loss(batch).item(), rel=1e-4)
+
+    return check
+
+
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """Torch on one thread, in `train` too, which asks what the process may use: faster for models this small."""

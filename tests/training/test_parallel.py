@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 import pytest
 import torch
@@ -100,7 +99,9 @@ def split(walks: Callable[..., pl.DataFrame]) -> Any:
 
 @pytest.mark.parametrize("loss", ["softmax", "sampled_softmax", "bce", "gbce", "pre-training"])
 @pytest.mark.parametrize("count", [2, 3, 40])
-def test_the_parts_of_a_batch_are_all_of_it(split: Any, loss: str, count: int) -> None:
+def test_the_parts_of_a_batch_are_all_of_it(
+    split: Any, loss: str, count: int, parts_are_the_whole: Callable[[Any, int], None]
+) -> None:
     """Their losses weighted by their targets are the loss of the whole, with fewer rows than parts too."""
     torch.manual_seed(0)
     encoder = build(S3RecConfig(dim=16, blocks=1, heads=2, inner=16, length=8, dropout=0.0), ITEMS)
@@ -112,10 +113,4 @@ def test_the_parts_of_a_batch_are_all_of_it(split: Any, loss: str, count: int) -
         negatives = {} if loss == "softmax" else {"negatives": 3}
         training = TrainingConfig.model_validate({"batch": 13, "loss": loss, **negatives})
         task = NextItem(encoder, split.train, split.validation, training, seed=0)
-    for batch in task.batches(1):
-        sequences, targets = task.sizes(batch)
-        parts = [task.part(batch, number, count) for number in range(count)]
-        sizes = np.array([task.sizes(part) for part in parts])
-        assert sizes.sum(axis=0).tolist() == [sequences, targets]
-        losses = [task.loss(part).item() * size for part, (_, size) in zip(parts, sizes, strict=True) if size]
-        assert sum(losses) / targets == pytest.approx(task.loss(batch).item(), rel=1e-4)
+    parts_are_the_whole(task, count)

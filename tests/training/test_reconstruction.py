@@ -1,6 +1,7 @@
 """Reconstruction as a task: what counts in the loss, what is learned, and that a resumed run ends the same."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -284,14 +285,10 @@ def test_the_log_of_epochs_has_train_validation_and_test_errors(tmp_path: Path) 
 
 @pytest.mark.parametrize("feedback", ["explicit", "implicit"])
 @pytest.mark.parametrize("count", [2, 3, 40])
-def test_the_parts_of_a_batch_are_all_of_it(feedback: str, count: int) -> None:
+def test_the_parts_of_a_batch_are_all_of_it(
+    feedback: str, count: int, parts_are_the_whole: Callable[[Any, int], None]
+) -> None:
     """Their losses weighted by their entries are the loss of the whole, with fewer rows than parts too."""
     config = settings(feedback=feedback)
     _, task = task_of(config, prepare(tastes(), config, split="random"))
-    for batch in task.batches(1):
-        rows, entries = task.sizes(batch)
-        parts = [task.part(batch, number, count) for number in range(count)]
-        sizes = np.array([task.sizes(part) for part in parts])
-        assert sizes.sum(axis=0).tolist() == [rows, entries]
-        losses = [task.loss(part).item() * size for part, (_, size) in zip(parts, sizes, strict=True) if size]
-        assert sum(losses) / entries == pytest.approx(task.loss(batch).item(), rel=1e-4)
+    parts_are_the_whole(task, count)
