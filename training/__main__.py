@@ -42,6 +42,7 @@ from training.parallel import joined
 from training.peer_process import PeersError
 from training.rating_run import is_autorec, judged_again, judged_bundle, print_figures
 from training.recommend import RecommendError, recommend, recommend_run
+from training.reconstruction import RMSE
 from training.report import print_assessment
 from training.results import results_page
 from training.retrain import NotPromoted, retrain
@@ -68,6 +69,7 @@ EXPECTED = (
     RunError,
     OSError,
 )
+_DRIFT = 5e-4  # of an error: more than rounding on another machine makes of it
 NOT_PROMOTED = 3  # exit status of retrain when the challenger was worse
 
 app = typer.Typer(
@@ -202,7 +204,16 @@ def _evaluate_ratings(folder: Path, data: list[Path], test: list[Path], columns:
     runtime.replay_golden()
     tested = read_interactions(test, columns=columns) if test else None
     figures = judged_bundle(runtime, read_interactions(data, columns=columns), split=split, test=tested)
-    print_figures(folder.name, figures, Console(), split=split)
+    console, found = Console(), figures["test"][RMSE]
+    print_figures(folder.name, figures, console, split=split)
+    test_figures = runtime.bundle.manifest.metrics.get("test")
+    recorded = test_figures.get(RMSE) if isinstance(test_figures, dict) else None
+    if not isinstance(recorded, float) or abs(found - recorded) > _DRIFT:
+        console.print(
+            f"note: {RMSE} {found:.4f} is not what was recorded when {folder.name} was trained "
+            f"({recorded or 'none'}): these ratings are not the ones that were held out "
+            "from it, so it may have learned them, and the figures may flatter it"
+        )
 
 
 @app.command(name="export", epilog="[bold]Example:[/] python -m training export runs/first --promote")

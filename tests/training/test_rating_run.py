@@ -109,6 +109,10 @@ def test_a_bundle_predicts_through_onnxruntime_what_its_run_does_through_torch(c
         by_torch = re.findall(r"\d\.\d{4}", command("evaluate", name))
         assert re.findall(r"\d\.\d{4}", judged) == by_torch
         assert len(by_torch) > 10
+    flattered = command(
+        "evaluate", "artifacts/file", "--data", str(log), "--value-column", "rating", "--split", "random"
+    )
+    assert "it may have learned them" in " ".join(flattered.split())
 
 
 def test_ratings_of_other_items_were_not_held_out_from_a_bundle(command: Command, log: Path) -> None:
