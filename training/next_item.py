@@ -54,6 +54,7 @@ class NextItem:
         if not self.windows.count(0):
             raise FitError("no user has two train interactions, so there is nothing to predict; give more data")
         self._sampler = NegativeSampler(train, model.items)
+        self._log_draws = torch.from_numpy(self._sampler.log_expected_draws(config.negatives))
 
     def batches(self, epoch: int) -> Iterator[SampledBatch]:
         """Windows in the epoch's order, with negatives drawn from a generator of the epoch's own."""
@@ -84,8 +85,7 @@ class NextItem:
             return losses.full_softmax(vectors, matrix, targets)
         negatives = torch.from_numpy(batch.negatives).to(matrix.device)
         if self._config.loss == "sampled_softmax":
-            log_draws = torch.from_numpy(self._sampler.log_expected_draws(self._config.negatives)).to(matrix.device)
-            return losses.sampled_softmax(vectors, matrix, targets, negatives, log_draws)
+            return losses.sampled_softmax(vectors, matrix, targets, negatives, self._log_draws.to(matrix.device))
         positive, negative = (
             losses.dots(vectors, matrix, targets[:, None])[:, 0],
             losses.dots(vectors, matrix, negatives),

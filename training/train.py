@@ -127,6 +127,9 @@ def _fitted(
     torch.manual_seed(spec.seed)  # weights and dropout; the data's order and the negatives draw from their own
     train, validation = prepared.split.train, prepared.split.validation
     model = build(config.model, prepared.dataset.vocabulary.items).to(_device())
+    if config.training.compile:
+        for block in model.blocks:
+            block.compile(dynamic=True)  # the rest are lookups; batches come in many shapes
     task = NextItem(model, train, validation, config.training, seed=spec.seed)  # or it says now what the data lacks
     before = None
     if isinstance(config, S3RecRunConfig):

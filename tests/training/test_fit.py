@@ -1,6 +1,8 @@
 """The training loop: what it keeps, when it stops, and that a killed run loses nothing."""
 
+import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from rich.console import Console
 
 from models.sasrec import SASRec
 from models.zoo import build
@@ -22,9 +25,11 @@ from training.config import Config
 from training.dataset import build_dataset
 from training.evaluate import evaluate
 from training.fit import FitError, Fitted, fit
-from training.interactions import interactions_from_frame
+from training.interactions import interactions_from_frame, read_interactions
 from training.next_item import ModelScorer, NextItem
+from training.run import RunFolder, prepare
 from training.splits import split_leave_one_out
+from training.train import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -325,3 +330,17 @@ def test_a_scorer_reads_the_newest_items_of_a_long_history(tiny_config: Callable
     assert scores.shape == (3, 10)
     np.testing.assert_allclose(scores[0], scores[1], atol=1e-6)
     assert np.abs(scores[0] - scores[2]).max() > 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="torch.compile needs a C++ compiler")
+def test_compiled_blocks_learn_the_same(finished_run: RunFolder, tmp_path: Path, tiny_config: Callable[..., Any]) -> None:
+    config = tiny_config(epochs=2, dropout=0.0)
+    prepared = prepare(read_interactions(finished_run.spec().files), config, split="loo")
+    losses = []
+    for compiled in (False, True):
+        chosen = config.model_copy(update={"training": config.training.model_copy(update={"compile": compiled})})
+        spec = finished_run.spec().model_copy(update={"config": chosen, "attributes": None})
+        run = train(spec, prepared, tmp_path / str(compiled), Console(file=io.StringIO()))
+        losses.append([epoch["loss"] for epoch in run.epochs()])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
