@@ -1,0 +1,131 @@
+"""The way to Redis that every store of the service takes: deadlines, repeats and scripts, in one place.
+
+Whatever goes wrong on it is one exception, StoreUnavailable, and it comes soon: reads degrade and writes refuse, which
+is for the caller to decide, not for a client library that waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import redis.asyncio
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+ATTEMPTS = 2  # the second meets a fresh connection, which is what a restarted server needs
+# What a connection can raise: RuntimeError is uvloop's word for a transport that the peer has closed.
+CONNECTION_ERRORS = (RedisConnectionError, RedisTimeoutError, OSError, RuntimeError)
+
+
+class StoreUnavailable(Exception):  # noqa: N818 - a condition of the world, as in 503 Service Unavailable
+    """Redis did not do what was asked; nothing may be counted as stored. The message says why."""
+
+
+class Connection:
+    """Connections to one server, made at the first call, so that the server may come later.
+
+    Safe for any number of tasks of one event loop. Every call raises StoreUnavailable within two attempts' timeouts,
+    and works again as soon as the server does.
+    """
+
+    def __init__(self, url: str, *, read_timeout_s: float, write_timeout_s: float, max_connections: int) -> None:
+        """At a redis://, rediss:// or unix:// URL; a timeout is that of one attempt, of which there are two.
+
+        max_connections: for reads and for writes each. Raises ValueError if the URL is not one.
+        """
+        self._reads = _Way(url, read_timeout_s, max_connections)
+        self._writes = _Way(url, write_timeout_s, max_connections)
+
+    async def read(self, command: Callable[[redis.asyncio.Redis], Awaitable[T]]) -> T:
+        """Result of a command that changes nothing."""
+        return await self._reads.call(command)
+
+    async def write(self, command: Callable[[redis.asyncio.Redis], Awaitable[T]]) -> T:
+        """Result of a command that may be repeated: it must change nothing the second time."""
+        return await self._writes.call(command)
+
+    async def aclose(self) -> None:
+        """Close all connections; calls under way fail."""
+        for way in (self._reads, self._writes):
+            try:
+                await way.client.aclose(close_connection_pool=True)
+            except (RedisError, OSError) as error:  # closing a connection to a dead server is still closing it
+                logger.debug("closing a connection to the store: %s", error)
+
+
+class Script:
+    """A Lua script that the server runs alone and writes to disk as one transaction."""
+
+    def __init__(self, source: bytes, keys: int) -> None:
+        self._source, self._keys = source, keys
+        self._sha = hashlib.sha1(source, usedforsecurity=False).hexdigest()
+
+    async def run(self, client: redis.asyncio.Redis, calls: list[tuple[Any, ...]]) -> list[Any]:
+        """A reply for each call's keys and arguments, all in one round trip; a second one if the server does not know
+        the script yet."""
+        replies = await self._evalsha(client, calls)
+        unknown = [index for index, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+        if unknown:  # the server has restarted, or an operator has flushed its scripts
+            again = await self._evalsha(client, [calls[index] for index in unknown], load=True)
+            for index, reply in zip(unknown, again, strict=True):
+                replies[index] = reply
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise reply
+        return replies
+
+    async def _evalsha(
+        self, client: redis.asyncio.Redis, calls: list[tuple[Any, ...]], *, load: bool = False
+    ) -> list[Any]:
+        pipeline = client.pipeline(transaction=False)
+        if load:
+            pipeline.execute_command("SCRIPT LOAD", self._source)
+        for call in calls:
+            pipeline.execute_command("EVALSHA", self._sha, self._keys, *call)
+        replies = await pipeline.execute(raise_on_error=False)
+        return replies[1:] if load else replies
+
+
+class _Way:
+    """One kind of call: its client, its deadline and its bound."""
+
+    def __init__(self, url: str, timeout_s: float, places: int) -> None:
+        self.client = _client(url, timeout_s)
+        self._timeout_s = timeout_s
+        self._places = asyncio.Semaphore(places)  # ours, because a cancelled caller cannot leak its place in it
+
+    async def call(self, command: Callable[[redis.asyncio.Redis], Awaitable[T]]) -> T:
+        failure: Exception | None = None
+        for _ in range(ATTEMPTS):
+            try:
+                async with asyncio.timeout(self._timeout_s), self._places:
+                    return await command(self.client)
+            except CONNECTION_ERRORS as error:
+                failure = error
+            except RedisError as error:  # an answer, and no better the second time
+                raise StoreUnavailable(f"Redis refused: {error}") from error
+        reason = str(failure) or f"no answer within {self._timeout_s * 1000:.0f} ms"
+        raise StoreUnavailable(f"Redis cannot be reached ({ATTEMPTS} attempts): {reason}") from failure
+
+
+def _client(url: str, timeout_s: float) -> redis.asyncio.Redis:
+    pool = redis.asyncio.ConnectionPool.from_url(
+        url,
+        # A whole attempt has one deadline, in call; a deadline for each read and write would only add to it.
+        socket_timeout=None,
+        socket_connect_timeout=timeout_s,
+        retry=Retry(NoBackoff(), 0),
+        protocol=2,  # saves a new connection one round trip
+        decode_responses=False,
+    )
+    return redis.asyncio.Redis(connection_pool=pool)
