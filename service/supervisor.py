@@ -79,6 +79,7 @@ class Supervisor:
         self._settings = settings
         self._store_url = store_url
         self._listener = listener
+        self._address = listener.getsockname()
         self._on_ready = on_ready
         self._announced = False
         self._workers: dict[int, _Worker] = {}
@@ -93,6 +94,8 @@ class Supervisor:
         """Serve. Raises WorkersCannotStart, with what the first of them said."""
         keepers = [asyncio.create_task(self._keep(number)) for number in range(self._settings.workers)]
         poll = asyncio.create_task(self._poll())
+        for task in (*keepers, poll):
+            task.add_done_callback(self._done)
         try:
             await self._stopping.wait()
             self._listener.close()
@@ -101,7 +104,7 @@ class Supervisor:
             await asyncio.wait(keepers, timeout=self._settings.drain_s + _STOP_S)
         finally:
             self._kill()
-            await asyncio.gather(*keepers)
+            await asyncio.gather(*keepers, return_exceptions=True)
             poll.cancel()
         if self._failure:
             raise WorkersCannotStart(self._failure)
@@ -117,6 +120,11 @@ class Supervisor:
         else:
             self.status = status
             self._stopping.set()
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("a bug in the supervisor stops the service", exc_info=error)
+            self.stop(1)
 
     def _kill(self) -> None:
         for worker in self._workers.values():
@@ -154,8 +162,9 @@ class Supervisor:
         process, connection = _start()
         reader, writer = await asyncio.open_unix_connection(sock=connection, limit=LINE_BYTES)
         worker = self._workers[number] = _Worker(process, writer)
-        address = self._listener.getsockname()
-        assignment = Assignment(number, self._settings, self._store_url, self._listener.family, address)
+        if self.stopping:  # meanwhile
+            process.terminate()
+        assignment = Assignment(number, self._settings, self._store_url, self._listener.family, self._address)
         stdin = process.stdin
         if stdin is not None:
             with contextlib.suppress(OSError):  # it ended already
