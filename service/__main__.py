@@ -66,6 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
     bench = commands.add_parser("bench", help="measure requests a second, beside a route that does nothing")
     bench.add_argument("--artifacts", type=Path, default=Path("artifacts"), help="whose promoted bundle (%(default)s)")
     bench.add_argument("--url", help="a running service instead; the benchmark's events go to its log")
+    bench.add_argument("--workers", type=int, default=1, help="of the service, if it is its own (%(default)s)")
     bench.add_argument("--seconds", type=float, default=5, help="for each kind of request (%(default)s)")
     commands.add_parser("key", help="print a new API key and its hash")
     options = vars(parser.parse_args(arguments))
@@ -93,11 +94,11 @@ def _key() -> int:
     return 0
 
 
-def _bench(artifacts: Path, url: str | None, seconds: float) -> int:
+def _bench(artifacts: Path, url: str | None, workers: int, seconds: float) -> int:
     from service.bench import BenchError, bench, own_service, table  # noqa: PLC0415
 
     try:
-        with contextlib.nullcontext(url) if url else own_service(artifacts) as measured:
+        with contextlib.nullcontext(url) if url else own_service(artifacts, workers) as measured:
             print(table(bench(measured, seconds)))
     except BenchError as error:
         print(f"error: {error}", file=sys.stderr)
