@@ -50,20 +50,21 @@ class Assignment:
 class _Worker:
     """A process and the line to it."""
 
+    number: int
     process: subprocess.Popen[bytes]
     writer: asyncio.StreamWriter
     ready: bool = False
     reason: str = ""  # what it said of its failure
     counts: Snapshot = field(default_factory=list)
-    heard_at: float = 0.0
     ready_at: float = 0.0
-    asked: dict[int, asyncio.Future[None]] = field(default_factory=dict)
+    asked: dict[int, asyncio.Future[None]] = field(default_factory=dict)  # questions without an answer yet
+    waiting_since: float = 0.0  # for an answer, if there is such a question
 
     def send(self, message: dict[str, object]) -> None:
         self.writer.write(orjson.dumps(message) + b"\n")
 
     def end(self, reason: str) -> None:
-        logger.error("worker %d %s; it is replaced", self.process.pid, reason)
+        logger.error("worker %d %s; it is replaced", self.number, reason)
         self.process.kill()
 
 
@@ -161,7 +162,7 @@ class Supervisor:
         """Start a worker and listen to it until it has ended."""
         process, connection = _start()
         reader, writer = await asyncio.open_unix_connection(sock=connection, limit=LINE_BYTES)
-        worker = self._workers[number] = _Worker(process, writer)
+        worker = self._workers[number] = _Worker(number, process, writer)
         if self.stopping:  # meanwhile
             process.terminate()
         assignment = Assignment(number, self._settings, self._store_url, self._listener.family, self._address)
@@ -187,10 +188,9 @@ class Supervisor:
         return worker
 
     def _heard(self, worker: _Worker, message: dict[str, object]) -> None:
-        worker.heard_at = time.monotonic()
         match message:
             case {"kind": "ready"}:
-                worker.ready, worker.ready_at = True, worker.heard_at
+                worker.ready, worker.ready_at = True, time.monotonic()
                 ready = sum(other.ready for other in self._workers.values())
                 if not self._announced and ready == self._settings.workers:
                     self._announced = True
@@ -199,6 +199,7 @@ class Supervisor:
                 worker.reason = reason
             case {"kind": "counted", "number": int(number), "healthy": bool(healthy), "counts": list(counts)}:
                 worker.counts = counts
+                worker.waiting_since = time.monotonic()
                 answer = worker.asked.pop(number, None)
                 if answer is not None and not answer.done():
                     answer.set_result(None)
@@ -211,6 +212,8 @@ class Supervisor:
 
     def _ask(self, worker: _Worker) -> asyncio.Future[None]:
         """Done when the worker's counts are at least as new as this call."""
+        if not worker.asked:
+            worker.waiting_since = time.monotonic()
         self._number += 1
         answer = worker.asked[self._number] = asyncio.get_running_loop().create_future()
         worker.send({"kind": "count", "number": self._number})
@@ -229,7 +232,7 @@ class Supervisor:
         while True:
             await asyncio.sleep(_POLL_S)
             for worker in [one for one in self._workers.values() if one.ready]:
-                if time.monotonic() - worker.heard_at > self._settings.stuck_s:
+                if worker.asked and time.monotonic() - worker.waiting_since > self._settings.stuck_s:
                     worker.end(f"has not answered for {self._settings.stuck_s:g} s")
                 else:
                     self._ask(worker)
