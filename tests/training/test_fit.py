@@ -334,9 +334,7 @@ def test_a_scorer_reads_the_newest_items_of_a_long_history(tiny_config: Callable
 
 @pytest.mark.slow
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="torch.compile needs a C++ compiler")
-def test_compiled_blocks_learn_the_same(
-    finished_run: RunFolder, tmp_path: Path, tiny_config: Callable[..., Any]
-) -> None:
+def test_compiled_blocks_learn_the_same(finished_run: RunFolder, tmp_path: Path, tiny_config: Callable[..., Any]) -> None:
     config = tiny_config(epochs=2, dropout=0.0)
     prepared = prepare(read_interactions(finished_run.spec().files), config, split="loo")
     losses = []
