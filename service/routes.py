@@ -98,7 +98,7 @@ async def models(request: Request) -> Response:
     "/models/{version}/promote", tags=["models"], responses=_problems(401, 403, 404, 409, 503), openapi_extra=_ADMIN
 )
 async def promote(version: str, request: Request) -> Response:
-    """Test a version and serve it. When this answers, it serves here, and within a second in every other worker."""
+    """Test a version and serve it. When this answers, it serves here; other workers notice within a second."""
     services: Services = request.app.state.services
     with services.metrics.observed("promote"):
         services.keys.require(headers_of(request.scope), "admin")
@@ -116,7 +116,7 @@ async def promote(version: str, request: Request) -> Response:
 
 @router.post("/models/rollback", tags=["models"], responses=_problems(401, 403, 409, 503), openapi_extra=_ADMIN)
 async def rollback(request: Request) -> Response:
-    """Serve the champion before this one again: here at once, within a second in every other worker."""
+    """Serve the champion before this one again; other workers notice within a second."""
     services: Services = request.app.state.services
     with services.metrics.observed("rollback"):
         services.keys.require(headers_of(request.scope), "admin")

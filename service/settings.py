@@ -37,9 +37,7 @@ class Settings(BaseSettings):
     embedded: bool = False  # start a store of our own
     data: Path | None = None  # of the embedded store; artifacts/store by default
     device: Device = "auto"
-    threads: int | None = Field(
-        None, ge=1
-    )  # of one ranking; default: 1 where that is quick, else the CPU quota / workers
+    threads: int | None = Field(None, ge=1)  # of one ranking; default: 1 if that is quick, else CPU quota / workers
     max_batch: int = Field(64, ge=1, le=1024)
     max_waiting: int = Field(1024, ge=1)  # requests of one worker; at 1,000 rankings a second, a second's wait
     poll_s: float = Field(0.25, gt=0, le=60)  # how soon a promotion is noticed
