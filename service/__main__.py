@@ -12,7 +12,7 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,8 @@ from service.settings import BadSettings, Settings, load
 
 if TYPE_CHECKING:
     from service.embedded import EmbeddedStore
+    from service.server import Server
+    from service.supervisor import Supervisor
 
 logger = logging.getLogger(__name__)
 
@@ -50,17 +52,21 @@ def main(arguments: list[str] | None = None) -> int:
     serve = commands.add_parser("serve", help="answer requests until told to stop")
     serve.add_argument("--host", help="address to listen on (127.0.0.1); beyond this machine it needs keys")
     serve.add_argument("--port", help="port to listen on (8000); 0 takes any free one")
+    serve.add_argument("--workers", help="processes that answer on the port (1); one for each core, less the store's")
     serve.add_argument("--artifacts", type=Path, help="folder of bundles (artifacts)")
     store = serve.add_mutually_exclusive_group()
     store.add_argument("--redis", metavar="URL", help="sequence store to use: redis://, rediss:// or unix://")
     store.add_argument("--embedded", action="store_true", default=None, help="start a sequence store of its own")
     serve.add_argument("--data", type=Path, metavar="DIR", help="where the embedded store keeps its files")
     serve.add_argument("--device", help="auto, cpu or cuda (auto)")
-    serve.add_argument("--threads", help="CPU threads of one ranking (the CPU quota)")
+    serve.add_argument(
+        "--threads", help="CPU threads of one ranking (1 if that is quick, else the CPU quota / workers)"
+    )
     serve.add_argument("--log-level", help="debug, info, warning or error (info)")
     bench = commands.add_parser("bench", help="measure requests a second, beside a route that does nothing")
     bench.add_argument("--artifacts", type=Path, default=Path("artifacts"), help="whose promoted bundle (%(default)s)")
     bench.add_argument("--url", help="a running service instead; the benchmark's events go to its log")
+    bench.add_argument("--workers", type=int, default=1, help="of the service, if it is its own (%(default)s)")
     bench.add_argument("--seconds", type=float, default=5, help="for each kind of request (%(default)s)")
     commands.add_parser("key", help="print a new API key and its hash")
     options = vars(parser.parse_args(arguments))
@@ -88,11 +94,11 @@ def _key() -> int:
     return 0
 
 
-def _bench(artifacts: Path, url: str | None, seconds: float) -> int:
+def _bench(artifacts: Path, url: str | None, workers: int, seconds: float) -> int:
     from service.bench import BenchError, bench, own_service, table  # noqa: PLC0415
 
     try:
-        with contextlib.nullcontext(url) if url else own_service(artifacts) as measured:
+        with contextlib.nullcontext(url) if url else own_service(artifacts, workers) as measured:
             print(table(bench(measured, seconds)))
     except BenchError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -106,7 +112,7 @@ def _serve(settings: Settings) -> int:
     logs.configure(settings.log_level)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # until the server is up and drains instead
     with (
-        _bound(settings.host, settings.port) as listener,
+        _bound(settings.host, settings.port, shared=settings.workers > 1) as listener,
         _embedded(settings) as embedded,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
@@ -115,74 +121,72 @@ def _serve(settings: Settings) -> int:
 
 async def _run(settings: Settings, embedded: "EmbeddedStore | None", listener: socket.socket) -> int:
     """Serve until told to stop, and give the exit status: 1 if it was the end of the embedded store that did."""
-    import uvicorn  # noqa: PLC0415
+    store_url = embedded.url if embedded else settings.redis or ""
+    host, port = listener.getsockname()[:2]
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    if settings.workers > 1:
+        from service.supervisor import Supervisor, WorkersCannotStart  # noqa: PLC0415
 
-    from service.app import running  # noqa: PLC0415
-
-    class Server(uvicorn.Server):
-        """Leaves signals to us: its own way ends the process by the signal instead of with status 0."""
-
-        @contextlib.contextmanager
-        def capture_signals(self) -> Generator[None, None, None]:
-            yield
-
-    async with running(settings, embedded.url if embedded else settings.redis or "") as app:
-        config = uvicorn.Config(
-            app,
-            loop="none",
-            http="httptools",
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,  # nobody asks for the client's address
-            timeout_keep_alive=75,  # longer than the idle timeout of the usual proxies, so that they close first
-            timeout_graceful_shutdown=max(1, round(settings.drain_s)),
+        supervisor = Supervisor(
+            settings, store_url, listener, lambda: logger.info("serving on %s with %d workers", url, settings.workers)
         )
-        server = Server(config)
-        loop = asyncio.get_running_loop()
-        status = 0
+        _stop_in_time(supervisor, embedded)
+        try:
+            await supervisor.run()
+        except WorkersCannotStart as error:
+            raise StartError(str(error)) from error
+        logger.info("stopped")
+        return supervisor.status
+    from service.app import running  # noqa: PLC0415
+    from service.server import CannotListen, Server  # noqa: PLC0415
 
-        def stop() -> None:
-            server.force_exit = server.should_exit  # asked twice: do not wait for requests under way
-            server.should_exit = True
-
-        def store_ended(reason: str) -> None:
-            nonlocal status
-            if not server.should_exit:  # a supervisor that stops everything at once has told us too
-                logger.error("%s; the service stops: nothing could be stored any more", reason)
-                status = 1
-                server.should_exit = True
-
-        def on_end(reason: str) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: the service has just stopped by itself
-                loop.call_soon_threadsafe(store_ended, reason)
-
-        if embedded is not None:
-            embedded.watch(on_end)
-            logger.info("the embedded store listens at %s", embedded.url)  # for `retrain --events-from`
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, stop)
-        host, port = listener.getsockname()[:2]
-        logger.info("serving on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+    async with running(settings, store_url) as app:
+        server = Server(app, settings, lambda: logger.info("serving on %s", url))
+        _stop_in_time(server, embedded)
         try:
             await server.serve(sockets=[listener])
-        except OSError as error:
-            raise StartError(f"cannot listen on {host} port {port}: {error}") from error
+        except CannotListen as error:
+            raise StartError(str(error)) from error
         logger.info("stopped")
-        return status
+        return server.status
+
+
+def _stop_in_time(served: "Server | Supervisor", embedded: "EmbeddedStore | None") -> None:
+    """Stop it when told to, and with status 1 when its store ends by itself."""
+    loop = asyncio.get_running_loop()
+
+    def store_ended(reason: str) -> None:
+        if not served.stopping:  # a supervisor that stops everything at once has told us too
+            logger.error("%s; the service stops: nothing could be stored any more", reason)
+            served.stop(1)
+
+    def on_end(reason: str) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the service has just stopped by itself
+            loop.call_soon_threadsafe(store_ended, reason)
+
+    if embedded is not None:
+        embedded.watch(on_end)
+        logger.info("the embedded store listens at %s", embedded.url)  # for `retrain --events-from`
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, served.stop)
 
 
 @contextlib.contextmanager
-def _bound(host: str, port: int) -> Iterator[socket.socket]:
-    """A socket that holds the port, so that a port in use is found before anything is loaded."""
+def _bound(host: str, port: int, *, shared: bool) -> Iterator[socket.socket]:
+    """A socket that holds the port, so that a port in use is found before anything is loaded.
+
+    shared: workers may listen there too. Allowed only after binding, or a second service could take part unnoticed.
+    """
+    if shared and sys.platform != "linux":
+        raise StartError("several workers on one port need Linux; leave out --workers")
     listener: socket.socket | None = None
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        if shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     except OSError as error:
         if listener is not None:
             listener.close()

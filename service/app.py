@@ -15,6 +15,7 @@ from starlette.types import ASGIApp
 
 from models import VERSION
 from models.eventlog import PARTITIONS
+from models.runtime import cpu_quota
 from service import errors
 from service.auth import Keys
 from service.batcher import Batcher
@@ -34,13 +35,13 @@ logger = logging.getLogger(__name__)
 
 
 @asynccontextmanager
-async def running(settings: Settings, store_url: str) -> AsyncIterator[ASGIApp]:
+async def running(settings: Settings, store_url: str, metrics: Metrics | None = None) -> AsyncIterator[ASGIApp]:
     """The application with everything behind it open. Run it without a lifespan: this is it.
 
     Raises BadSettings for a URL that is none, BundleError if there is a champion and it must not serve, DeviceError if
     the device is not there.
     """
-    metrics = Metrics()
+    metrics = metrics or Metrics()
 
     def on_load(engine: Engine) -> None:
         manifest = engine.bundle.manifest
@@ -61,6 +62,7 @@ async def running(settings: Settings, store_url: str) -> AsyncIterator[ASGIApp]:
             settings.artifacts,
             device=settings.device,
             threads=settings.threads,
+            cpus=max(1, cpu_quota() // settings.workers),
             poll_s=settings.poll_s,
             on_load=on_load,
             on_refuse=lambda refused: metrics.refused_versions.inc(),
@@ -78,6 +80,7 @@ async def running(settings: Settings, store_url: str) -> AsyncIterator[ASGIApp]:
             on_batch=metrics.batch_size.observe,
         )
         await stack.enter_async_context(batcher)
+        metrics.batcher_started(lambda: batcher.waiting, lambda: batcher.alive)
         intake = Intake(store, lambda: slot.engine, metrics)
         keys = Keys(settings.api_key_hashes, trusted_network=settings.trusted_network)
         services = Services(keys, slot, batcher, intake, metrics)

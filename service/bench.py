@@ -62,7 +62,7 @@ def table(loads: Sequence[Load]) -> str:
 
 
 @contextmanager
-def own_service(artifacts: Path) -> Iterator[str]:
+def own_service(artifacts: Path, workers: int) -> Iterator[str]:
     """URL of a service on the promoted bundle with an empty store, both gone when the block ends.
 
     Raises BenchError if it does not start, with what it said.
@@ -72,15 +72,16 @@ def own_service(artifacts: Path) -> Iterator[str]:
         port = free.getsockname()[1]
         free.close()
         options = ["--port", str(port), "--artifacts", str(artifacts), "--embedded", "--data", f"{folder}/store"]
-        command = [sys.executable, "-m", "service", "serve", *options, "--log-level", "error"]
+        options += ["--workers", str(workers), "--log-level", "error"]
+        command = [sys.executable, "-m", "service", "serve", *options]
         process = subprocess.Popen(command, stderr=subprocess.PIPE)  # noqa: S603 - our own program
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever proxy the environment names
         deadline = time.monotonic() + _START_S
         try:
             while process.poll() is None:
-                with suppress(OSError):
-                    direct.open(f"http://127.0.0.1:{port}/healthz", timeout=5).close()
-                    break
+                with suppress(OSError), direct.open(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+                    if b"\nrecserve_workers %d.0\n" % workers in answer.read():  # or one would get all connections
+                        break
                 if time.monotonic() > deadline:
                     raise BenchError(f"the service did not answer within {_START_S} s")
                 time.sleep(0.05)

@@ -35,6 +35,7 @@ TABLE: dict[str, tuple[int, str]] = {
     "shutting_down": (503, "The service is shutting down"),
     "unhealthy": (503, "The scoring worker does not answer"),
     "store_unavailable": (503, "The sequence store does not answer"),
+    "totals_unavailable": (503, "The counts of all workers could not be read"),
 }
 _CODE_OF_STATUS = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 _PLAINER = {"missing": "is required", "extra_forbidden": "there is no such field; leave it out"}

@@ -18,7 +18,11 @@ _OWN = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "c
 
 
 class JsonFormatter(logging.Formatter):
-    """time (RFC 3339), level, logger, message, request_id, exception, and whatever `extra` added."""
+    """time (RFC 3339), level, logger, message, worker, request_id, exception, and whatever `extra` added."""
+
+    def __init__(self, worker: int | None = None) -> None:
+        super().__init__()
+        self._worker = worker
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
@@ -27,6 +31,8 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
+        if self._worker is not None:
+            line["worker"] = self._worker
         if (current := request_id.get()) is not None:
             line["request_id"] = current
         if record.exc_info:
@@ -47,11 +53,11 @@ class PlainFormatter(logging.Formatter):
         return line
 
 
-def configure(level: str, stream: TextIO | None = None) -> None:
-    """Send every logger's lines, the server's and libraries' too, to one stream (stderr)."""
+def configure(level: str, stream: TextIO | None = None, *, worker: int | None = None) -> None:
+    """Send every logger's lines, the server's and libraries' too, to one stream (stderr); `worker`: its number."""
     stream = stream or sys.stderr
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(PlainFormatter() if stream.isatty() else JsonFormatter())
+    handler.setFormatter(PlainFormatter() if stream.isatty() else JsonFormatter(worker))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())

@@ -4,6 +4,7 @@ Observed where it happens, in routes and batches: a wrapper around every call wo
 """
 
 import time
+from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Self
 
@@ -17,9 +18,14 @@ _BATCH = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 class Metrics:
-    """All metrics, in a registry of their own, so that two services in one process do not share counts."""
+    """All metrics, in a registry of their own, so that two services in one process do not share counts.
 
-    def __init__(self) -> None:
+    totals: gives the text of all workers' counts, where this is one of several.
+    """
+
+    def __init__(self, totals: Callable[[], Awaitable[bytes]] | None = None) -> None:
+        self.healthy: Callable[[], bool] = lambda: True
+        self._totals = totals
         self.registry = CollectorRegistry()
         self._requests = Counter("recserve_requests", "Requests answered", ["route", "status"], registry=self.registry)
         self._latency = Histogram(
@@ -33,7 +39,8 @@ class Metrics:
         self.batch_size = Histogram(
             "recserve_batch_size", "Requests ranked together", buckets=_BATCH, registry=self.registry
         )
-        self.waiting = Gauge("recserve_waiting_requests", "Requests in the queue", registry=self.registry)
+        self._waiting = Gauge("recserve_waiting_requests", "Requests in the queue", registry=self.registry)
+        Gauge("recserve_workers", "Processes that answer", registry=self.registry).set(1)
         store_errors = Counter(
             "recserve_store_errors", "Calls of the sequence store that failed", ["call"], registry=self.registry
         )
@@ -67,8 +74,14 @@ class Metrics:
         self._model.info({"version": version, "model": model, "provider": provider})
         self.ready.set(1)
 
-    def text(self) -> bytes:
-        return generate_latest(self.registry)
+    def batcher_started(self, waiting: Callable[[], int], healthy: Callable[[], bool]) -> None:
+        """Look at the batcher whenever the metrics are read."""
+        self._waiting.set_function(waiting)
+        self.healthy = healthy
+
+    async def text(self) -> bytes:
+        """Prometheus's text format, of all workers. Raises TimeoutError if their counts do not come."""
+        return generate_latest(self.registry) if self._totals is None else await self._totals()
 
 
 class Observation:

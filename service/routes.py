@@ -98,7 +98,7 @@ async def models(request: Request) -> Response:
     "/models/{version}/promote", tags=["models"], responses=_problems(401, 403, 404, 409, 503), openapi_extra=_ADMIN
 )
 async def promote(version: str, request: Request) -> Response:
-    """Test a version and serve it. When this answers, it serves."""
+    """Test a version and serve it. When this answers, it serves here; other workers notice within a second."""
     services: Services = request.app.state.services
     with services.metrics.observed("promote"):
         services.keys.require(headers_of(request.scope), "admin")
@@ -116,7 +116,7 @@ async def promote(version: str, request: Request) -> Response:
 
 @router.post("/models/rollback", tags=["models"], responses=_problems(401, 403, 409, 503), openapi_extra=_ADMIN)
 async def rollback(request: Request) -> Response:
-    """Serve the champion before this one again."""
+    """Serve the champion before this one again; other workers notice within a second."""
     services: Services = request.app.state.services
     with services.metrics.observed("rollback"):
         services.keys.require(headers_of(request.scope), "admin")
@@ -132,7 +132,7 @@ async def rollback(request: Request) -> Response:
 
 @router.get("/healthz", tags=["operation"], responses=_problems(503))
 async def healthz(request: Request) -> Response:
-    """Whether the scoring worker lives; restart the process if not."""
+    """Whether the scoring worker of the process that answers lives; restart it if not, as several workers do."""
     services: Services = request.app.state.services
     if not services.batcher.alive:
         raise unavailable("unhealthy", "the scoring worker has stopped or is stuck; restart the service")
@@ -141,7 +141,7 @@ async def healthz(request: Request) -> Response:
 
 @router.get("/readyz", tags=["operation"], responses=_problems(503))
 async def readyz(request: Request) -> Response:
-    """Whether a tested bundle serves."""
+    """Whether a tested bundle serves in the process that answers."""
     slot = request.app.state.services.slot
     if slot.engine is None:
         reason = f"{slot.refused.version} was refused: {slot.refused.reason}" if slot.refused else NO_MODEL
@@ -149,12 +149,15 @@ async def readyz(request: Request) -> Response:
     return _json({"status": "ready", "model_version": slot.engine.version})
 
 
-@router.get("/metrics", tags=["operation"], response_class=Response)
+@router.get("/metrics", tags=["operation"], response_class=Response, responses=_problems(503))
 async def metrics(request: Request) -> Response:
-    """Counts and times in Prometheus's text format."""
+    """Counts and times of all workers, in Prometheus's text format."""
     services: Services = request.app.state.services
-    services.metrics.waiting.set(services.batcher.waiting)
-    return Response(services.metrics.text(), media_type=prometheus.CONTENT_TYPE)
+    try:
+        text = await services.metrics.text()
+    except TimeoutError as error:
+        raise unavailable("totals_unavailable", "the supervisor of the workers did not answer in time") from error
+    return Response(text, media_type=prometheus.CONTENT_TYPE)
 
 
 @router.get("/", include_in_schema=False)

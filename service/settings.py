@@ -31,16 +31,17 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", min_length=1)
     port: int = Field(8000, ge=0, le=65535)  # 0: any free one
+    workers: int = Field(1, ge=1, le=256)  # processes that answer on the port
     artifacts: Path = Path("artifacts")
     redis: str | None = Field(None, repr=False)  # a URL, which may hold a password
     embedded: bool = False  # start a store of our own
     data: Path | None = None  # of the embedded store; artifacts/store by default
     device: Device = "auto"
-    threads: int | None = Field(None, ge=1)  # of one ranking; default: 1 where that is quick, else the CPU quota
+    threads: int | None = Field(None, ge=1)  # of one ranking; default: 1 if that is quick, else CPU quota / workers
     max_batch: int = Field(64, ge=1, le=1024)
-    max_waiting: int = Field(1024, ge=1)  # requests; at 1,000 rankings a second, a second's wait
+    max_waiting: int = Field(1024, ge=1)  # requests of one worker; at 1,000 rankings a second, a second's wait
     poll_s: float = Field(0.25, gt=0, le=60)  # how soon a promotion is noticed
-    stuck_s: float = Field(30, gt=0)  # a batch that takes longer makes /healthz fail
+    stuck_s: float = Field(30, gt=0)  # a batch that takes longer makes /healthz fail, and one of several workers end
     drain_s: float = Field(10, ge=0)  # for requests under way when told to stop
     history_length: int = Field(50, ge=1, le=1000)  # newest events kept for each user
     log_max_events: int = Field(1_000_000, ge=1)  # newest events kept for retraining; 100 bytes each, in the store

@@ -16,7 +16,7 @@ from typing import Self
 
 from models.bundle import Bundle, BundleError, read_bundle
 from models.registry import Registry, RegistryError
-from models.runtime import Device, DeviceError, Runtime, cpu_quota
+from models.runtime import Device, DeviceError, Runtime
 from service.engine import Engine, EngineError
 
 logger = logging.getLogger(__name__)
@@ -43,6 +43,7 @@ class Promoted:
 class Slot:
     """The bundle that serves, kept equal to the champion while entered.
 
+    threads: of one ranking; by default 1 where that is brief, else `cpus`, this process's share of the machine.
     `on_load` is told of every engine that starts to serve, `on_refuse` of every one that may not.
     """
 
@@ -52,6 +53,7 @@ class Slot:
         *,
         device: Device,
         threads: int | None = None,
+        cpus: int,
         poll_s: float,
         on_load: Callable[[Engine], None] = lambda engine: None,
         on_refuse: Callable[[Refused], None] = lambda refused: None,
@@ -61,6 +63,7 @@ class Slot:
         self.refused: Refused | None = None
         self._device = device
         self._threads = threads
+        self._cpus = cpus
         self._poll_s = poll_s
         self._on_load = on_load
         self._on_refuse = on_refuse
@@ -145,14 +148,14 @@ class Slot:
         """Verify, open, replay and warm up; on a thread, since it takes from milliseconds to seconds.
 
         Where nothing else is set, one thread ranks if that is brief, for threads that wait for each other at every
-        operator make small batches slower; else all that the CPU quota allows.
+        operator make small batches slower; else as many as the CPUs it may count on.
         """
         started = time.perf_counter()
         bundle = read_bundle(self.registry.folder(version))
         engine = self._tested(bundle, self._threads or 1)
-        if engine.on_cpu and not (engine.brief or self._threads) and cpu_quota() > 1:
+        if engine.on_cpu and not (engine.brief or self._threads) and self._cpus > 1:
             del engine  # or both would be in memory
-            engine = self._tested(bundle, None)
+            engine = self._tested(bundle, self._cpus)
         where = "on the event loop" if engine.brief else "on the scoring thread"
         logger.info(
             "loaded %s on %s in %.2f s; it ranks a batch in %.1f ms, %s",
@@ -160,7 +163,7 @@ class Slot:
         )
         return engine
 
-    def _tested(self, bundle: Bundle, threads: int | None) -> Engine:
+    def _tested(self, bundle: Bundle, threads: int) -> Engine:
         runtime = Runtime(bundle, device=self._device, threads=threads)
         try:
             runtime.replay_golden()

@@ -358,6 +358,7 @@ def test_the_steps_of_the_service_image_make_a_service_that_is_ready_healthy_and
 
     environment = clean | SERVICES["service"]["environment"]
     environment |= {"RECSERVE_ARTIFACTS": str(artifacts), "RECSERVE_REDIS": store, "RECSERVE_PORT": str(free_port)}
+    environment |= {"RECSERVE_WORKERS": "2"}
     with subprocess.Popen([python, *entrypoint_of("service")[1:]], cwd=app, env=environment) as process:
         try:
             url = f"http://127.0.0.1:{free_port}"

@@ -30,7 +30,7 @@ def test_without_a_service_it_measures_one_of_its_own_and_leaves_nothing(
 ) -> None:
     make_bundle("v1")
     before = sorted(path.name for path in artifacts.iterdir())
-    assert main(["bench", "--artifacts", str(artifacts), "--seconds", "0.2"]) == 0
+    assert main(["bench", "--artifacts", str(artifacts), "--workers", "2", "--seconds", "0.2"]) == 0
     assert "history stored" in capsys.readouterr().out
     assert sorted(path.name for path in artifacts.iterdir()) == before
 

@@ -47,6 +47,7 @@ def test_variables_that_do_not_exist_are_errors(monkeypatch: pytest.MonkeyPatch)
         ({**STORE, "host": ""}, "host"),
         ({**STORE, "device": "tpu"}, "device"),
         ({**STORE, "threads": "0"}, "threads"),
+        ({**STORE, "workers": "0"}, "workers"),
         ({**STORE, "max_batch": 0}, "max_batch"),
         ({**STORE, "max_waiting": 0}, "max_waiting"),
         ({**STORE, "log_max_events": 0}, "log_max_events"),

@@ -1,0 +1,200 @@
+"""Several workers on one port, as processes: they share the load, are replaced, end together and count as one."""
+
+import contextlib
+import os
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.service.processes import Process, refused, serving
+
+WAIT_S = 20.0
+
+
+@pytest.fixture
+def two(make_bundle: Callable[..., Path], artifacts: Path, store_url: str) -> Iterator[Process]:
+    """A service with two workers on a bundle of 12 items."""
+    make_bundle("v1")
+    with serving("--workers", "2", "--artifacts", str(artifacts), "--redis", store_url) as service:
+        yield service
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+
+
+def workers_of(service: Process) -> list[int]:
+    """Process ids of the children that are workers."""
+    pid = service.process.pid
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in children if b"service.worker" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+def running(pid: int) -> bool:
+    """Whether a process is there and not a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def sockets(pid: int) -> int:
+    links = [entry.readlink() for entry in Path(f"/proc/{pid}/fd").iterdir() if entry.is_symlink()]
+    return sum(link.name.startswith("socket:") for link in links)
+
+
+@contextlib.contextmanager
+def clients(url: str, number: int) -> Iterator[list[httpx.Client]]:
+    """Connections that stay open, each to one worker or the other."""
+    with contextlib.ExitStack() as stack:
+        opened = [stack.enter_context(httpx.Client(base_url=url, timeout=10)) for _ in range(number)]
+        for client in opened:
+            assert client.get("/readyz").status_code == 200
+        yield opened
+
+
+def counted(url: str, name: str = "recserve_requests_total") -> float:
+    text = httpx.get(f"{url}/metrics").text
+    families = text_string_to_metric_families(text)
+    return sum(sample.value for family in families for sample in family.samples if sample.name == name)
+
+
+def asked(url: str) -> int:
+    return httpx.post(f"{url}/recommend", json={"history": ["i1"]}).status_code
+
+
+def test_both_answer_and_whichever_is_asked_gives_the_counts_of_both(two: Process) -> None:
+    before = [sockets(pid) for pid in workers_of(two)]
+    with clients(two.url, 32) as opened:
+        assert all(sockets(pid) > count for pid, count in zip(workers_of(two), before, strict=True))
+        for client in opened:
+            assert client.post("/recommend", json={"history": ["i1"]}).status_code == 200
+        texts = [client.get("/metrics").text for client in opened[:8]]
+    for text in texts:
+        assert 'recserve_requests_total{route="recommend",status="200"} 32.0' in text
+        assert "recserve_batch_size_sum 32.0" in text
+        assert "recserve_workers 2.0" in text
+        assert "recserve_ready 1.0" in text
+        assert text.count("recserve_model_info{") == 1
+        assert text.count("# TYPE recserve_requests_total") == 1
+    assert {line["worker"] for line in two.records() if "loaded v1" in line["message"]} == {0, 1}
+
+
+def test_a_killed_worker_is_replaced_refuses_nothing_and_its_counts_stay(two: Process) -> None:
+    for _ in range(20):
+        asked(two.url)
+    assert counted(two.url) == 20
+    killed, other = workers_of(two)
+    os.kill(killed, signal.SIGKILL)
+    eventually(lambda: not running(killed))
+    statuses = []
+    while len(workers_of(two)) < 2 or counted(two.url, "recserve_workers") < 2:
+        statuses.append(asked(two.url))
+        assert len(statuses) < 10_000
+    statuses += [asked(two.url) for _ in range(20)]
+    assert set(statuses) == {200}
+    assert counted(two.url) == 20 + len(statuses)
+    assert other in workers_of(two)
+    assert any("ended (by signal 9)" in line["message"] for line in two.records())
+    assert two.stop() == 0
+
+
+def test_a_worker_that_answers_no_more_is_replaced(
+    make_bundle: Callable[..., Path], artifacts: Path, store_url: str
+) -> None:
+    make_bundle("v1")
+    options = ("--workers", "2", "--artifacts", str(artifacts), "--redis", store_url)
+    with serving(*options, environment={"RECSERVE_STUCK_S": "2"}) as service:
+        stuck = workers_of(service)[0]
+        os.kill(stuck, signal.SIGSTOP)
+        eventually(lambda: not running(stuck) and len(workers_of(service)) == 2)
+        assert any("has not answered for 2 s" in line["message"] for line in service.records())
+
+
+def test_a_promotion_at_one_worker_is_followed_by_the_other(two: Process, make_bundle: Callable[..., Path]) -> None:
+    make_bundle("v2", promote=False)
+
+    def version(client: httpx.Client) -> str:
+        answer = client.post("/recommend", json={"history": ["i1"]})
+        assert answer.status_code == 200
+        return str(answer.json()["model_version"])
+
+    with clients(two.url, 16) as opened:
+        for path, expected in (("/models/v2/promote", "v2"), ("/models/rollback", "v1")):
+            assert opened[0].post(path).status_code == 200
+            assert version(opened[0]) == expected
+            eventually(lambda expected=expected: {version(client) for client in opened} == {expected})  # type: ignore[misc]
+
+
+def test_told_to_stop_all_workers_end(two: Process) -> None:
+    pids = workers_of(two)
+    with clients(two.url, 4):  # idle connections do not keep it from ending
+        assert two.stop() == 0
+    assert not any(map(running, pids))
+    with pytest.raises(httpx.TransportError):
+        httpx.get(f"{two.url}/healthz")
+    assert "Traceback" not in str(two.lines)
+
+
+def test_a_signal_to_the_whole_group_of_processes_is_an_ordinary_stop(two: Process) -> None:
+    for pid in (*workers_of(two), two.process.pid):
+        os.kill(pid, signal.SIGTERM)
+    assert two.process.wait(WAIT_S) == 0
+
+
+def test_workers_and_store_do_not_outlive_a_killed_supervisor(
+    make_bundle: Callable[..., Path], artifacts: Path
+) -> None:
+    make_bundle("v1")
+    with serving("--workers", "2", "--artifacts", str(artifacts), "--embedded") as service:
+        event = {"user_id": "ada", "item_id": "i3"}
+        assert httpx.post(f"{service.url}/events", json=event).json()["accepted"] == 1
+        pids = workers_of(service)
+        os.kill(pids[1], signal.SIGSTOP)  # not even one that is stuck, once it goes on
+        service.process.kill()
+        eventually(lambda: not running(pids[0]))
+        os.kill(pids[1], signal.SIGCONT)
+        eventually(lambda: not running(pids[1]))
+    with serving("--artifacts", str(artifacts), "--embedded") as service:  # the store's folder is free
+        answer = httpx.post(f"{service.url}/recommend", json={"user_id": "ada"}).json()
+        assert answer["history_length"] == 1
+
+
+def test_a_port_that_other_workers_share_is_in_use(two: Process, artifacts: Path) -> None:
+    port = two.url.rpartition(":")[2]
+    options = ("serve", "--port", port, "--redis", "redis://127.0.0.1:1", "--artifacts", str(artifacts))
+    for workers in ("1", "2"):
+        assert f"port {port} " in refused(*options, "--workers", workers)
+
+
+def test_workers_that_cannot_start_say_why_once(make_bundle: Callable[..., Path], artifacts: Path) -> None:
+    make_bundle("v1")
+    (artifacts / "CURRENT").unlink()
+    (artifacts / "CURRENT").mkdir()
+    options = ("serve", "--port", "0", "--redis", "redis://127.0.0.1:1", "--artifacts", str(artifacts))
+    assert "CURRENT" in refused(*options, "--workers", "2")
+
+
+def test_when_none_can_be_replaced_the_service_ends_with_status_1(two: Process, artifacts: Path) -> None:
+    (artifacts / "CURRENT").unlink()
+    (artifacts / "CURRENT").mkdir()
+    for pid in workers_of(two):
+        os.kill(pid, signal.SIGKILL)
+    assert two.process.wait(WAIT_S) == 1
+
+
+def test_the_item_matrix_is_mapped_by_all_and_copied_by_none(two: Process) -> None:
+    for pid in workers_of(two):
+        smaps = Path(f"/proc/{pid}/smaps").read_text()
+        sizes = dict(re.findall(r"^(\w+): +(\d+) kB$", smaps.partition("/items.npy\n")[2][:1000], re.MULTILINE)[:20])
+        assert int(sizes["Rss"]) > 0
+        assert sizes["Shared_Clean"] == sizes["Rss"]
