@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from models.bundle import Bundle, BundleError
 from models.neighbours import recent
+from models.selection import Selection
 from models.sequence import Indices, Values, by_length, pad, pad_values, truncate
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -83,33 +84,44 @@ class Runtime:
         excluded: Sequence[Indices],
         k: int,
         sequences: Sequence[Indices] | None = None,
+        *,
+        among: Selection | None = None,
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """The k best items of each row, best first, ties in item order: indices and scores, both (batch, k).
 
         vectors (batch, dim); excluded: item indices a row that must not come back; sequences: the histories that the
-        vectors are of. Where fewer than k items remain, the surplus entries score EXCLUDED_SCORE or less.
+        vectors are of; among: the only items that may come back. Where fewer than k items remain, the surplus entries
+        score EXCLUDED_SCORE or less.
         Raises ValueError without sequences for a bundle with neighbours, which would rank otherwise than certified.
         """
+        if among is not None and among.left_out is not None:
+            excluded = [np.concatenate([one, among.left_out]) for one in excluded]
+            among = None
+        items, neighbours = self.bundle.items, self.bundle.neighbours
+        if among is not None and among.matrix is not None:
+            items, excluded = among.matrix, [among.place(one) for one in excluded]
         matrix, _ = pad(excluded)  # its padding excludes row 0, which is no item
         if not (matrix == 0).any(axis=1).all():
             matrix = np.pad(matrix, ((0, 0), (0, 1)))
         feeds = {
             "vectors": vectors,
-            "items": self.bundle.items,
+            "items": items,
             "excluded": matrix,
-            "k": np.array([min(k, self.bundle.manifest.items)], np.int64),
+            "k": np.array([min(k, len(items) - 1)], np.int64),
         }
-        neighbours = self.bundle.neighbours
         if neighbours is not None:
             if sequences is None:
                 raise ValueError(f"{self.bundle.manifest.version} ranks by neighbours too: give the sequences")
+            newest = recent(sequences)
+            if among is not None:
+                newest, neighbours = among.neighbours_of(newest, neighbours)
             feeds |= {
-                "recent": recent(sequences),
+                "recent": newest,
                 "neighbours": neighbours.items.reshape(-1),
                 "affinities": neighbours.affinities.reshape(-1),
             }
         indices, scores = self._ranker.run(["indices", "scores"], feeds)
-        return indices, scores
+        return (indices if among is None else among.items_at(indices)), scores
 
     def replay_golden(self) -> None:
         """Raise BundleError unless the golden inputs give the answers that torch gave."""

@@ -27,15 +27,20 @@ class Closed(Exception):  # noqa: N818 - a condition, as in 503
     """The batcher has stopped, or the batch was given up because it is stopping."""
 
 
+class Expired(Exception):  # noqa: N818 - a condition, as in 504
+    """The caller's time was up before the answer was there."""
+
+
 class Batcher(Generic[Call, Answer]):
-    """Collects calls into batches for `run`, which takes a list and gives as many answers. Enter it to start.
+    """Collects calls into batches for `run`, which takes a list and gives as many answers, or what a call failed with.
+    Enter it to start.
 
     At most max_batch calls run together and max_waiting wait; a batch that takes longer than stuck_s counts as stuck.
     """
 
     def __init__(
         self,
-        run: Callable[[Sequence[Call]], Awaitable[Sequence[Answer]]],
+        run: Callable[[Sequence[Call]], Awaitable[Sequence[Answer | Exception]]],
         *,
         max_batch: int,
         max_waiting: int,
@@ -77,16 +82,26 @@ class Batcher(Generic[Call, Answer]):
     def waiting(self) -> int:
         return len(self._waiting)
 
-    async def submit(self, call: Call) -> Answer:
-        """Answer of one call. Raises Overloaded at once if the queue is full, or whatever its batch failed with."""
+    async def submit(self, call: Call, *, timeout_s: float | None = None) -> Answer:
+        """Answer of one call. Raises Overloaded at once if the queue is full, or whatever it or its batch failed with.
+
+        Raises Expired after timeout_s; a call that still waits then is never run.
+        """
         if self._worker is None or self._worker.done():
             raise Closed("the service is shutting down")
         if len(self._waiting) >= self._max_waiting:
             raise Overloaded(f"{self._max_waiting} requests are waiting already")
-        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Answer] = loop.create_future()
         self._waiting.append((call, future))
         self._arrived.set()
-        return await future
+        if timeout_s is None:
+            return await future
+        alarm = loop.call_later(timeout_s, _refuse, [future], Expired(f"there is no answer after {timeout_s:.3f} s"))
+        try:
+            return await future
+        finally:
+            alarm.cancel()
 
     async def _work(self) -> None:
         while True:
@@ -124,7 +139,9 @@ class Batcher(Generic[Call, Answer]):
             _refuse(futures, error)
             return
         for future, answer in zip(futures, answers, strict=True):
-            if not future.done():
+            if isinstance(answer, Exception):
+                _refuse([future], answer)
+            elif not future.done():
                 future.set_result(answer)
 
 

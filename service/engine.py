@@ -5,14 +5,16 @@ It speaks in indices; who the user is and what an item is called is decided else
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.bundle import Bundle
 from models.runtime import EXCLUDED_SCORE, Runtime
+from models.selection import Selection
 from models.sequence import PADDING
+from service.catalogue import Catalogue
 
 _WARM_UP_BATCHES = (1, 8, 64)  # the last is about what a busy service ranks at once
 _WARM_UP_WIDTH = 40  # ids excluded: those of a usual history
@@ -20,6 +22,8 @@ _TIMED = 3  # runs of the last
 _BRIEF_S = 0.01  # of a full batch: handing it to a thread and back would cost a good part of it
 _BRIEF_K = 50  # what the warm-up says nothing about is not brief: more items than these for one query,
 _BRIEF_WIDTH = 128  # and more ids excluded
+_REASONS = 3  # events told of an item
+_NONE: NDArray[np.int64] = np.empty(0, np.int64)
 
 
 class EngineError(Exception):
@@ -30,13 +34,15 @@ class EngineError(Exception):
 class Query:
     """A history as known item indices, oldest first, the indices that must not come back, and how many should.
 
-    values: beside the sequence, NaN where an event has none; for an engine that reads them.
+    values: beside the sequence, NaN where an event has none; for an engine that reads them. among: the only items that
+    may come back, of the engine's catalogue; None for any.
     """
 
     sequence: NDArray[np.int64]
     excluded: NDArray[np.int64]
     k: int
     values: NDArray[np.float32] | None = None
+    among: Selection | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +53,24 @@ class Ranking:
     scores: list[float]
 
 
+NOTHING = Ranking([], [])
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """An event of a query's sequence, by its place there, and what it adds to an item's score."""
+
+    place: int
+    effect: float
+
+
 class Engine:
     """Ranks with one bundle. Nothing to close: its sessions go with the last batch that refers to it."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
+        self.catalogue = Catalogue(runtime.bundle)
+        self._norms: NDArray[np.float32] | None = None
         popularity = self.bundle.popularity[1:]
         self.batch_s = float("inf")  # what the warm-up measured for its largest batch
         self._by_popularity: NDArray[np.int64] = np.argsort(-popularity, kind="stable") + 1  # ties in item order
@@ -74,29 +93,116 @@ class Engine:
         return self._runtime.provider
 
     def rank(self, queries: Sequence[Query]) -> list[Ranking]:
-        """One ranking for each query, in one run of the ranker. Raises EngineError if the model gives no numbers."""
+        """One ranking for each query, in one run of the ranker for all that choose among the same items.
+
+        Raises EngineError if the model gives no numbers.
+        """
         if not queries:
             return []
-        sequences = [query.sequence for query in queries]
+        vectors = self._encode(queries)
+        alike: dict[int, list[int]] = {}
+        for number, query in enumerate(queries):
+            alike.setdefault(id(query.among), []).append(number)
+        if len(alike) == 1:
+            return self._ranked(queries, vectors)
+        rankings = [NOTHING] * len(queries)
+        for rows in alike.values():
+            for row, ranking in zip(rows, self._ranked([queries[row] for row in rows], vectors[rows]), strict=True):
+                rankings[row] = ranking
+        return rankings
+
+    def _encode(self, queries: Sequence[Query]) -> NDArray[np.float32]:
         values = None
         if self.reads_values:
             values = [_no_values(query) if query.values is None else query.values for query in queries]
-        vectors = self._runtime.encode(sequences, values)
+        vectors = self._runtime.encode([query.sequence for query in queries], values)
         if not np.isfinite(vectors).all():
             raise EngineError(f"{self.version} gave a vector that is not finite")
+        return vectors
+
+    def _ranked(self, queries: Sequence[Query], vectors: NDArray[np.float32]) -> list[Ranking]:
+        """Rankings of queries that choose among the same items."""
+        among = queries[0].among
+        if among is not None and not len(among):
+            return [NOTHING] * len(queries)
         most = max(query.k for query in queries)
-        indices, scores = self._runtime.rank(vectors, [query.excluded for query in queries], most, sequences)
+        indices, scores = self._runtime.rank(
+            vectors,
+            [query.excluded for query in queries],
+            most,
+            [query.sequence for query in queries],
+            among=among,
+        )
         eligible = (scores > EXCLUDED_SCORE).sum(axis=1)  # sorted, so that these come first
         counts = [min(query.k, int(found)) for query, found in zip(queries, eligible, strict=True)]
         return [
             Ranking(indices[row, :count].tolist(), scores[row, :count].tolist()) for row, count in enumerate(counts)
         ]
 
-    def popular(self, excluded: NDArray[np.int64], k: int) -> Ranking:
-        """The k most popular items that are not excluded, ties in item order; the score is the popularity."""
-        head = self._by_popularity[: k + len(excluded)]
-        chosen = head[~np.isin(head, excluded)][:k] if len(excluded) else head
-        return Ranking(chosen.tolist(), self.bundle.popularity[chosen].tolist())
+    def popular(self, query: Query) -> Ranking:
+        """What a query gets without a usable history: the most popular items, ties in item order, with how popular
+        they are for a score."""
+        excluded, among, order = query.excluded, query.among, self._by_popularity
+        size = query.k + len(excluded)
+        while True:
+            chosen = order[:size]
+            if len(excluded):
+                chosen = chosen[~np.isin(chosen, excluded)]
+            if among is not None:
+                chosen = chosen[among.holds(chosen)]
+            if len(chosen) >= query.k or size >= len(order):
+                chosen = chosen[: query.k]
+                return Ranking(chosen.tolist(), self.bundle.popularity[chosen].tolist())
+            size *= 8
+
+    def explain(self, queries: Sequence[Query], rankings: Sequence[Ranking]) -> list[list[list[Reason]]]:
+        """For every query and every item it got, the events that moved the item's score most.
+
+        An event's effect is what the score loses when that event alone is left out; of the newest events the model
+        reads, each is left out once, all of them encoded as one batch.
+        """
+        length = self.bundle.manifest.length
+        places = [range(max(0, len(query.sequence) - length), len(query.sequence)) for query in queries]
+        variants = [_without(query, place) for query, own in zip(queries, places, strict=True) for place in own]
+        vectors = self._encode(variants) if variants else np.empty((0, self.bundle.manifest.dim), np.float32)
+        found, begin = [], 0
+        for ranking, own in zip(rankings, places, strict=True):
+            rows = slice(begin, begin + len(own))
+            begin += len(own)
+            found.append(self._reasons(ranking, own, variants[rows], vectors[rows]))
+        return found
+
+    def _reasons(
+        self, ranking: Ranking, places: range, variants: Sequence[Query], vectors: NDArray[np.float32]
+    ) -> list[list[Reason]]:
+        items = np.array(ranking.indices, np.int64)
+        if not (len(items) and len(variants)):
+            return [[] for _ in items]
+        among = Selection.gathered(np.sort(items), self.bundle.items)
+        indices, scores = self._runtime.rank(
+            vectors, [_NONE] * len(variants), len(items), [variant.sequence for variant in variants], among=among
+        )
+        without = np.take_along_axis(scores, np.argsort(indices, axis=1), axis=1)  # by item
+        effects = np.array(ranking.scores) - without[:, np.searchsorted(among.rows, items)]  # (variants, items)
+        order = np.argsort(-np.abs(effects), axis=0, kind="stable")[:_REASONS]
+        return [
+            [Reason(places[row], float(effects[row, column])) for row in order[:, column]]
+            for column in range(len(items))
+        ]
+
+    def similar(self, index: int, k: int) -> Ranking:
+        """The k available items that are nearest an item in the model's item space, by the cosine of the angle."""
+        items = self.bundle.items
+        if self._norms is None:
+            self._norms = np.maximum(np.linalg.norm(items, axis=1), np.finfo(np.float32).tiny)
+        cosines = (items @ (items[index] / self._norms[index])) / self._norms
+        among = self.catalogue.selection(None)
+        rows = np.arange(1, len(items)) if among is None else among.rows
+        rows = rows[rows != index]
+        if len(rows) > k:  # with all that tie with the last of them
+            rows = rows[cosines[rows] >= np.partition(cosines[rows], -k)[-k]]
+        nearest = rows[np.argsort(-cosines[rows], kind="stable")][:k]
+        return Ranking(nearest.tolist(), cosines[nearest].tolist())
 
     @property
     def brief(self) -> bool:
@@ -111,7 +217,9 @@ class Engine:
         return (
             self.brief
             and len(queries) <= _WARM_UP_BATCHES[-1]
-            and all(query.k <= _BRIEF_K and len(query.excluded) <= _BRIEF_WIDTH for query in queries)
+            and all(
+                query.k <= _BRIEF_K and len(query.excluded) <= _BRIEF_WIDTH and query.among is None for query in queries
+            )
         )
 
     @property
@@ -136,6 +244,11 @@ class Engine:
         began = clock()
         self.rank(queries)
         return clock() - began
+
+
+def _without(query: Query, place: int) -> Query:
+    values = None if query.values is None else np.delete(query.values, place)
+    return replace(query, sequence=np.delete(query.sequence, place), values=values)
 
 
 def _no_values(query: Query) -> NDArray[np.float32]:

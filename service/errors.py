@@ -20,19 +20,21 @@ TABLE: dict[str, tuple[int, str]] = {
     "cross_origin": (403, "The request comes from a page of another site"),
     "foreign_host": (403, "The request is addressed to another host"),
     "not_found": (404, "There is no such resource"),
+    "item_not_found": (404, "The model does not know the item"),
     "version_not_found": (404, "There is no such version"),
     "method_not_allowed": (405, "The method is not allowed here"),
     "conflict": (409, "The state of the service does not allow this"),
+    "too_many_items": (409, "No more items can be kept"),
     "version_damaged": (409, "The version must not serve"),
     "body_too_large": (413, "The body is too large"),
     "invalid_request": (422, "The request is not valid"),
-    "not_supported_yet": (422, "The request uses a field that is not supported yet"),
     "no_valid_event": (422, "No event could be accepted"),
     "internal_error": (500, "The service made a mistake"),
     "artifacts_unavailable": (503, "The artifacts folder cannot be changed"),
     "no_model": (503, "No model is loaded"),
     "overloaded": (503, "The service is overloaded"),
     "shutting_down": (503, "The service is shutting down"),
+    "deadline_exceeded": (504, "There was no answer in the time the request allowed"),
     "unhealthy": (503, "The scoring worker does not answer"),
     "store_unavailable": (503, "The sequence store does not answer"),
     "totals_unavailable": (503, "The counts of all workers could not be read"),
@@ -110,9 +112,9 @@ def shorten(value: object) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
-def problem_body(problem: Problem, request_id: str | None) -> bytes:
-    """The JSON of a problem."""
-    body: dict[str, Any] = {
+def problem_fields(problem: Problem, request_id: str | None) -> dict[str, Any]:
+    """A problem as an object."""
+    return {
         "type": f"urn:recserve:problem:{problem.code}",
         "title": problem.title,
         "status": problem.status,
@@ -121,7 +123,11 @@ def problem_body(problem: Problem, request_id: str | None) -> bytes:
         "errors": problem.errors,
         "request_id": request_id,
     }
-    return orjson.dumps(body)
+
+
+def problem_body(problem: Problem, request_id: str | None) -> bytes:
+    """The JSON of a problem."""
+    return orjson.dumps(problem_fields(problem, request_id))
 
 
 def problem_response(problem: Problem, request_id: str | None) -> Response:

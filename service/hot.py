@@ -1,9 +1,10 @@
-"""The two routes that carry the load, answered below the framework: bytes in, bytes out.
+"""The routes that carry the load, answered below the framework: bytes in, bytes out.
 
 The framework costs a request more than the recommendation does. So these routes stand in routes.py for the
 documentation and for other methods, and their POST is taken here, before the framework sees it.
 """
 
+import asyncio
 import logging
 import random
 import time
@@ -14,13 +15,15 @@ from pydantic import ValidationError
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service import logs
-from service.batcher import Closed, Overloaded
-from service.errors import Problem, invalid, problem_body, shorten, unavailable
+from service import filters, logs
+from service.batcher import Closed, Expired, Overloaded
+from service.engine import Engine
+from service.errors import Problem, invalid, problem_body, problem_fields, shorten, unavailable
+from service.filters import Filter, UnknownAttribute
 from service.recommender import NoModel, Wish
 from service.requests import REQUEST_ID, bug, headers_of, read_body, request_id_of
 from service.routes import NO_MODEL, Services
-from service.schemas import LATER_FIELDS, RecommendRequest
+from service.schemas import MAX_QUERIES, MAX_TIMEOUT_MS, RecommendRequest
 
 logger = logging.getLogger(__name__)
 
@@ -29,13 +32,14 @@ _PROBLEM = (b"content-type", b"application/problem+json")
 
 
 class HotRoutes:
-    """ASGI: answers POST /recommend and POST /events, and hands the rest to `app`."""
+    """ASGI: answers POST to /recommend, /recommend/batch and /events, and hands the rest to `app`."""
 
     def __init__(self, app: ASGIApp, services: Services) -> None:
         self._app = app
         self._services = services
-        self._answers: dict[str, Callable[[bytes], Awaitable[object]]] = {
+        self._answers: dict[str, Callable[[bytes, float | None], Awaitable[object]]] = {
             "/recommend": self._recommend,
+            "/recommend/batch": self._batch,
             "/events": self._events,
         }
 
@@ -51,9 +55,12 @@ class HotRoutes:
         status, kind, more = 200, _JSON, {}
         try:
             headers = headers_of(scope)
-            self._services.keys.require(headers, "recommend" if path == "/recommend" else "events")
-            _refuse_options(scope, headers)
-            content = orjson.dumps(await answer(await read_body(headers, receive)))
+            self._services.keys.require(headers, "events" if path == "/events" else "recommend")
+            timeout_s = _timeout_s(scope, headers)
+            body = await read_body(headers, receive)
+            if timeout_s is not None:
+                timeout_s = max(0.0, timeout_s - (time.perf_counter() - began))
+            content = orjson.dumps(await answer(body, timeout_s))
         except ClientDisconnect:
             logger.debug("the client left before its request was complete")
             return
@@ -70,16 +77,40 @@ class HotRoutes:
         await send({"type": "http.response.start", "status": status, "headers": fields})
         await send({"type": "http.response.body", "body": content})
 
-    async def _recommend(self, body: bytes) -> object:
-        wish = _wish(_parse(body))
+    async def _recommend(self, body: bytes, timeout_s: float | None) -> object:
+        return await self._ranked(_parse(body), timeout_s)
+
+    async def _batch(self, body: bytes, timeout_s: float | None) -> object:
+        queries = _queries(_parse(body))
+        found = await asyncio.gather(*(self._ranked(query, timeout_s) for query in queries), return_exceptions=True)
+        return {"results": [_result(one) for one in found]}
+
+    async def _events(self, body: bytes, timeout_s: float | None) -> object:
+        if timeout_s is not None:
+            raise Problem("invalid_request", "X-Timeout-Ms is for recommendations; an event is stored or refused")
+        return await self._services.intake.take(_parse(body))
+
+    async def _ranked(self, query: object, timeout_s: float | None) -> dict[str, object]:
+        """The answer to one parsed query."""
+        wish = self._wish(query)
         try:
-            found = await self._services.batcher.submit(wish)
+            found = await self._services.batcher.submit(wish, timeout_s=timeout_s)
         except Overloaded as error:
             raise unavailable("overloaded", f"{error}; come back later") from error
+        except Expired as error:
+            raise Problem("deadline_exceeded", f"{error}, which is what X-Timeout-Ms allowed") from error
         except Closed as error:
             raise unavailable("shutting_down", str(error)) from error
         except NoModel as error:
             raise unavailable("no_model", NO_MODEL, retry_after_s=5) from error
+        except UnknownAttribute as error:
+            raise _bad_filter("filter", shorten(query), str(error)) from error
+        items: list[dict[str, object]] = [
+            {"item_id": item, "score": score, "source": found.source} for item, score in found.items
+        ]
+        if found.because is not None:
+            for item, causes in zip(items, found.because, strict=True):
+                item["because"] = [{"item_id": cause, "effect": effect} for cause, effect in causes]
         return {
             "recommendation_id": f"{random.getrandbits(64):016x}",
             "model_version": found.model_version,
@@ -87,19 +118,46 @@ class HotRoutes:
             "source": found.source,
             "scoring": "exact",
             "degraded": ["state_store"] if found.degraded else [],
-            "items": [{"item_id": item, "score": score, "source": found.source} for item, score in found.items],
+            "items": items,
         }
 
-    async def _events(self, body: bytes) -> object:
-        return await self._services.intake.take(_parse(body))
+    def _wish(self, query: object) -> Wish:
+        try:
+            asked = RecommendRequest.model_validate(query)
+        except ValidationError as error:
+            raise invalid(error) from error
+        stored_wanted = asked.history is None or asked.history_mode == "append"
+        return Wish(
+            user_id=asked.user_id if stored_wanted else None,
+            history=asked.history or [],
+            k=asked.k,
+            exclude_seen=asked.exclude_seen,
+            exclude_item_ids=asked.exclude_item_ids,
+            wanted=None if asked.filter is None else _filter(asked.filter),
+            candidates=asked.candidates,
+            explain=asked.explain,
+            pinned=None if asked.model_version is None else self._resident(asked.model_version),
+        )
+
+    def _resident(self, version: str) -> Engine:
+        resident = self._services.slot.resident()
+        if version not in resident:
+            there = ", ".join(sorted(resident)) or "none"
+            raise Problem("version_not_found", f"model_version {shorten(version)} is not in memory; there are: {there}")
+        return resident[version]
 
 
-def _refuse_options(scope: Scope, headers: Mapping[bytes, bytes]) -> None:
-    """A parameter or deadline that would be ignored is refused instead."""
+def _timeout_s(scope: Scope, headers: Mapping[bytes, bytes]) -> float | None:
+    """What X-Timeout-Ms allows, in seconds. A parameter that would be ignored is refused instead."""
     if scope["query_string"]:
         raise Problem("invalid_request", "this route takes no query parameters; put every field into the JSON body")
-    if b"x-timeout-ms" in headers:
-        raise Problem("not_supported_yet", "the header X-Timeout-Ms is not supported yet; leave it out")
+    given = headers.get(b"x-timeout-ms")
+    if given is None:
+        return None
+    if not given.isdigit() or len(given) > 5 or not 1 <= int(given) <= MAX_TIMEOUT_MS:
+        found = shorten(given.decode("latin-1"))
+        raise Problem("invalid_request", f"the header X-Timeout-Ms is {found}; give 1 to {MAX_TIMEOUT_MS} milliseconds")
+    return int(given) / 1000
 
 
 def _parse(body: bytes) -> object:
@@ -109,22 +167,35 @@ def _parse(body: bytes) -> object:
         raise Problem("malformed_json", f"the body is not JSON: {error}") from error
 
 
-def _wish(body: object) -> Wish:
-    if isinstance(body, dict) and (later := sorted(LATER_FIELDS & body.keys())):
-        errors = [
-            {"field": name, "code": "not_supported_yet", "detail": "leave it out", "value": shorten(body[name])}
-            for name in later
-        ]
-        raise Problem("not_supported_yet", f"{later[0]} is not supported yet; leave it out", errors=errors)
+def _queries(body: object) -> list[object]:
+    """The queries of a batch, unchecked: each is checked by itself."""
+    queries = body.get("queries") if isinstance(body, dict) and len(body) == 1 else None
+    if not isinstance(queries, list) or not 1 <= len(queries) <= MAX_QUERIES:
+        found = f"{len(queries)} queries" if isinstance(queries, list) else shorten(body)
+        detail = f'must be {{"queries": [1 to {MAX_QUERIES} queries]}} and nothing else'
+        error = {"field": "queries", "code": "queries_count", "detail": detail, "value": found}
+        raise Problem("invalid_request", f"the body has {found}: it {detail}", errors=[error])
+    return queries
+
+
+def _result(found: dict[str, object] | BaseException) -> dict[str, object]:
+    if isinstance(found, dict):
+        return found
+    if isinstance(found, Problem):
+        return problem_fields(found, None)
+    if not isinstance(found, Exception):  # the request is being given up
+        raise found
+    logger.error("a bug answered one of several queries", exc_info=found)
+    return problem_fields(bug(), None)
+
+
+def _filter(expression: object) -> Filter:
     try:
-        asked = RecommendRequest.model_validate(body)
-    except ValidationError as error:
-        raise invalid(error) from error
-    stored_wanted = asked.history is None or asked.history_mode == "append"
-    return Wish(
-        user_id=asked.user_id if stored_wanted else None,
-        history=asked.history or [],
-        k=asked.k,
-        exclude_seen=asked.exclude_seen,
-        exclude_item_ids=asked.exclude_item_ids,
-    )
+        return filters.parse(expression)
+    except filters.FilterError as error:
+        raise _bad_filter(error.field, error.value, str(error)) from error
+
+
+def _bad_filter(field: str, value: str, reason: str) -> Problem:
+    entry = {"field": field, "code": "filter", "detail": reason, "value": value}
+    return Problem("invalid_request", f"{field} is {value}: {reason}", errors=[entry])

@@ -16,9 +16,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from service.engine import Engine, Query, Ranking
+from service.connection import StoreUnavailable
+from service.engine import Engine, Query, Ranking, Reason
+from service.filters import Filter, UnknownAttribute
 from service.metrics import Metrics
-from service.sequences import SequenceStore, StoreUnavailable
+from service.sequences import SequenceStore
 
 logger = logging.getLogger(__name__)
 
@@ -32,24 +34,43 @@ class NoModel(Exception):  # noqa: N818 - a condition, as in 503
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What a caller asks for. user_id is given where the stored history is wanted; `history` goes behind it."""
+    """What a caller asks for. user_id is given where the stored history is wanted; `history` goes behind it.
+
+    wanted and candidates bound what may come back; pinned is the engine of a version that was asked for.
+    """
 
     user_id: str | None
     history: list[str]
     k: int
     exclude_seen: bool
     exclude_item_ids: list[str]
+    wanted: Filter | None = None
+    candidates: list[str] | None = None
+    explain: bool = False
+    pinned: Engine | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether it asks for nothing but a ranking of the whole catalogue."""
+        return self.wanted is None and self.candidates is None and not self.explain
 
 
 @dataclass(frozen=True, slots=True)
 class Recommendation:
-    """Items best first, by which model, and how they came about."""
+    """Items best first, by which model, and how they came about.
+
+    because: beside the items, which of the history moved each, with the effect on its score; None if not asked for.
+    """
 
     model_version: str
     history_length: int
     source: str  # "model" or "popular"
     degraded: bool  # the stored history was wanted and could not be read
     items: list[tuple[str, float]]
+    because: list[list[tuple[str, float]]] | None = None
+
+
+Answer = Recommendation | Exception
 
 
 class Recommender:
@@ -64,13 +85,31 @@ class Recommender:
         self._metrics = metrics
         self._store_pause_until = 0.0
 
-    async def recommend(self, wishes: Sequence[Wish]) -> list[Recommendation]:
-        """One recommendation for each wish, all from one bundle. Raises NoModel if there is none."""
-        engine = self._live()
-        if engine is None:
-            raise NoModel
+    async def recommend(self, wishes: Sequence[Wish]) -> list[Answer]:
+        """A recommendation for each wish, or what kept it from one. All that pin no version are from one bundle.
+
+        Raises NoModel if there is none.
+        """
+        live = self._live()
+        by_engine: dict[Engine, list[int]] = {}
+        for number, wish in enumerate(wishes):
+            engine = wish.pinned or live
+            if engine is None:
+                raise NoModel
+            by_engine.setdefault(engine, []).append(number)
         users = sorted({wish.user_id for wish in wishes if wish.user_id is not None})
-        stored = await self._stored(users, rated=engine.reads_values)
+        stored = await self._stored(users, rated=any(engine.reads_values for engine in by_engine))
+        answers: list[Answer] = [NoModel()] * len(wishes)
+        for engine, numbers in by_engine.items():
+            found = await self._by_one(engine, [wishes[number] for number in numbers], stored)
+            for number, answer in zip(numbers, found, strict=True):
+                answers[number] = answer
+        degraded = sum(isinstance(answer, Recommendation) and answer.degraded for answer in answers)
+        self._metrics.degraded_store.inc(degraded)
+        return answers
+
+    async def _by_one(self, engine: Engine, wishes: Sequence[Wish], stored: "_Stored | None") -> list[Answer]:
+        """Answers of one engine."""
         histories = [_whole_history(wish, stored) for wish in wishes]
         queries = [_query(engine, wish, history) for wish, history in zip(wishes, histories, strict=True)]
         if engine.reads_values:
@@ -78,31 +117,17 @@ class Recommender:
                 _rated(engine, query, wish, history, stored)
                 for query, wish, history in zip(queries, wishes, histories, strict=True)
             ]
-        rankings: list[Ranking | None] = [None] * len(queries)
-        usable = [index for index, query in enumerate(queries) if len(query.sequence)]
-        if usable:
-            asked = [queries[index] for index in usable]
-            if engine.brief_for(asked):
-                ranked = engine.rank(asked)
-            else:
-                ranked = await asyncio.get_running_loop().run_in_executor(self._executor, engine.rank, asked)
-            for index, ranking in zip(usable, ranked, strict=True):
-                rankings[index] = ranking
-        ids = engine.bundle.ids
-        answers = []
-        for wish, history, query, by_model in zip(wishes, histories, queries, rankings, strict=True):
-            ranking = by_model or engine.popular(query.excluded, query.k)
-            answers.append(
-                Recommendation(
-                    model_version=engine.version,
-                    history_length=len(history),
-                    source="model" if by_model else "popular",
-                    degraded=stored is None and wish.user_id is not None,
-                    items=[(ids[index], score) for index, score in zip(ranking.indices, ranking.scores, strict=True)],
-                )
-            )
-        self._metrics.degraded_store.inc(sum(answer.degraded for answer in answers))
-        return answers
+        if engine.brief_for(queries) and all(wish.plain for wish in wishes):
+            found = _ranked(engine, wishes, queries)
+        else:
+            loop = asyncio.get_running_loop()
+            found = await loop.run_in_executor(self._executor, _ranked, engine, wishes, queries)
+        return [
+            ranked
+            if isinstance(ranked, Exception)
+            else _told(engine, history, ranked, degraded=stored is None and wish.user_id is not None)
+            for wish, history, ranked in zip(wishes, histories, found, strict=True)
+        ]
 
     async def _stored(self, user_ids: list[str], *, rated: bool) -> "_Stored | None":
         """Histories by user, with values if rated, or None while the store does not answer."""
@@ -129,6 +154,66 @@ class _Stored:
 
     items: dict[str, list[str]]
     values: dict[str, list[float]]
+
+
+@dataclass(slots=True)
+class _Ranked:
+    """A query with its ranking; reasons only where they were asked for."""
+
+    query: Query
+    by_model: bool
+    ranking: Ranking
+    reasons: list[list[Reason]] | None
+
+
+def _ranked(engine: Engine, wishes: Sequence[Wish], queries: Sequence[Query]) -> list[_Ranked | Exception]:
+    """A ranking of each query, popular items where there is no history; or what is wrong with its filter."""
+    limited: list[Query | Exception] = []
+    for wish, query in zip(wishes, queries, strict=True):
+        candidates = None if wish.candidates is None else engine.bundle.indices(wish.candidates)
+        try:
+            among = engine.catalogue.selection(wish.wanted, candidates)
+        except UnknownAttribute as error:
+            limited.append(error)
+        else:
+            limited.append(query if among is None else replace(query, among=among))
+    usable = [query for query in limited if isinstance(query, Query) and len(query.sequence)]
+    rankings = iter(engine.rank(usable))
+    found: list[_Ranked | Exception] = []
+    for one in limited:
+        if isinstance(one, Exception):
+            found.append(one)
+        elif len(one.sequence):
+            found.append(_Ranked(one, True, next(rankings), None))
+        else:
+            found.append(_Ranked(one, False, engine.popular(one), None))
+    asked = [own for wish, own in zip(wishes, found, strict=True) if wish.explain and isinstance(own, _Ranked)]
+    if asked:
+        for own, reasons in zip(asked, _reasons(engine, asked), strict=True):
+            own.reasons = reasons
+    return found
+
+
+def _reasons(engine: Engine, asked: Sequence[_Ranked]) -> list[list[list[Reason]]]:
+    by_model = [one for one in asked if one.by_model]
+    found = iter(engine.explain([one.query for one in by_model], [one.ranking for one in by_model]))
+    return [next(found) if one.by_model else [[] for _ in one.ranking.indices] for one in asked]
+
+
+def _told(engine: Engine, history: list[str], ranked: _Ranked, *, degraded: bool) -> Recommendation:
+    """Indices to ids."""
+    ids, ranking, sequence = engine.bundle.ids, ranked.ranking, ranked.query.sequence
+    because = None
+    if ranked.reasons is not None:
+        because = [[(ids[sequence[reason.place]], reason.effect) for reason in reasons] for reasons in ranked.reasons]
+    return Recommendation(
+        model_version=engine.version,
+        history_length=len(history),
+        source="model" if ranked.by_model else "popular",
+        degraded=degraded,
+        items=[(ids[index], score) for index, score in zip(ranking.indices, ranking.scores, strict=True)],
+        because=because,
+    )
 
 
 def _whole_history(wish: Wish, stored: _Stored | None) -> list[str]:

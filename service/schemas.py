@@ -25,7 +25,11 @@ MAX_ID_BYTES = 256
 MAX_TYPE_BYTES = 256
 MAX_PROPERTIES_BYTES = 4096
 MAX_AHEAD_MS = 5 * 60 * 1000
-LATER_FIELDS = frozenset({"filter", "candidates", "model_version", "explain"})  # of the contract, not of this version
+MAX_CANDIDATES = 10_000
+MAX_QUERIES = 256
+MAX_ITEMS = 1000
+MAX_ATTRIBUTES_BYTES = 4096
+MAX_TIMEOUT_MS = 60_000
 
 _RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 
@@ -57,6 +61,7 @@ def _milliseconds(value: object) -> object:
 
 
 def _writable(properties: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    """Refuses what is too large or cannot be written as JSON again."""
     try:
         size = len(orjson.dumps(properties))
     except TypeError:  # the writer's depth limit is a quarter of the parser's
@@ -78,6 +83,8 @@ TimestampMs = Annotated[
     ),
 ]
 Properties = Annotated[dict[str, Any], AfterValidator(_writable)]
+Scalar = str | Annotated[float, Field(allow_inf_nan=False)] | bool
+Attributes = Annotated[dict[str, Scalar | list[Scalar]], AfterValidator(_writable)]
 
 
 class _Request(BaseModel):
@@ -116,6 +123,41 @@ class RecommendRequest(_Request):
     k: int = Field(10, ge=1, le=MAX_K)
     exclude_seen: bool = Field(True, description="leave out items of the history")
     exclude_item_ids: list[Id] = Field([], max_length=MAX_EXCLUDED)
+    filter: dict[str, Any] | None = Field(
+        None,
+        description="which items may come back, over their attributes: one of all, any, not, eq, in, lt, lte, gt, gte",
+        examples=[{"all": [{"in": {"genre": ["Drama", "Comedy"]}}, {"gte": {"year": 1990}}]}],
+    )
+    candidates: list[Id] | None = Field(
+        None,
+        min_length=1,
+        max_length=MAX_CANDIDATES,
+        description="rank only these; those that the model does not know cannot be ranked",
+    )
+    model_version: Id | None = Field(None, description="answer with this version, which must be in memory")
+    explain: bool = Field(False, description="tell for each item which events of the history moved its score most")
+
+
+class RecommendBatchRequest(_Request):
+    """Many queries; each has its own result or problem."""
+
+    queries: list[RecommendRequest] = Field(min_length=1, max_length=MAX_QUERIES)
+
+
+class ItemRequest(_Request):
+    """What is said about an item; it stands until it is said anew, and over new versions of the model."""
+
+    item_id: Id
+    attributes: Attributes | None = Field(
+        None, description="instead of those of the bundle, all of them; text, numbers, booleans or lists of these"
+    )
+    available: bool = Field(True, description="an item that is not available is in no answer")
+
+
+class ItemsRequest(_Request):
+    """Items with attributes and availability, all of which take effect or none."""
+
+    items: list[ItemRequest] = Field(min_length=1, max_length=MAX_ITEMS)
 
 
 class RejectedEvent(BaseModel):
@@ -131,10 +173,16 @@ class EventsResponse(BaseModel):
     unknown_items: int = Field(description="valid events on items that the loaded model does not know")
 
 
+class Cause(BaseModel):
+    item_id: str
+    effect: float = Field(description="what the score loses without this event")
+
+
 class RecommendedItem(BaseModel):
     item_id: str
     score: float = Field(description="compares only within one response; of a popular item, its interactions")
     source: Literal["model", "popular"]
+    because: list[Cause] | None = Field(None, description="only with explain: at most three, the strongest first")
 
 
 class RecommendResponse(BaseModel):
@@ -145,6 +193,26 @@ class RecommendResponse(BaseModel):
     scoring: Literal["exact"]
     degraded: list[Literal["state_store"]] = Field(description="what was missing")
     items: list[RecommendedItem]
+
+
+class BatchResponse(BaseModel):
+    results: list["RecommendResponse | ProblemResponse"] = Field(description="one for each query, in their order")
+
+
+class ItemsResponse(BaseModel):
+    accepted: int
+    unknown_items: int = Field(description="items that the loaded model does not know")
+
+
+class SimilarItem(BaseModel):
+    item_id: str
+    score: float = Field(description="cosine, at most 1")
+
+
+class SimilarResponse(BaseModel):
+    item_id: str
+    model_version: str
+    items: list[SimilarItem]
 
 
 class ProblemResponse(BaseModel):

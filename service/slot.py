@@ -60,6 +60,7 @@ class Slot:
     ) -> None:
         self.registry = Registry(artifacts)
         self.engine: Engine | None = None
+        self._before: Engine | None = None  # which a request may still ask for by its version
         self.refused: Refused | None = None
         self._device = device
         self._threads = threads
@@ -96,6 +97,10 @@ class Slot:
             with contextlib.suppress(asyncio.CancelledError):
                 await watcher
         self.engine = None
+
+    def resident(self) -> dict[str, Engine]:
+        """Engines in memory by version: the one that serves and the one before it."""
+        return {engine.version: engine for engine in (self._before, self.engine) if engine is not None}
 
     async def promote(self, version: str) -> Promoted:
         """Test a version, make it the champion and serve it; when this returns, the next batch uses it.
@@ -177,7 +182,7 @@ class Slot:
 
     def _swap(self, engine: Engine) -> None:
         before = self.engine
-        self.engine = engine
+        self._before, self.engine = before, engine
         self.refused = None
         self._on_load(engine)
         logger.info("%s serves now (before: %s)", engine.version, before.version if before else "none")

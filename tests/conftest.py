@@ -59,12 +59,13 @@ def write_tiny(
     golden_table: np.ndarray | None = None,
     encoder: bytes | None = None,
     neighbours: Any = None,
+    attributes: dict[str, list[Any]] | None = None,
     test: dict[str, float] | None = None,
 ) -> Path:
     """Bundle of items i1, i2, ... in which item j scores `table[i, j - 1]` after item i; i1 is the most popular.
 
     It is certified with the answers of `golden_table`, by default the same, and of `neighbours` (models.neighbours);
-    `test` are its figures.
+    `attributes` have a value for each of its rows, padding first; `test` are its figures.
     """
     from models.bundle import Content, DataWindow, Golden, Manifest, Parity, write_bundle
     from training.ranker import build_ranker
@@ -105,7 +106,7 @@ def write_tiny(
         items=matrix,
         ids=["", *(f"i{row}" for row in range(1, rows))],
         popularity=np.array([0, *range(items, 0, -1)], np.float32),
-        attributes=None,
+        attributes=attributes,
         golden=golden,
         neighbours=neighbours,
     )

@@ -63,10 +63,10 @@ def test_neighbours_of_the_history_count_in_a_blended_model(make_bundle: Callabl
 
 def test_popularity_breaks_ties_by_item_order_and_leaves_out_what_is_excluded(make_bundle: Callable[..., Path]) -> None:
     engine = engine_over(make_bundle("v1"))
-    ranking = engine.popular(np.array([1, 1, 3]), 3)
+    ranking = engine.popular(query([], 1, 1, 3, k=3))
     assert (ranking.indices, ranking.scores) == ([2, 4, 5], [11, 9, 8])
-    assert engine.popular(np.arange(1, 13), 3).indices == []
-    assert engine.popular(np.empty(0, np.int64), 500).indices == list(range(1, 13))
+    assert engine.popular(query([], *range(1, 13), k=3)).indices == []
+    assert engine.popular(query([], k=500)).indices == list(range(1, 13))
 
 
 def test_a_model_that_gives_no_numbers_is_an_error(make_bundle: Callable[..., Path]) -> None:

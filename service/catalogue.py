@@ -1,0 +1,82 @@
+"""Which items a query may get: those of its filter and candidates that are available now.
+
+What a filter chooses is kept until an item changes, so that a shop with a dozen filters evaluates each once.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.bundle import Bundle
+from models.selection import Selection
+from models.sequence import PADDING
+from service.attributes import ItemAttributes
+from service.filters import Filter
+
+_KEPT_BYTES = 256 << 20  # of gathered rows
+
+
+@dataclass(frozen=True, slots=True)
+class ItemState:
+    """What was said about an item after the bundle was made: attributes (None: those of the bundle), availability."""
+
+    attributes: Mapping[str, Any] | None = None
+    available: bool = True
+
+
+AS_IN_BUNDLE = ItemState()
+
+
+class Catalogue:
+    """The items of one bundle as they are now. Safe for threads."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._items = bundle.items
+        self._index_of = bundle.index_of
+        self.attributes = ItemAttributes(bundle.attributes, len(bundle.items))
+        self._available = np.ones(len(bundle.items), np.bool_)
+        self._available[PADDING] = False
+        self._whole = True  # everything is available
+        self._kept: OrderedDict[Filter | None, Selection] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def change(self, states: Mapping[str, ItemState]) -> None:
+        """Take over what was said about items, by id; those the bundle lacks are passed over."""
+        known = {self._index_of[item]: state for item, state in states.items() if item in self._index_of}
+        if not known:
+            return
+        self.attributes.change({row: state.attributes for row, state in known.items()})
+        with self._lock:
+            for row, state in known.items():
+                self._available[row] = state.available
+            self._whole = bool(self._available[1:].all())
+            self._kept.clear()
+
+    def selection(self, wanted: Filter | None, candidates: NDArray[np.int64] | None = None) -> Selection | None:
+        """What a filter and candidates leave of the available items; None for the whole catalogue.
+
+        Raises filters.UnknownAttribute.
+        """
+        if candidates is not None:
+            mask = np.zeros(len(self._available), np.bool_)
+            mask[candidates] = True
+            mask &= self._available
+            if wanted is not None:
+                mask &= wanted.mask(self.attributes)
+            return Selection.gathered(np.flatnonzero(mask), self._items)
+        with self._lock:
+            if wanted is None and self._whole:
+                return None
+            if wanted in self._kept:
+                self._kept.move_to_end(wanted)
+                return self._kept[wanted]
+            mask = self._available if wanted is None else self._available & wanted.mask(self.attributes)
+            found = self._kept[wanted] = Selection.of(mask, self._items)
+            while sum(kept.nbytes for kept in self._kept.values()) > _KEPT_BYTES and len(self._kept) > 1:
+                self._kept.popitem(last=False)
+            return found

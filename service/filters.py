@@ -1,0 +1,167 @@
+"""Filters of a request: which items may come back, as an expression over their attributes.
+
+    {"all": [{"in": {"genre": ["Drama", "Comedy"]}}, {"gte": {"year": 1990}}, {"not": {"eq": {"rated": "X"}}}]}
+
+A comparison names one attribute. An item without it, or with a value of another kind, does not match; of a list any
+entry may. `not` is everything that does not match.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.errors import shorten
+
+MAX_DEPTH = 16
+MAX_PARTS = 256
+MAX_VALUES = 1000  # of one `in`
+
+Value = str | float | bool
+Mask = NDArray[np.bool_]
+Order = Literal["lt", "lte", "gt", "gte"]
+_ORDERS = ("lt", "lte", "gt", "gte")
+_OPERATORS = "all, any, not, eq, in, lt, lte, gt or gte"
+
+
+class FilterError(ValueError):
+    """An expression that is none; `field` says where in it, the message what is wrong and with which value."""
+
+    def __init__(self, field: str, value: object, reason: str) -> None:
+        super().__init__(reason)
+        self.field = field
+        self.value = shorten(value)
+
+
+class Attributes(Protocol):
+    """What is known about items; a mask is bool (rows,), True where an item matches."""
+
+    rows: int
+
+    def among(self, name: str, values: tuple[Value, ...]) -> Mask:
+        """Items that have one of the values. Raises UnknownAttribute."""
+
+    def compared(self, name: str, order: Order, bound: float) -> Mask:
+        """Items with a number that compares so. Raises UnknownAttribute."""
+
+
+class UnknownAttribute(Exception):  # noqa: N818 - a condition
+    """No item has an attribute of this name; the message lists those there are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """All of its parts, or any."""
+
+    every: bool
+    parts: tuple[Filter, ...]
+
+    def mask(self, items: Attributes) -> Mask:
+        found = np.full(items.rows, self.every)
+        for part in self.parts:
+            if self.every:
+                found &= part.mask(items)
+            else:
+                found |= part.mask(items)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Not:
+    """Everything that its part does not match."""
+
+    part: Filter
+
+    def mask(self, items: Attributes) -> Mask:
+        return ~self.part.mask(items)
+
+
+@dataclass(frozen=True, slots=True)
+class Among:
+    """An attribute that is one of some values."""
+
+    name: str
+    values: tuple[Value, ...]
+
+    def mask(self, items: Attributes) -> Mask:
+        return items.among(self.name, self.values)
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """An attribute that is a number on one side of a bound."""
+
+    name: str
+    order: Order
+    bound: float
+
+    def mask(self, items: Attributes) -> Mask:
+        return items.compared(self.name, self.order, self.bound)
+
+
+Filter = Group | Not | Among | Compared
+
+
+def parse(expression: object) -> Filter:
+    """A parsed filter, which is hashable: equal expressions need be looked up once. Raises FilterError."""
+    return _Parser().part(expression, "filter", 1)
+
+
+class _Parser:
+    def __init__(self) -> None:
+        self._parts = 0
+
+    def part(self, raw: object, where: str, depth: int) -> Filter:
+        self._parts += 1
+        if self._parts > MAX_PARTS:
+            raise FilterError("filter", raw, f"has more than {MAX_PARTS} parts")
+        if depth > MAX_DEPTH:
+            raise FilterError(where[:80], raw, f"is nested more than {MAX_DEPTH} deep")
+        if not isinstance(raw, dict) or len(raw) != 1:
+            raise FilterError(where, raw, f"must be an object with one key, {_OPERATORS}")
+        ((operator, content),) = raw.items()
+        inside = f"{where}.{operator}"
+        if operator in ("all", "any"):
+            if not isinstance(content, list) or not content:
+                raise FilterError(inside, content, "must be a list of one filter or more")
+            parts = tuple(self.part(one, f"{inside}.{number}", depth + 1) for number, one in enumerate(content))
+            return Group(operator == "all", parts)
+        if operator == "not":
+            return Not(self.part(content, inside, depth + 1))
+        if operator not in ("eq", "in", *_ORDERS):
+            raise FilterError(f"{where}.{operator[:80]}", content, f"is no operator; use {_OPERATORS}")
+        if not isinstance(content, dict) or len(content) != 1:
+            raise FilterError(inside, content, "must be an object with one attribute and what to compare it with")
+        ((name, wanted),) = content.items()
+        inside = f"{inside}.{name[:80]}"
+        if operator in _ORDERS:
+            return Compared(name, cast(Order, operator), _number(wanted, inside))
+        if operator == "eq":
+            return Among(name, (_value(wanted, inside),))
+        if not isinstance(wanted, list) or not 1 <= len(wanted) <= MAX_VALUES:
+            raise FilterError(inside, wanted, f"must be a list of 1 to {MAX_VALUES} values")
+        return Among(name, tuple(_value(one, f"{inside}.{number}") for number, one in enumerate(wanted)))
+
+
+def _value(raw: object, where: str) -> Value:
+    if isinstance(raw, bool | str):
+        return raw
+    if isinstance(raw, int | float):
+        return _number(raw, where)
+    raise FilterError(where, raw, "must be a string, a number, true or false")
+
+
+def _number(raw: object, where: str) -> float:
+    if isinstance(raw, bool) or not isinstance(raw, int | float):
+        raise FilterError(where, raw, "must be a number")
+    try:
+        number = float(raw)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise FilterError(where, raw, "must be a finite number")
+    return number
