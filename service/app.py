@@ -22,11 +22,19 @@ from service.batcher import Batcher
 from service.engine import Engine
 from service.hot import HotRoutes
 from service.intake import Intake
+from service.items import ItemStore, LiveItems
 from service.metrics import Metrics
 from service.recommender import Recommender
 from service.requests import RequestScope
 from service.routes import Services, router
-from service.schemas import EventRequest, EventsRequest, ProblemResponse, RecommendRequest
+from service.schemas import (
+    EventRequest,
+    EventsRequest,
+    ItemsRequest,
+    ProblemResponse,
+    RecommendBatchRequest,
+    RecommendRequest,
+)
 from service.sequences import SequenceStore, StoreSettings
 from service.settings import BadSettings, Settings
 from service.slot import Slot
@@ -46,6 +54,7 @@ async def running(settings: Settings, store_url: str, metrics: Metrics | None = 
     def on_load(engine: Engine) -> None:
         manifest = engine.bundle.manifest
         metrics.model_loaded(engine.version, manifest.model, engine.provider)
+        items.prepare(engine)
         if manifest.length > settings.history_length:
             logger.warning(
                 "%s reads %d events and %d are kept for each user; raise RECSERVE_HISTORY_LENGTH",
@@ -58,6 +67,7 @@ async def running(settings: Settings, store_url: str, metrics: Metrics | None = 
         raise BadSettings(f"redis is not the URL of a Redis server: {error}") from error
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(store)
+        items = LiveItems(ItemStore(store.connection), lambda: slot.resident().values(), poll_s=settings.poll_s)
         slot = Slot(
             settings.artifacts,
             device=settings.device,
@@ -68,6 +78,7 @@ async def running(settings: Settings, store_url: str, metrics: Metrics | None = 
             on_refuse=lambda refused: metrics.refused_versions.inc(),
         )
         await stack.enter_async_context(slot)
+        await stack.enter_async_context(items)
         if (warning := await store.durability()) is not None:
             logger.warning("%s", warning)
         scoring = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="scoring"))
@@ -83,7 +94,7 @@ async def running(settings: Settings, store_url: str, metrics: Metrics | None = 
         metrics.batcher_started(lambda: batcher.waiting, lambda: batcher.alive)
         intake = Intake(store, lambda: slot.engine, metrics)
         keys = Keys(settings.api_key_hashes, trusted_network=settings.trusted_network)
-        services = Services(keys, slot, batcher, intake, metrics)
+        services = Services(keys, slot, batcher, intake, items, metrics)
         yield HotRoutes(create_app(services), services)
 
 
@@ -117,7 +128,8 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
     """The generated description, with the schemas of bodies that the routes parse themselves."""
     if app.openapi_schema is None:
         schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-        own = [(model, "validation") for model in (EventRequest, EventsRequest, RecommendRequest, ProblemResponse)]
+        parsed = (EventRequest, EventsRequest, RecommendRequest, RecommendBatchRequest, ItemsRequest, ProblemResponse)
+        own = [(model, "validation") for model in parsed]
         _, definitions = models_json_schema(own, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
         components = schema.setdefault("components", {})
         components.setdefault("schemas", {}).update(definitions["$defs"])

@@ -21,7 +21,7 @@ from service.engine import Engine
 from service.errors import Problem, invalid, problem_body, problem_fields, shorten, unavailable
 from service.filters import Filter, UnknownAttribute
 from service.recommender import NoModel, Wish
-from service.requests import REQUEST_ID, bug, headers_of, read_body, request_id_of
+from service.requests import REQUEST_ID, bug, headers_of, parse_json, read_body, request_id_of
 from service.routes import NO_MODEL, Services
 from service.schemas import MAX_QUERIES, MAX_TIMEOUT_MS, RecommendRequest
 
@@ -78,17 +78,17 @@ class HotRoutes:
         await send({"type": "http.response.body", "body": content})
 
     async def _recommend(self, body: bytes, timeout_s: float | None) -> object:
-        return await self._ranked(_parse(body), timeout_s)
+        return await self._ranked(parse_json(body), timeout_s)
 
     async def _batch(self, body: bytes, timeout_s: float | None) -> object:
-        queries = _queries(_parse(body))
+        queries = _queries(parse_json(body))
         found = await asyncio.gather(*(self._ranked(query, timeout_s) for query in queries), return_exceptions=True)
         return {"results": [_result(one) for one in found]}
 
     async def _events(self, body: bytes, timeout_s: float | None) -> object:
         if timeout_s is not None:
             raise Problem("invalid_request", "X-Timeout-Ms is for recommendations; an event is stored or refused")
-        return await self._services.intake.take(_parse(body))
+        return await self._services.intake.take(parse_json(body))
 
     async def _ranked(self, query: object, timeout_s: float | None) -> dict[str, object]:
         """The answer to one parsed query."""
@@ -158,13 +158,6 @@ def _timeout_s(scope: Scope, headers: Mapping[bytes, bytes]) -> float | None:
         found = shorten(given.decode("latin-1"))
         raise Problem("invalid_request", f"the header X-Timeout-Ms is {found}; give 1 to {MAX_TIMEOUT_MS} milliseconds")
     return int(given) / 1000
-
-
-def _parse(body: bytes) -> object:
-    try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise Problem("malformed_json", f"the body is not JSON: {error}") from error
 
 
 def _queries(body: object) -> list[object]:

@@ -9,6 +9,7 @@ import random
 import re
 from collections.abc import Mapping
 
+import orjson
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -100,6 +101,14 @@ async def read_body(headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
             raise _too_large("longer")
         if not message.get("more_body", False):
             return bytes(body)
+
+
+def parse_json(body: bytes) -> object:
+    """What the bytes of a body say. Raises Problem if they are not JSON."""
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise Problem("malformed_json", f"the body is not JSON: {error}") from error
 
 
 def _too_large(found: str) -> Problem:

@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
+from pydantic import ValidationError
 
 from models.bundle import BundleError
 from models.registry import Registry, RegistryError
@@ -15,13 +16,24 @@ from models.runtime import DeviceError
 from service import metrics as prometheus
 from service.auth import Keys
 from service.batcher import Batcher
+from service.catalogue import ItemState
+from service.connection import StoreUnavailable
 from service.engine import EngineError
-from service.errors import Problem, unavailable
+from service.errors import Problem, invalid, shorten, unavailable
 from service.intake import Intake
+from service.items import LiveItems, TooManyItems
 from service.metrics import Metrics
 from service.recommender import Recommendation, Wish
-from service.requests import headers_of
-from service.schemas import EventsResponse, RecommendResponse
+from service.requests import headers_of, parse_json, read_body
+from service.schemas import (
+    MAX_K,
+    BatchResponse,
+    EventsResponse,
+    ItemsRequest,
+    ItemsResponse,
+    RecommendResponse,
+    SimilarResponse,
+)
 from service.slot import Promoted, Slot
 
 router = APIRouter()
@@ -41,6 +53,7 @@ class Services:
     slot: Slot
     batcher: Batcher[Wish, Recommendation]
     intake: Intake
+    items: LiveItems
     metrics: Metrics
 
 
@@ -62,11 +75,24 @@ _ADMIN: dict[str, Any] = {"security": [{}, {"key": []}]}
 @router.post(
     "/recommend",
     tags=["recommend"],
-    responses={200: {"model": RecommendResponse}, **_problems(400, 401, 403, 413, 422, 503)},
+    responses={200: {"model": RecommendResponse}, **_problems(400, 401, 403, 404, 413, 422, 503, 504)},
     openapi_extra=_body_of("RecommendRequest", example={"history": ["50", "181", "174"], "k": 5}),
 )
 async def recommend() -> None:
     """Items for a user or a history, best first. Nothing is stored."""
+    raise Problem("not_found", _BELOW)
+
+
+@router.post(
+    "/recommend/batch",
+    tags=["recommend"],
+    responses={200: {"model": BatchResponse}, **_problems(400, 401, 403, 413, 422)},
+    openapi_extra=_body_of(
+        "RecommendBatchRequest", example={"queries": [{"history": ["50"]}, {"user_id": "ada", "k": 5}]}
+    ),
+)
+async def recommend_batch() -> None:
+    """Up to 256 such queries at once, each with its own result or problem."""
     raise Problem("not_found", _BELOW)
 
 
@@ -79,6 +105,68 @@ async def recommend() -> None:
 async def events() -> None:
     """Store one event or up to 1,000. Acknowledged means stored; send again what was not."""
     raise Problem("not_found", _BELOW)
+
+
+@router.put(
+    "/items",
+    tags=["items"],
+    responses={200: {"model": ItemsResponse}, **_problems(400, 401, 403, 409, 413, 422, 503)},
+    openapi_extra=_body_of("ItemsRequest", example={"items": [{"item_id": "50", "available": False}]}),
+)
+async def put_items(request: Request) -> Response:
+    """Attributes and availability of up to 1,000 items: here when this answers, in other workers within a second."""
+    services: Services = request.app.state.services
+    with services.metrics.observed("items"):
+        headers = headers_of(request.scope)
+        services.keys.require(headers, "items")
+        body = await read_body(headers, request.receive)
+        try:
+            asked = ItemsRequest.model_validate(parse_json(body))
+        except ValidationError as error:
+            raise invalid(error) from error
+        states = {item.item_id: ItemState(item.attributes, item.available) for item in asked.items}
+        if len(states) < len(asked.items):
+            raise Problem("invalid_request", "items has an item twice; say everything about an item once")
+        try:
+            await services.items.put(states)
+        except TooManyItems as error:
+            raise Problem(
+                "too_many_items", f"{error}; put what is no longer needed back to what its bundle says"
+            ) from error
+        except StoreUnavailable as error:
+            raise unavailable(
+                "store_unavailable", "the items could not be stored; send the same items again"
+            ) from error
+        engine = services.slot.engine
+        known = {} if engine is None else engine.bundle.index_of
+        return _json({"accepted": len(states), "unknown_items": sum(item not in known for item in states)})
+
+
+@router.get(
+    "/items/{item_id:path}/similar",
+    tags=["items"],
+    responses={200: {"model": SimilarResponse}, **_problems(401, 403, 404, 422, 503)},
+    openapi_extra={"security": [{}, {"key": []}]},
+)
+async def similar(item_id: str, request: Request, k: str = "10") -> Response:
+    """The available items that lie nearest in the model's item space, nearest first."""
+    services: Services = request.app.state.services
+    with services.metrics.observed("similar"):
+        services.keys.require(headers_of(request.scope), "recommend")
+        if surplus := sorted(request.query_params.keys() - {"k"}):
+            raise Problem("invalid_request", f"there is no query parameter {shorten(surplus[0])}; leave it out")
+        if not (k.isascii() and k.isdigit() and len(k) <= 3 and 1 <= int(k) <= MAX_K):
+            raise Problem("invalid_request", f"the query parameter k is {shorten(k)}; give 1 to {MAX_K}")
+        engine = services.slot.engine
+        if engine is None:
+            raise unavailable("no_model", NO_MODEL, retry_after_s=5)
+        index = engine.bundle.index_of.get(item_id)
+        if index is None:
+            raise Problem("item_not_found", f"{engine.version} does not know the item {shorten(item_id)}")
+        found = await asyncio.to_thread(engine.similar, index, int(k))
+        ids = engine.bundle.ids
+        items = [{"item_id": ids[row], "score": score} for row, score in zip(found.indices, found.scores, strict=True)]
+        return _json({"item_id": item_id, "model_version": engine.version, "items": items})
 
 
 @router.get("/models", tags=["models"], responses=_problems(401, 403), openapi_extra=_ADMIN)

@@ -1,0 +1,161 @@
+"""What was said about items since their bundle was made, kept in Redis and followed by every process.
+
+It outlives restarts and new bundles, so that an item that is sold out stays out whatever is promoted. A process reads
+only what has changed since it last looked; while the store is away, what it knows stands.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import msgpack  # type: ignore[import-untyped]
+import orjson
+
+from service.catalogue import AS_IN_BUNDLE, ItemState
+from service.connection import Connection, Script, StoreUnavailable
+from service.engine import Engine
+
+logger = logging.getLogger(__name__)
+
+MAX_KEPT = 1_000_000  # items with a state of their own
+_KEYS = (b"recserve:{items}:states", b"recserve:{items}:changes", b"recserve:{items}:version")
+_PAGE = 2000  # changes read at once; more than one write can make, so that a page holds a whole one
+_STATES = 200  # states read at once: at most a megabyte
+
+
+class TooManyItems(Exception):  # noqa: N818 - a condition, as in 409
+    """The items to be kept are more than MAX_KEPT."""
+
+
+class ItemStore:
+    """The states of items in Redis. Every call raises StoreUnavailable soon if it cannot be done."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._script = Script(Path(__file__).with_name("put_items.lua").read_bytes(), keys=len(_KEYS))
+
+    async def put(self, states: Mapping[str, ItemState]) -> None:
+        """Store states by item id, at most 1,000, in one step. Raises TooManyItems, and nothing is stored then."""
+        packed = [(item, _packed(state)) for item, state in states.items()]
+        call = (*_KEYS, MAX_KEPT, msgpack.packb(packed, use_bin_type=False))
+        (version,) = await self._connection.write(lambda client: self._script.run(client, [call]))
+        if not version:
+            raise TooManyItems(f"{MAX_KEPT:,} items can have a state of their own")
+
+    async def version(self) -> int:
+        """Number of the last write, 0 before the first."""
+        found: Any = await self._connection.read(lambda client: client.get(_KEYS[2]))
+        return int(found or 0)
+
+    async def since(self, version: int) -> tuple[int, dict[str, ItemState]]:
+        """States that have changed since a write, or the first of them, and up to which write these are all."""
+        changes: Any = await self._connection.read(
+            lambda client: client.zrange(
+                _KEYS[1], f"({version}", "+inf", byscore=True, offset=0, num=_PAGE, withscores=True
+            )
+        )
+        if not changes:
+            return version, {}
+        upto = int(changes[-1][1])
+        if len(changes) == _PAGE:  # the last write may go on behind the page
+            changes = [change for change in changes if change[1] < upto]
+            upto = int(changes[-1][1])
+        states: dict[str, ItemState] = {}
+        for begin in range(0, len(changes), _STATES):
+            items = [item for item, _ in changes[begin : begin + _STATES]]
+            found: Any = await self._connection.read(lambda client, ids=items: client.hmget(_KEYS[0], ids))  # type: ignore[misc]
+            states |= {item.decode(): _unpacked(raw) for item, raw in zip(items, found, strict=True)}
+        return upto, states
+
+
+class LiveItems:
+    """Keeps `engines` at what the store says while entered, looking every poll_s seconds."""
+
+    def __init__(self, store: ItemStore, engines: Callable[[], Iterable[Engine]], *, poll_s: float) -> None:
+        self._store = store
+        self._engines = engines
+        self._poll_s = poll_s
+        self._states: dict[str, ItemState] = {}
+        self._version = 0
+        self._reading = asyncio.Lock()
+        self._watcher: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        await self._look()
+        self._watcher = asyncio.create_task(self._watch(), name="items")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._watcher is not None:
+            self._watcher.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._watcher
+
+    def prepare(self, engine: Engine) -> None:
+        """Tell an engine that starts to serve all that is known."""
+        engine.catalogue.change(self._states)
+
+    async def put(self, states: Mapping[str, ItemState]) -> None:
+        """Store states; when this returns, this process serves by them. Raises StoreUnavailable, TooManyItems."""
+        await self._store.put(states)
+        await self.refresh()
+
+    async def refresh(self) -> None:
+        """Take over what has changed. Raises StoreUnavailable."""
+        async with self._reading:
+            version = await self._store.version()
+            if version < self._version:  # the store has been emptied, or is another one
+                logger.warning("the states of items have been set back; reading all of them again")
+                await self._apply(dict.fromkeys(self._states, AS_IN_BUNDLE))
+                self._version = 0
+            while self._version < version:
+                upto, states = await self._store.since(self._version)
+                await self._apply(states)
+                self._version = max(upto, self._version + 1) if states else version
+
+    async def _apply(self, states: Mapping[str, ItemState]) -> None:
+        for item, state in states.items():
+            if state == AS_IN_BUNDLE:
+                self._states.pop(item, None)
+            else:
+                self._states[item] = state
+        for engine in list(self._engines()):  # one that starts to serve from here on is told by `prepare`
+            await asyncio.to_thread(engine.catalogue.change, states)
+
+    async def _look(self) -> None:
+        try:
+            await self.refresh()
+        except StoreUnavailable as error:
+            logger.debug("what was said about items could not be read: %s", error)
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(self._poll_s)
+            try:
+                await self._look()
+            except Exception:  # a watcher that dies would leave every later change unnoticed
+                logger.exception("following the states of items failed")
+
+
+def _packed(state: ItemState) -> bytes:
+    if state == AS_IN_BUNDLE:
+        return b""
+    return orjson.dumps({"attributes": state.attributes, "available": state.available})
+
+
+def _unpacked(raw: bytes | None) -> ItemState:
+    """A state; one that cannot be read counts as none: it must not keep the others from being followed."""
+    if raw is None:
+        return AS_IN_BUNDLE
+    try:
+        fields = orjson.loads(raw)
+        return ItemState(fields["attributes"], fields["available"])
+    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+        logger.error("the state of an item is not readable and counts as none: %s", error)
+        return AS_IN_BUNDLE

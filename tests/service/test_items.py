@@ -1,0 +1,231 @@
+"""PUT /items and what follows from it, and GET /items/{id}/similar, over HTTP.
+
+In the bundle used, 12 items lie on a circle: after item i come i + 1, i + 2, ...; an item scores 12 less its steps.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import redis
+
+from service.catalogue import ItemState
+from service.connection import Connection
+from service.items import MAX_KEPT, ItemStore, LiveItems, TooManyItems
+from tests.service.conftest import KillableStore
+
+COLUMNS: dict[str, list[Any]] = {"kind": [None, *["book", "film"] * 6]}
+
+
+@pytest.fixture
+def shop(start_service: Callable[..., httpx.Client], make_bundle: Callable[..., Path], store_url: str) -> httpx.Client:
+    make_bundle("v1", attributes=COLUMNS)
+    return start_service(store_url)
+
+
+def put(client: httpx.Client, *items: dict[str, Any]) -> dict[str, Any]:
+    response = client.put("/items", json={"items": list(items)})
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def recommended(client: httpx.Client, **body: Any) -> list[str]:
+    return [item["item_id"] for item in client.post("/recommend", json=body).json()["items"]]
+
+
+def similar(client: httpx.Client, item: str, **parameters: Any) -> list[str]:
+    response = client.get(f"/items/{item}/similar", params=parameters)
+    assert response.status_code == 200, response.text
+    return [one["item_id"] for one in response.json()["items"]]
+
+
+def test_what_is_not_available_is_in_no_answer_until_it_is_again(shop: httpx.Client) -> None:
+    said = put(shop, {"item_id": "i2", "available": False}, {"item_id": "new", "available": False})
+    assert said == {"accepted": 2, "unknown_items": 1}
+    assert recommended(shop, history=["i1"], k=2) == ["i3", "i4"]
+    assert recommended(shop, history=["i2"], k=2) == ["i3", "i4"]  # it still says what its user likes
+    assert recommended(shop, k=2) == ["i1", "i3"]
+    assert recommended(shop, history=["i1"], candidates=["i2", "i5"]) == ["i5"]
+    assert recommended(shop, history=["i1"], k=2, filter={"eq": {"kind": "film"}}) == ["i4", "i6"]
+    assert "i2" not in similar(shop, "i1", k=12)
+    put(shop, {"item_id": "i2"})
+    assert recommended(shop, history=["i1"], k=2) == ["i2", "i3"]
+
+
+def test_attributes_replace_those_of_the_bundle_until_they_are_taken_back(shop: httpx.Client) -> None:
+    films = {"eq": {"kind": "film"}}
+    assert recommended(shop, history=["i1"], k=2, filter=films) == ["i2", "i4"]
+    put(shop, {"item_id": "i2", "attributes": {"stock": 3}}, {"item_id": "i3", "attributes": {"kind": ["x", "film"]}})
+    assert recommended(shop, history=["i1"], k=2, filter=films) == ["i3", "i4"]
+    assert recommended(shop, history=["i1"], filter={"gte": {"stock": 1}}) == ["i2"]
+    put(shop, {"item_id": "i2", "attributes": {"stock": 0}})
+    assert recommended(shop, history=["i1"], filter={"gte": {"stock": 1}}) == []
+    put(shop, {"item_id": "i2"}, {"item_id": "i3"})
+    assert recommended(shop, history=["i1"], k=2, filter=films) == ["i2", "i4"]
+
+
+def test_what_was_said_outlives_a_restart_and_a_new_bundle(
+    shop: httpx.Client, start_service: Callable[..., httpx.Client], make_bundle: Callable[..., Path], store_url: str
+) -> None:
+    put(shop, {"item_id": "i2", "available": False}, {"item_id": "i14", "attributes": {"kind": "toy"}})
+    make_bundle("v2", items=14, promote=False)
+    assert shop.post("/models/v2/promote").status_code == 200
+    for client in (shop, start_service(store_url)):
+        assert recommended(client, history=["i1"], k=1) == ["i3"]
+        assert recommended(client, history=["i1"], filter={"eq": {"kind": "toy"}}) == ["i14"]
+
+
+def test_other_processes_follow(shop: httpx.Client, start_service: Callable[..., httpx.Client], store_url: str) -> None:
+    other = start_service(store_url)
+    put(shop, {"item_id": "i2", "available": False})
+    deadline = time.monotonic() + 10
+    while recommended(other, history=["i1"], k=1) != ["i3"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("item", "field"),
+    [
+        ({}, "items.0.item_id"),
+        ({"item_id": ""}, "items.0.item_id"),
+        ({"item_id": 7}, "items.0.item_id"),
+        ({"item_id": "i1", "available": "no"}, "items.0.available"),
+        ({"item_id": "i1", "attributes": []}, "items.0.attributes"),
+        ({"item_id": "i1", "attributes": {"a": "x" * 4096}}, "items.0.attributes"),
+        ({"item_id": "i1", "colour": "red"}, "items.0.colour"),
+    ],
+)
+def test_an_item_that_is_none_is_refused_by_name_and_nothing_is_stored(
+    shop: httpx.Client, store_url: str, item: dict[str, Any], field: str
+) -> None:
+    response = shop.put("/items", json={"items": [item, {"item_id": "i2", "available": False}]})
+    assert (response.status_code, response.json()["errors"][0]["field"]) == (422, field)
+    with redis.Redis.from_url(store_url) as server:
+        assert server.dbsize() == 0
+
+
+@pytest.mark.parametrize("value", [None, {"b": 1}, [["x"]], [None]])
+def test_an_attribute_is_a_value_or_a_list_of_them(shop: httpx.Client, value: object) -> None:
+    response = shop.put("/items", json={"items": [{"item_id": "i1", "attributes": {"a": value}}]})
+    assert response.status_code == 422
+    assert response.json()["errors"][0]["field"].startswith("items.0.attributes.a")
+
+
+def test_as_many_items_as_the_contract_says_and_no_more(shop: httpx.Client) -> None:
+    many = [{"item_id": f"x{n}", "available": False} for n in range(1001)]
+    assert put(shop, *many[:1000]) == {"accepted": 1000, "unknown_items": 1000}
+    for items in (many, [], many[:1] * 2):
+        assert shop.put("/items", json={"items": items}).status_code == 422
+
+
+@pytest.mark.anyio
+async def test_changes_are_read_in_pages_and_each_once(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    connection = Connection(store_url, read_timeout_s=1, write_timeout_s=1, max_connections=4)
+    store = ItemStore(connection)
+    expected: dict[str, ItemState] = {}
+    for write in range(5):
+        states = {f"x{n}": ItemState({"write": write}) for n in range(write * 600, write * 600 + 1000)}
+        await store.put(states)
+        expected |= states
+    found: dict[str, ItemState] = {}
+    version, pages = 0, 0
+    while version < await store.version():
+        version, states = await store.since(version)
+        found |= states
+        pages += 1
+    assert (found, version, pages) == (expected, 5, 2)
+    assert await store.since(version) == (5, {})
+    monkeypatch.setattr("service.items.MAX_KEPT", len(expected))
+    await store.put({"x0": ItemState()})  # known already
+    with pytest.raises(TooManyItems):
+        await store.put({"y": ItemState(available=False)})
+    assert await store.version() == 6
+    await connection.aclose()
+    assert MAX_KEPT >= 1_000_000
+
+
+@pytest.mark.anyio
+async def test_a_store_that_was_emptied_takes_its_states_with_it(store_url: str) -> None:
+    connection = Connection(store_url, read_timeout_s=1, write_timeout_s=1, max_connections=4)
+    told: list[dict[str, ItemState]] = []
+
+    class Noted:
+        class catalogue:  # noqa: N801 - stands where an attribute is read
+            change = told.append
+
+    async with LiveItems(ItemStore(connection), lambda: [Noted()], poll_s=60) as live:  # type: ignore[list-item]
+        gone = ItemState(available=False)
+        await live.put({"a": gone, "b": gone})
+        await live.put({"c": gone})
+        with redis.Redis.from_url(store_url) as server:
+            server.flushall()
+        await live.put({"b": gone})
+    assert told == [{"a": gone, "b": gone}, {"c": gone}, dict.fromkeys("abc", ItemState()), {"b": gone}]
+    await connection.aclose()
+
+
+def test_without_the_store_what_is_known_stands_and_nothing_is_acknowledged(
+    start_service: Callable[..., httpx.Client], make_bundle: Callable[..., Path], killable_store: KillableStore
+) -> None:
+    make_bundle("v1", attributes=COLUMNS)
+    client = start_service(killable_store.url)
+    put(client, {"item_id": "i2", "available": False})
+    killable_store.kill()
+    refused = client.put("/items", json={"items": [{"item_id": "i3", "available": False}]})
+    assert (refused.status_code, refused.json()["code"]) == (503, "store_unavailable")
+    assert recommended(client, history=["i1"], k=2) == ["i3", "i4"]
+    killable_store.start()
+    put(client, {"item_id": "i3", "available": False})
+    assert recommended(client, history=["i1"], k=1) == ["i4"]  # i2 has outlived the server
+
+
+def test_similar_items_are_those_with_the_smallest_angle(
+    start_service: Callable[..., httpx.Client], make_bundle: Callable[..., Path], store_url: str
+) -> None:
+    """All items of such a bundle stand at right angles: ties, which go in item order, and none is itself."""
+    make_bundle("v1")
+    client = start_service(store_url)
+    answer = client.get("/items/i3/similar", params={"k": 3}).json()
+    assert answer == {
+        "item_id": "i3",
+        "model_version": "v1",
+        "items": [{"item_id": item, "score": 0.0} for item in ("i1", "i2", "i4")],
+    }
+    assert similar(client, "i3", k=500) == [f"i{n}" for n in range(1, 13) if n != 3]
+    assert len(similar(client, "i3")) == 10
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "code"),
+    [
+        ("/items/unheard%2Fof/similar", 404, "item_not_found"),
+        ("/items/i1/similar?k=0", 422, "invalid_request"),
+        ("/items/i1/similar?k=501", 422, "invalid_request"),
+        ("/items/i1/similar?k=ten", 422, "invalid_request"),
+        ("/items/i1/similar?K=3", 422, "invalid_request"),
+        ("/items/i1", 404, "not_found"),
+    ],
+)
+def test_a_wrong_call_for_similar_items_is_refused(client: httpx.Client, path: str, status: int, code: str) -> None:
+    response = client.get(path)
+    assert (response.status_code, response.json()["code"]) == (status, code)
+
+
+def test_similar_items_equal_a_slow_search(make_bundle: Callable[..., Path]) -> None:
+    from models.bundle import read_bundle
+    from models.runtime import Runtime
+    from service.engine import Engine
+
+    engine = Engine(Runtime(read_bundle(make_bundle("v1", items=40)), device="cpu", threads=1))
+    vectors = np.random.default_rng(1).standard_normal((41, 40)).astype(np.float32)
+    object.__setattr__(engine.bundle, "items", vectors)
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    for index in range(1, 41):
+        cosines = unit @ unit[index]
+        expected = sorted((row for row in range(1, 41) if row != index), key=lambda row: -cosines[row])[:7]
+        assert engine.similar(index, 7).indices == expected
