@@ -17,6 +17,7 @@ TORCH_FREE = (
     "bundle",
     "registry",
     "runtime",
+    "selection",
     "sequence",
     "neighbours",
     "eventlog",

@@ -196,7 +196,7 @@ def test_without_a_bundle_it_says_how_to_make_one_and_picks_up_the_first(
     assert client.post("/recommend", json={"user_id": "ada", "k": 1}).json()["items"][0]["item_id"] == "i4"
 
 
-def test_the_old_bundle_is_let_go(
+def test_the_bundle_before_stays_in_memory_and_older_ones_are_let_go(
     make_bundle: Callable[..., Path], start_service: Callable[..., httpx.Client], store_url: str, artifacts: Path
 ) -> None:
     import gc
@@ -205,16 +205,19 @@ def test_the_old_bundle_is_let_go(
 
     make_bundle("v1")
     make_bundle("v2", promote=False)
+    make_bundle("v3", promote=False)
     client = start_service(store_url)
     for _ in range(3):
         client.post("/models/v2/promote")
+        client.post("/models/v3/promote")
         client.post("/models/v1/promote")
         first(client)
     gc.collect()
     alive = [
-        thing for thing in gc.get_objects() if type(thing) is Engine and "test_the_old" in str(thing.bundle.folder)
+        thing for thing in gc.get_objects() if type(thing) is Engine and "test_the_bundle_before" in str(thing.bundle.folder)
     ]
-    assert len(alive) == 1
+    assert {engine.version for engine in alive} == {"v1", "v3"}
+    assert len(alive) == 2
 
 
 def test_a_damaged_champion_at_start_is_told_and_a_rollback_mends_it_without_a_restart(
