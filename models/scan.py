@@ -3,8 +3,9 @@
 A matrix of scores over a million items costs more to write, search and read again than to compute. So the catalogue
 is scored in chunks that stay in the processor's cache, and only the maximum of every GROUP neighbouring items is kept.
 The k best items lie in the k groups with the largest maxima; a ranker that scores those groups alone gives the same
-answer as over the whole catalogue. The groups are found in the same way, by the maxima of BLOCK groups each. What is excluded is never scored twice: k groups that hold nothing excluded are
-looked for, and those with something excluded that rank above the last of them come along.
+answer as over the whole catalogue. The groups are found in the same way, by the maxima of BLOCK groups each. What is
+excluded is not masked: k groups that hold nothing excluded are looked for, and those with something excluded that rank
+above the last of them come along.
 
 Over int8 the maxima are approximate, so that more groups come along; which of their items are the best is decided by
 the same exact ranker.
@@ -73,13 +74,12 @@ class Scan:
     def exact(self) -> bool:
         return not isinstance(self._items, Quantised)
 
-    def candidates(
-        self, vectors: NDArray[np.float32], excluded: Sequence[Indices], k: int
-    ) -> list[NDArray[np.int64]]:
+    def candidates(self, vectors: NDArray[np.float32], excluded: Sequence[Indices], k: int) -> list[NDArray[np.int64]]:
         """Groups that hold the k best items of each row, ascending; group g is the items from g * GROUP on.
 
-        vectors (batch, dim), excluded the items a row that do not count. The items of `rest` are in none of them. Where the scan is exact no other item can be among the k best, ties in
-        item order; where not, no group with k items to give is missing because of what is excluded.
+        vectors (batch, dim), excluded the items a row that do not count. The items of `rest` are in none of them.
+        Where the scan is exact no other item can be among the k best, ties in item order; where not, k items that are
+        not excluded are in them all the same, if there are so many.
         """
         groups, blocks = self._maxima(vectors)
         wanted = k if self.exact else k + k // 2 + 15

@@ -6,6 +6,7 @@ It speaks in indices; who the user is and what an item is called is decided else
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,6 +69,11 @@ class Engine:
     def reads_values(self) -> bool:
         """Whether what an event was worth, as a rating, makes a difference."""
         return self._runtime.reads_values
+
+    @property
+    def scoring(self) -> Literal["exact", "approximate"]:
+        """How the model's rankings are found; what is popular is exact always."""
+        return self._runtime.scoring
 
     @property
     def provider(self) -> str:

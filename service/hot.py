@@ -85,7 +85,7 @@ class HotRoutes:
             "model_version": found.model_version,
             "history_length": found.history_length,
             "source": found.source,
-            "scoring": "exact",
+            "scoring": found.scoring,
             "degraded": ["state_store"] if found.degraded else [],
             "items": [{"item_id": item, "score": score, "source": found.source} for item, score in found.items],
         }

@@ -48,6 +48,7 @@ class Recommendation:
     model_version: str
     history_length: int
     source: str  # "model" or "popular"
+    scoring: str  # "exact" or "approximate"
     degraded: bool  # the stored history was wanted and could not be read
     items: list[tuple[str, float]]
 
@@ -97,6 +98,7 @@ class Recommender:
                     model_version=engine.version,
                     history_length=len(history),
                     source="model" if by_model else "popular",
+                    scoring=engine.scoring if by_model else "exact",
                     degraded=stored is None and wish.user_id is not None,
                     items=[(ids[index], score) for index, score in zip(ranking.indices, ranking.scores, strict=True)],
                 )

@@ -47,6 +47,7 @@ from training.report import print_assessment
 from training.results import results_page
 from training.retrain import NotPromoted, retrain
 from training.run import RATED, RunError, RunFolder, SplitName
+from training.scoring import Asked, ScoringError
 from training.train import train
 
 # What a person can put right: one sentence on standard error and exit status 1, never a traceback.
@@ -67,6 +68,7 @@ EXPECTED = (
     RecommendError,
     RegistryError,
     RunError,
+    ScoringError,
     OSError,
 )
 _DRIFT = 5e-4  # of an error: more than rounding on another machine makes of it
@@ -222,12 +224,22 @@ def export_command(
     artifacts: Artifacts = Path("artifacts"),
     version: Annotated[str | None, typer.Option(help="Name of the bundle.  [default: time and configuration]")] = None,
     promote: Annotated[bool, typer.Option("--promote", help="Make it the champion, which services load.")] = False,
+    scoring: Annotated[
+        Asked,
+        typer.Option(help="Search of the catalogue. auto: exact up to a million items, then as measured."),
+    ] = "auto",
 ) -> None:
     """Export a run as a bundle, after proving that onnxruntime computes what torch computes."""
-    folder = export(RunFolder(run), artifacts, version=version)
-    parity = Registry(artifacts).manifest(folder.name).parity
+    folder = export(RunFolder(run), artifacts, version=version, scoring=scoring)
+    manifest = Registry(artifacts).manifest(folder.name)
+    parity, chosen = manifest.parity, manifest.scoring
     console = Console()
     console.print(f"{folder}: {parity.cases} histories, largest difference from torch {parity.largest_difference:.1e}")
+    if chosen.recall_at_10 is not None:
+        console.print(
+            f"scoring is {chosen.kind}: int8 finds {chosen.recall_at_10:.4f} of the exact first ten; milliseconds by "
+            f"batch: {chosen.milliseconds_int8}, exactly {chosen.milliseconds_exact}"
+        )
     if promote:
         Registry(artifacts).promote(folder.name)
         console.print(f"champion is {folder.name}")
