@@ -137,6 +137,18 @@ def test_where_all_or_nearly_all_is_excluded_the_rest_is_found(approximate: Runt
 
 
 @pytest.mark.parametrize("scan", ["exact", "approximate"])
+def test_the_best_is_found_behind_a_whole_block_that_is_excluded(make_bundle: Callable[..., Path], scan: str) -> None:
+    items, table = clusters(2)
+    runtime = Runtime(read_bundle(make_bundle("v1", table=table, matrix=items, scan=scan)), device="cpu", threads=1)
+    for vector in runtime.encode([np.array([item]) for item in range(1, 40)]):  # alone: a batch shares candidates
+        block = np.argmax(items[: 3 * GROUP * BLOCK] @ vector) // (GROUP * BLOCK)
+        excluded = np.arange(GROUP * BLOCK) + block * GROUP * BLOCK
+        found, scores = runtime.rank(vector[None], [excluded], 1)
+        assert scores[0, 0] > EXCLUDED_SCORE
+        assert found[0].tolist() == ranked(items @ vector, set(excluded.tolist()), 1)
+
+
+@pytest.mark.parametrize("scan", ["exact", "approximate"])
 def test_what_neighbours_raise_is_found_wherever_it_is(make_bundle: Callable[..., Path], scan: str) -> None:
     items, table = clusters(1)
     folder = make_bundle("v1", table=table, matrix=items, scan=scan, neighbours=some_neighbours())
