@@ -114,7 +114,8 @@ class Runtime:
             raise ValueError(f"{self.bundle.manifest.version} ranks by neighbours too: give the sequences")
         k = min(k, self.bundle.manifest.items)
         parts: Iterable[tuple[slice, Subset | None]]
-        if self._scan is None or whole:
+        # Alone, a query's scores are few to write, and a run over the whole matrix reads it at the memory's own rate.
+        if self._scan is None or whole or (len(vectors) == 1 and self._scan.exact):
             step = max(1, _CELLS // len(self.bundle.items))
             parts = ((slice(begin, begin + step), None) for begin in range(0, len(vectors), step))
         else:

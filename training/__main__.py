@@ -367,24 +367,45 @@ def bootstrap(
 
 @app.command(epilog="[bold]Example:[/] python -m training bench data --interactions 1000000")
 def bench(
-    what: Annotated[str, typer.Argument(help="data: preparing an interaction log. training: sequences a second.")],
+    what: Annotated[
+        str, typer.Argument(help="data: preparing a log. training: sequences a second. catalogue: ranking.")
+    ],
     interactions: Annotated[int, typer.Option(help="Rows of the synthetic log.", min=1000)] = 10_000_000,
     *,
     peers: Annotated[bool, typer.Option("--peers", help="Training beside RecTools and RecBole; six minutes.")] = False,
     peers_python: Annotated[
         Path, typer.Option(metavar="PATH", envvar="RECSERVE_PEERS", help="The Python that has them.")
     ] = Path(".venv-peers/bin/python"),
+    items: Annotated[
+        list[int] | None, typer.Option(help="Size of a catalogue. Repeat.  [default: 12000, 100000, 1000000]", min=10)
+    ] = None,
+    run: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Catalogues of this run's items instead of random ones.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="That rank a catalogue.  [default: the CPU quota]", min=1)] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write a catalogue's figures as JSON.")
+    ] = None,
 ) -> None:
     """Measure this machine on synthetic data; nothing is kept."""
     from training.bench import bench_dataset, bench_training  # noqa: PLC0415 - nothing else needs it
+    from training.bench_catalogue import SIZES, bench_catalogue  # noqa: PLC0415
     from training.peers import bench_peers, find_python  # noqa: PLC0415
 
-    if what not in ("data", "training"):
-        raise ConfigError(f"there is no benchmark {what!r}; give data or training")
+    if what not in ("data", "training", "catalogue"):
+        raise ConfigError(f"there is no benchmark {what!r}; give data, training or catalogue")
+    if peers and what != "training":
+        raise ConfigError(f"--peers goes with training: they are not measured on {what}")
+    if what != "catalogue" and (items or run or threads or output):
+        raise ConfigError(f"--items, --run, --threads and --output go with catalogue, not with {what}")
+    if what == "catalogue":
+        catalogues = bench_catalogue(items or SIZES, run=run, threads=threads)
+        print(catalogues)
+        if output:
+            catalogues.write(output)
+        return
     console = Console()
     if what == "data":
-        if peers:
-            raise ConfigError("--peers goes with training: they are not measured preparing data")
         console.print(str(bench_dataset(interactions=interactions)))
         return
     if peers:
