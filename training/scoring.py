@@ -47,18 +47,28 @@ def with_scoring(content: Content, asked: Asked) -> Content:
         return exact
     quantised = _approximate(content, Scoring(kind="approximate"))
     measured = measure(exact, quantised)
+    kind = chosen(asked, measured)
+    recorded = measured.model_copy(update={"kind": kind})
+    if kind == "approximate":
+        return _approximate(quantised, recorded)
+    return replace(exact, manifest=content.manifest.model_copy(update={"scoring": recorded}))
+
+
+def chosen(asked: Asked, measured: Scoring) -> Literal["exact", "approximate"]:
+    """What these measurements speak for: int8 where it finds enough and, unless it was asked for, is quicker.
+
+    Raises ScoringError if int8 was asked for and finds too few of the exact first ten.
+    """
     recall, largest = measured.recall_at_10 or 0.0, _BATCHES[-1]
-    if recall < LEAST_RECALL and asked == "int8":
-        raise ScoringError(
-            f"int8 finds {recall:.4f} of the exact first {_K} items (at least {LEAST_RECALL} is needed); export with "
-            "--scoring exact"
-        )
-    if asked == "int8" or (
-        recall >= LEAST_RECALL and measured.milliseconds_int8[largest] < measured.milliseconds_exact[largest]
-    ):
-        return _approximate(content, measured)
-    worse = measured.model_copy(update={"kind": "exact"})
-    return replace(exact, manifest=content.manifest.model_copy(update={"scoring": worse}))
+    if asked == "int8":
+        if recall < LEAST_RECALL:
+            raise ScoringError(
+                f"int8 finds {recall:.4f} of the exact first {_K} items (at least {LEAST_RECALL} is needed); export "
+                "with --scoring exact"
+            )
+        return "approximate"
+    quicker = measured.milliseconds_int8[largest] < measured.milliseconds_exact[largest]
+    return "approximate" if recall >= LEAST_RECALL and quicker else "exact"
 
 
 def measure(exact: Content, quantised: Content) -> Scoring:

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.bundle import Bundle, Content, read_bundle
+from models.bundle import Bundle, Content, Scoring, read_bundle
 from models.runtime import Runtime
 from training import scoring
 from training.export import certify, export
 from training.run import RunFolder
-from training.scoring import ScoringError, with_scoring
+from training.scoring import ScoringError, chosen, with_scoring
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -53,32 +53,41 @@ def test_a_large_catalogue_is_scanned_exactly(content: Content, monkeypatch: pyt
     assert found.manifest.scoring.recall_at_10 is None  # nothing had to be measured
 
 
-@pytest.mark.parametrize("faster", [True, False])
-def test_beyond_a_million_items_the_quicker_is_taken_and_the_measurement_kept(
-    content: Content, monkeypatch: pytest.MonkeyPatch, faster: bool
+def test_beyond_the_limit_both_are_measured_and_the_manifest_keeps_it(
+    content: Content, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scoring, "SCAN_FROM", 1000)
     monkeypatch.setattr(scoring, "EXACT_UP_TO", 1000)
-    times = iter([1.0, 2.0, 1.5, 1.5 if faster else 2.5])  # exact by batch size, then int8
-    monkeypatch.setattr(scoring, "_milliseconds", lambda *_: next(times))
     found = with_scoring(grown(content), "auto")
     recorded = found.manifest.scoring
-    assert recorded.kind == ("approximate" if faster else "exact")
-    assert (found.quantised is not None) == faster
+    assert found.scan is not None
+    assert (found.quantised is not None) == (recorded.kind == "approximate")  # whichever was quicker here
     assert recorded.recall_at_10 is not None
     assert recorded.recall_at_10 >= 0.99
-    assert recorded.milliseconds_exact == {1: 1.0, 32: 2.0}
-    assert recorded.milliseconds_int8 == {1: 1.5, 32: 1.5 if faster else 2.5}
+    assert recorded.milliseconds_exact.keys() == recorded.milliseconds_int8.keys() == {1, 32}
+    assert min(*recorded.milliseconds_exact.values(), *recorded.milliseconds_int8.values()) > 0
 
 
-def test_int8_that_finds_too_little_is_refused_where_it_was_asked_for_and_left_where_it_was_not(
-    content: Content, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("recall", "exact_ms", "int8_ms", "kind"),
+    [
+        (0.99, 50.0, 49.0, "approximate"),
+        (0.9899, 50.0, 10.0, "exact"),
+        (1.0, 50.0, 50.0, "exact"),
+    ],
+)
+def test_int8_is_taken_where_it_finds_enough_and_is_quicker(
+    recall: float, exact_ms: float, int8_ms: float, kind: str
 ) -> None:
-    monkeypatch.setattr(scoring, "EXACT_UP_TO", 1000)
-    monkeypatch.setattr(scoring, "LEAST_RECALL", 1.01)
-    with pytest.raises(ScoringError, match="--scoring exact"):
-        with_scoring(grown(content), "int8")
-    assert with_scoring(grown(content), "auto").manifest.scoring.kind == "exact"
+    measured = Scoring(
+        recall_at_10=recall, milliseconds_exact={1: 9.0, 32: exact_ms}, milliseconds_int8={1: 9.0, 32: int8_ms}
+    )
+    assert chosen("auto", measured) == kind
+    if recall >= 0.99:
+        assert chosen("int8", measured) == "approximate"  # it was asked for
+    else:
+        with pytest.raises(ScoringError, match=r"finds 0\.9899 .* --scoring exact"):
+            chosen("int8", measured)
 
 
 def test_an_export_with_int8_is_certified_and_says_so(finished_run: RunFolder, tmp_path: Path) -> None:
