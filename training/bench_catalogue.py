@@ -48,6 +48,7 @@ _K = 10
 _BLOCK = 1 << 16  # rows made at once
 _JITTER = 0.3  # of a column's deviation: how far copies of a trained item lie apart
 _FLOOR_BYTES = 256 << 20
+_CACHED_BYTES = 128 << 20  # a smaller matrix may be read from a cache, which the memory's rate says nothing about
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,8 @@ class CatalogueFigures:
     """One way of ranking one catalogue. Milliseconds by batch size; bytes of what is mapped and of private memory.
 
     bandwidth_share: of the rate at which this machine reads memory, at a batch of one; sgemm_share: of its matrix
-    product's rate, at the largest batch. Both count the arithmetic of exact scoring, so that they say nothing of int8.
+    product's rate, at the largest batch. Both count what exact scoring reads and computes: there is none for int8, nor
+    of bandwidth for a matrix that a cache can hold.
     """
 
     items: int
@@ -178,7 +180,7 @@ def _measure(
                 way=way,
                 milliseconds={batch: taken * 1e3 for batch, taken in taken_s.items()},
                 recall_at_10=overlap(answers[way], answers["one run"]),
-                bandwidth_share=items.nbytes * read / taken_s[1] if exact else None,
+                bandwidth_share=items.nbytes * read / taken_s[1] if exact and items.nbytes > _CACHED_BYTES else None,
                 sgemm_share=2 * largest * items.size * product / taken_s[largest] if exact else None,
                 mapped_bytes=items.nbytes + (0 if exact else quantised.items.nbytes),
                 private_bytes=private[way],

@@ -21,7 +21,7 @@ from training.ranker import build_scan
 
 Asked = Literal["auto", "exact", "int8"]
 
-SCAN_FROM = 100_000  # items: below, the ranker alone is as quick
+SCAN_FROM = 200_000  # items: below, one run over all of them is as quick
 EXACT_UP_TO = 1_000_000
 LEAST_RECALL = 0.99
 _BATCHES = (1, 32)

@@ -40,7 +40,8 @@ def test_the_catalogue_benchmark_has_three_ways_of_ranking_every_size(tmp_path: 
         assert one.milliseconds.keys() == {1, 32}
         assert min(one.milliseconds.values()) > 0
         assert one.recall_at_10 == 1.0 if one.way != "int8 scan" else one.recall_at_10 > 0.98
-        assert (one.sgemm_share is None) == (one.bandwidth_share is None) == (one.way == "int8 scan")
+        assert (one.sgemm_share is None) == (one.way == "int8 scan")
+        assert one.bandwidth_share is None  # so few items are in a cache
     assert str(bench).endswith("1 threads, 64 columns, random vectors in clusters")
     bench.write(tmp_path / "catalogue.json")
     assert len(json.loads((tmp_path / "catalogue.json").read_text())["figures"]) == 6
