@@ -16,7 +16,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from models import VERSION
 from models.neighbours import Neighbours
+from models.scan import Quantised
 from models.sequence import PADDING
 
 FORMAT = 1  # raised when an older reader could misread a newer bundle
@@ -39,9 +40,12 @@ GOLDEN = "golden.npz"
 NEIGHBOURS = "neighbours.npy"
 AFFINITIES = "affinities.npy"
 INPUTS = "inputs.npy"
+SCAN = "scan.onnx"
+QUANTISED = "items8.npy"
+SCALES = "scales.npy"
 VERSION_NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,99}"  # what a version may be called: one plain folder
 REQUIRED = (ENCODER, RANKER, ITEMS, VOCABULARY, POPULARITY, GOLDEN)
-OPTIONAL = (ATTRIBUTES, NEIGHBOURS, AFFINITIES, INPUTS)
+OPTIONAL = (ATTRIBUTES, NEIGHBOURS, AFFINITIES, INPUTS, SCAN, QUANTISED, SCALES)
 
 _GOLDEN_SHAPES = {"sequences": 2, "lengths": 1, "excluded": 2, "vectors": 2, "indices": 2, "scores": 2}
 _CHUNK_BYTES = 1 << 20
@@ -75,6 +79,21 @@ class Parity(BaseModel):
     top_k_agreed: bool
 
 
+class Scoring(BaseModel):
+    """How the catalogue is searched, and what was measured when that was chosen; on small catalogues nothing is.
+
+    recall_at_10: share of the exact first ten items that the int8 scan finds. Milliseconds of ranking by batch size,
+    on the machine that exported; milliseconds_exact beside them those of the exact scan.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["exact", "approximate"] = "exact"
+    recall_at_10: float | None = None
+    milliseconds_exact: dict[int, float] = Field(default_factory=dict)
+    milliseconds_int8: dict[int, float] = Field(default_factory=dict)
+
+
 class Manifest(BaseModel):
     """What is in a bundle and where it comes from."""
 
@@ -93,6 +112,7 @@ class Manifest(BaseModel):
     data: DataWindow
     metrics: dict[str, JsonValue]
     parity: Parity
+    scoring: Scoring = Scoring()
     files: dict[str, str] = Field(default_factory=dict)  # name -> sha256
     # sha256 of the manifest's own file without these 64 characters; the last field, where `sealed` puts it
     seal: str = Field("", pattern=r"^([0-9a-f]{64})?$")
@@ -130,11 +150,13 @@ class Content:
     golden: Golden
     neighbours: Neighbours | None = None  # added to the scores, by a ranker that reads them
     inputs: NDArray[np.float32] | None = None  # (items + 1, any): what the encoder reads items as, if not as `items`
+    scan: bytes | None = None  # the graph that finds candidates in a large catalogue
+    quantised: Quantised | None = None  # what it reads, if not `items`
 
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A verified bundle on disk; `items`, `neighbours` and `inputs` are memory-mapped, so that processes share them."""
+    """A verified bundle on disk; what has a row an item is memory-mapped, so that processes share it."""
 
     folder: Path
     manifest: Manifest
@@ -146,6 +168,12 @@ class Bundle:
     golden: Golden
     neighbours: Neighbours | None = None
     inputs: NDArray[np.float32] | None = None
+    quantised: Quantised | None = None
+
+    @property
+    def scan(self) -> Path | None:
+        """The graph that finds candidates; without one the ranker takes the whole catalogue at once."""
+        return self.folder / SCAN if SCAN in self.manifest.files else None
 
     @property
     def encoder(self) -> Path:
@@ -183,6 +211,11 @@ def write_bundle(artifacts: Path, content: Content) -> Path:
             np.save(draft / AFFINITIES, content.neighbours.affinities.astype(np.float32), allow_pickle=False)
         if content.inputs is not None:
             np.save(draft / INPUTS, np.ascontiguousarray(content.inputs, np.float32), allow_pickle=False)
+        if content.scan is not None:
+            (draft / SCAN).write_bytes(content.scan)
+        if content.quantised is not None:
+            np.save(draft / QUANTISED, content.quantised.items, allow_pickle=False)
+            np.save(draft / SCALES, content.quantised.scales, allow_pickle=False)
         golden = {name: getattr(content.golden, name) for name in _GOLDEN_SHAPES}
         if content.golden.values is not None:
             golden["values"] = content.golden.values
@@ -238,7 +271,8 @@ def read_bundle(folder: Path) -> Bundle:
     inputs = None
     if INPUTS in manifest.files:
         inputs = _load_array(folder / INPUTS, np.float32, (rows, None), mapped=True)
-    return Bundle(folder, manifest, items, ids, index_of, popularity, attributes, golden, neighbours, inputs)
+    quantised = _load_quantised(folder, manifest)
+    return Bundle(folder, manifest, items, ids, index_of, popularity, attributes, golden, neighbours, inputs, quantised)
 
 
 def verify(folder: Path) -> Manifest:
@@ -327,6 +361,22 @@ def _load_neighbours(folder: Path, manifest: Manifest) -> Neighbours | None:
     return Neighbours(items, affinities)
 
 
+def _load_quantised(folder: Path, manifest: Manifest) -> Quantised | None:
+    """The int8 matrix. Raises BundleError if its parts are not all there or contradict what the manifest promises."""
+    expected = {SCAN, QUANTISED, SCALES} if manifest.scoring.kind == "approximate" else {SCAN} & set(manifest.files)
+    found = {SCAN, QUANTISED, SCALES} & set(manifest.files)
+    if found != expected:
+        parts = ", ".join(sorted(found ^ expected))
+        raise BundleError(f"{folder}: scoring is {manifest.scoring.kind}, which {parts} contradicts; export it again")
+    if manifest.scoring.kind == "exact":
+        return None
+    items = _load_array(folder / QUANTISED, np.uint8, (manifest.items + 1, manifest.dim), mapped=True)
+    scales = _load_array(folder / SCALES, np.float32, (manifest.dim,))
+    if (scales <= 0).any():
+        raise BundleError(f"{folder / SCALES}: holds {scales.min()}, a scale must be positive; export it again")
+    return Quantised(items, scales)
+
+
 def _load_array(
     path: Path, dtype: type[np.number[Any]], shape: tuple[int | None, ...], *, mapped: bool = False
 ) -> NDArray[Any]:
@@ -339,7 +389,7 @@ def _load_array(
     )
     if array.dtype != dtype or not fits:
         raise BundleError(f"{path}: is {array.dtype} {array.shape}, manifest says {np.dtype(dtype)} {shape}")
-    if not np.isfinite(array).all():
+    if np.issubdtype(dtype, np.floating) and not np.isfinite(array).all():
         raise BundleError(f"{path}: holds a value that is not a finite number")
     return array  # type: ignore[no-any-return]
 

@@ -5,7 +5,7 @@ with it, so that what is certified is what runs.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -15,14 +15,19 @@ from numpy.typing import NDArray
 
 from models.bundle import Bundle, BundleError
 from models.neighbours import recent
+from models.scan import GROUP, Scan
 from models.selection import Selection
-from models.sequence import Indices, Values, by_length, pad, pad_values, truncate
+from models.sequence import PADDING, Indices, Values, by_length, pad, pad_values, truncate
+from models.subset import Subset, spoken_for
 
 Device = Literal["auto", "cpu", "cuda"]
 
 TOLERANCE = 1e-4  # of a score, against torch: twenty times the noise seen between the two on one machine
 EXCLUDED_SCORE = float(np.finfo(np.float32).min)  # finite stand-in for minus infinity inside the graph
 _ENTRIES = 1 << 14  # of a run with values: 32 MB of gathered rows at 500 hidden units
+_CELLS = 1 << 26  # scores of one run of the ranker: 256 MB
+_CANDIDATES = 1 << 14  # of one run over a subset: rows that cost little to gather and to score for each other's queries
+_GOLDEN_RECALL = 0.9  # of the golden answers: a scan that finds fewer is broken, whatever was measured of it
 _SMALL_BATCH = 8  # below this, one padded run costs less than several exact ones
 
 
@@ -60,6 +65,17 @@ class Runtime:
         if blends != (bundle.neighbours is not None):
             has = "reads neighbours and the bundle has none" if blends else "does not read the bundle's neighbours"
             raise BundleError(f"{bundle.ranker}: {has}; export the model again")
+        self._scan: Scan | None = None
+        if bundle.scan is not None and self.provider == "CPUExecutionProvider":
+            if bundle.neighbours is not None and bundle.neighbours.affinities.min(initial=0) < 0:
+                raise BundleError(f"{bundle.folder}: neighbours that lower a score need a bundle without a scan")
+            session = _session(bundle.scan, "cpu", self.threads)
+            self._scan = Scan(session, bundle.quantised or bundle.items, threads=self.threads)
+
+    @property
+    def scoring(self) -> Literal["exact", "approximate"]:
+        """Whether `rank` gives the best items, or nearly always the best of a large catalogue."""
+        return "exact" if self._scan is None or self._scan.exact else "approximate"
 
     def encode(self, sequences: Sequence[Indices], values: Sequence[Values] | None = None) -> NDArray[np.float32]:
         """Last-position vectors of histories given as item indices, oldest first: float32 (batch, dim).
@@ -86,42 +102,39 @@ class Runtime:
         sequences: Sequence[Indices] | None = None,
         *,
         among: Selection | None = None,
+        whole: bool = False,
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """The k best items of each row, best first, ties in item order: indices and scores, both (batch, k).
 
         vectors (batch, dim); excluded: item indices a row that must not come back; sequences: the histories that the
-        vectors are of; among: the only items that may come back. Where fewer than k items remain, the surplus entries
-        score EXCLUDED_SCORE or less.
+        vectors are of; among: the only items that may come back; whole: score every item by the ranker, though the
+        bundle has a scan. Where fewer than k items remain, the surplus entries score EXCLUDED_SCORE or less. Where
+        `scoring` is approximate, the scores are exact all the same, and k items come back wherever k remain.
         Raises ValueError without sequences for a bundle with neighbours, which would rank otherwise than certified.
         """
+        if self.bundle.neighbours is not None and sequences is None:
+            raise ValueError(f"{self.bundle.manifest.version} ranks by neighbours too: give the sequences")
         if among is not None and among.left_out is not None:
-            excluded = [np.concatenate([one, among.left_out]) for one in excluded]
-            among = None
-        items, neighbours = self.bundle.items, self.bundle.neighbours
-        if among is not None and among.matrix is not None:
-            items, excluded = among.matrix, [among.place(one) for one in excluded]
-        matrix, _ = pad(excluded)  # its padding excludes row 0, which is no item
-        if not (matrix == 0).any(axis=1).all():
-            matrix = np.pad(matrix, ((0, 0), (0, 1)))
-        feeds = {
-            "vectors": vectors,
-            "items": items,
-            "excluded": matrix,
-            "k": np.array([min(k, len(items) - 1)], np.int64),
-        }
-        if neighbours is not None:
-            if sequences is None:
-                raise ValueError(f"{self.bundle.manifest.version} ranks by neighbours too: give the sequences")
-            newest = recent(sequences)
-            if among is not None:
-                newest, neighbours = among.neighbours_of(newest, neighbours)
-            feeds |= {
-                "recent": newest,
-                "neighbours": neighbours.items.reshape(-1),
-                "affinities": neighbours.affinities.reshape(-1),
-            }
-        indices, scores = self._ranker.run(["indices", "scores"], feeds)
-        return (indices if among is None else among.items_at(indices)), scores
+            excluded, among = [np.concatenate([one, among.left_out]) for one in excluded], None
+        k = min(k, self.bundle.manifest.items if among is None else len(among))
+        parts: Iterable[tuple[slice, Subset | None]]
+        # Alone, a query's scores are few to write, and a run over the whole matrix reads it at the memory's own rate.
+        if among is not None:
+            parts = [(slice(None), among.subset)]
+        elif self._scan is None or whole or (len(vectors) == 1 and self._scan.exact):
+            step = max(1, _CELLS // len(self.bundle.items))
+            parts = ((slice(begin, begin + step), None) for begin in range(0, len(vectors), step))
+        else:
+            parts = self._subsets(self._scan, vectors, excluded, k, sequences)
+        found = [
+            self._run_ranker(vectors[part], excluded[part], k, None if sequences is None else sequences[part], subset)
+            for part, subset in parts
+        ]
+        if len(found) == 1:
+            return found[0]
+        none = np.empty((0, k), np.int64), np.empty((0, k), np.float32)
+        indices, scores = zip(none, *found, strict=True)
+        return np.concatenate(indices), np.concatenate(scores)
 
     def replay_golden(self) -> None:
         """Raise BundleError unless the golden inputs give the answers that torch gave."""
@@ -134,7 +147,9 @@ class Runtime:
                 else [row[:length] for row, length in zip(golden.values, golden.lengths, strict=True)]
             )
             vectors = self.encode(sequences, values)
-            indices, scores = self.rank(vectors, list(golden.excluded), golden.scores.shape[1], sequences)
+            asked = vectors, list(golden.excluded), golden.scores.shape[1], sequences
+            indices, scores = self.rank(*asked, whole=self.scoring == "approximate")
+            scanned, _ = self.rank(*asked) if self.scoring == "approximate" else (indices, scores)
         except Exception as error:  # onnxruntime's own errors share no other base class
             raise BundleError(f"{self.bundle.folder}: its graphs cannot run the golden inputs: {error}") from error
         neighbours = self.bundle.neighbours
@@ -149,6 +164,74 @@ class Runtime:
             raise BundleError(
                 f"{self.bundle.folder}: golden inputs rank other items than torch did; do not serve it, export it again"
             )
+        found = overlap(scanned, indices)
+        if found < _GOLDEN_RECALL:
+            raise BundleError(
+                f"{self.bundle.folder}: its int8 scan finds {found:.3f} of the golden answers (at least "
+                f"{_GOLDEN_RECALL} is needed); do not serve it, export it again"
+            )
+
+    def _subsets(
+        self,
+        scan: Scan,
+        vectors: NDArray[np.float32],
+        excluded: Sequence[Indices],
+        k: int,
+        sequences: Sequence[Indices] | None,
+    ) -> Iterator[tuple[slice, Subset]]:
+        """Rows of a batch with a part of the catalogue that holds the k best of each; few candidates at once."""
+        if not len(vectors):
+            return
+        # Padding is excluded, so its group is never taken for one that has an item to give because of it.
+        groups = scan.candidates(vectors, [np.append(row, PADDING) for row in excluded], k)
+        neighbours = self.bundle.neighbours
+        begin = 0
+        while begin < len(groups):
+            end, candidates = begin + 1, len(groups[begin]) * GROUP
+            while end < len(groups) and candidates + len(groups[end]) * GROUP <= _CANDIDATES:
+                candidates += len(groups[end]) * GROUP
+                end += 1
+            part = slice(begin, end)
+            together = np.concatenate(groups[part])
+            members = (together[:, None] * GROUP + np.arange(GROUP)).reshape(-1)
+            # What neighbours raise may be anywhere; what they do not raise is as the scan found it.
+            raised = [] if neighbours is None or sequences is None else [spoken_for(neighbours, sequences[part])]
+            yield part, Subset.of([members, scan.rest, *raised], len(self.bundle.items))
+            begin = end
+
+    def _run_ranker(
+        self,
+        vectors: NDArray[np.float32],
+        excluded: Sequence[Indices],
+        k: int,
+        sequences: Sequence[Indices] | None,
+        subset: Subset | None,
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """`rank` in one run, over the whole catalogue or a subset."""
+        bundle = self.bundle
+        matrix, _ = pad(excluded)  # its padding excludes row 0, which is no item
+        if subset is not None:
+            matrix = subset.places(matrix)
+        if not (matrix == PADDING).any(axis=1).all():
+            matrix = np.pad(matrix, ((0, 0), (0, 1)))
+        feeds: dict[str, Any] = {
+            "vectors": vectors,
+            "items": bundle.items if subset is None else subset.gathered(bundle.items),
+            "excluded": matrix,
+            "k": np.array([k], np.int64),
+        }
+        if bundle.neighbours is not None and sequences is not None:
+            feeds |= (
+                subset.beside(bundle.neighbours, sequences)
+                if subset is not None
+                else {
+                    "recent": recent(sequences),
+                    "neighbours": bundle.neighbours.items.reshape(-1),
+                    "affinities": bundle.neighbours.affinities.reshape(-1),
+                }
+            )
+        indices, scores = self._ranker.run(["indices", "scores"], feeds)
+        return indices if subset is None else subset.rows[indices], scores
 
     def _encode_rated(self, newest: list[Indices], values: Sequence[Values] | None) -> NDArray[np.float32]:
         """`encode` with values, the histories truncated already: those of like length together, a bounded number of
@@ -197,6 +280,11 @@ def same_items(
         own += np.take_along_axis(bonus, found, axis=1)
     distinct = (np.diff(np.sort(found, axis=1), axis=1) > 0).all()
     return bool(distinct and ((found == expected) | (np.abs(own - scores) <= TOLERANCE)).all())
+
+
+def overlap(found: NDArray[np.int64], expected: NDArray[np.int64]) -> float:
+    """Mean share of each row's expected items that are found, both (batch, k): recall@k."""
+    return float((found[:, :, None] == expected[:, None, :]).any(axis=1).mean()) if expected.size else 1.0
 
 
 def cpu_quota(limit: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:

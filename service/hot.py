@@ -116,7 +116,7 @@ class HotRoutes:
             "model_version": found.model_version,
             "history_length": found.history_length,
             "source": found.source,
-            "scoring": "exact",
+            "scoring": found.scoring,
             "degraded": ["state_store"] if found.degraded else [],
             "items": items,
         }

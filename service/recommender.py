@@ -65,6 +65,7 @@ class Recommendation:
     model_version: str
     history_length: int
     source: str  # "model" or "popular"
+    scoring: str  # "exact" or "approximate"
     degraded: bool  # the stored history was wanted and could not be read
     items: list[tuple[str, float]]
     because: list[list[tuple[str, float]]] | None = None
@@ -210,6 +211,7 @@ def _told(engine: Engine, history: list[str], ranked: _Ranked, *, degraded: bool
         model_version=engine.version,
         history_length=len(history),
         source="model" if ranked.by_model else "popular",
+        scoring=engine.scoring_of(ranked.query) if ranked.by_model else "exact",
         degraded=degraded,
         items=[(ids[index], score) for index, score in zip(ranking.indices, ranking.scores, strict=True)],
         because=because,

@@ -61,20 +61,26 @@ def write_tiny(
     neighbours: Any = None,
     attributes: dict[str, list[Any]] | None = None,
     test: dict[str, float] | None = None,
+    matrix: np.ndarray | None = None,
+    scan: str | None = None,
 ) -> Path:
     """Bundle of items i1, i2, ... in which item j scores `table[i, j - 1]` after item i; i1 is the most popular.
 
     It is certified with the answers of `golden_table`, by default the same, and of `neighbours` (models.neighbours);
-    `attributes` have a value for each of its rows, padding first; `test` are its figures.
+    `attributes` have a value for each of its rows, padding first; `test` are its figures. With an item matrix
+    (rows, dim) the table (rows, dim) holds vectors instead of scores. scan: "exact" or "approximate" for a bundle that
+    scans its catalogue.
     """
-    from models.bundle import Content, DataWindow, Golden, Manifest, Parity, write_bundle
-    from training.ranker import build_ranker
+    from models.bundle import Content, DataWindow, Golden, Manifest, Parity, Scoring, write_bundle
+    from models.scan import Quantised
+    from training.ranker import build_ranker, build_scan
 
-    items = table.shape[1]
-    rows = items + 1
-    matrix = np.eye(rows, dtype=np.float32)[:, 1:]  # (rows, items): scores are the vector itself
+    if matrix is None:
+        matrix = np.eye(table.shape[1] + 1, dtype=np.float32)[:, 1:]  # (rows, items): scores are the vector itself
+    rows = len(matrix)
+    items = rows - 1
     vectors = (table if golden_table is None else golden_table)[[2, 2, 0]].astype(np.float32)
-    scores = vectors.copy()
+    scores = (vectors @ matrix.T)[:, 1:]
     if neighbours is not None:
         scores += neighbours.bonus([np.array([1, 2]), np.array([2]), np.array([], np.int64)])[:, 1:]
     order = np.argsort(-scores, axis=1, kind="stable")[:, :2]
@@ -83,13 +89,14 @@ def write_tiny(
         created=created,
         model="last_item",
         items=items,
-        dim=items,
+        dim=table.shape[1],
         length=4,
         config={},
         seed=0,
         data=DataWindow(files={}, users=1, items=items, interactions=10),
         metrics={"test": test or {"ndcg@10": 0.5}},
         parity=Parity(cases=1, largest_difference=0.0, top_k_agreed=True),
+        scoring=Scoring(kind="approximate" if scan == "approximate" else "exact"),
     )
     golden = Golden(
         sequences=np.array([[1, 2], [2, 0], [0, 0]]),
@@ -109,6 +116,8 @@ def write_tiny(
         attributes=attributes,
         golden=golden,
         neighbours=neighbours,
+        scan=None if scan is None else build_scan(quantised=scan == "approximate"),
+        quantised=Quantised.of(matrix) if scan == "approximate" else None,
     )
     return write_bundle(artifacts, content)
 

@@ -317,6 +317,7 @@ def test_uv_is_used_where_there_is_one(run: Run, tools: Path, tmp_path: Path) ->
         (["test", "--all", "-x"], ["-m", "pytest", "-x"]),
         (["bench", "data", "--x"], ["-m", "training", "bench", "data", "--x"]),
         (["bench", "training"], ["-m", "training", "bench", "training"]),
+        (["bench", "catalogue", "--x"], ["-m", "training", "bench", "catalogue", "--x"]),
         (["bench", "serving", "--x"], ["-m", "service", "bench", "--x"]),
     ],
 )

@@ -47,6 +47,7 @@ from training.report import print_assessment
 from training.results import results_page
 from training.retrain import NotPromoted, retrain
 from training.run import RATED, RunError, RunFolder, SplitName
+from training.scoring import Asked, ScoringError
 from training.train import train
 
 # What a person can put right: one sentence on standard error and exit status 1, never a traceback.
@@ -67,6 +68,7 @@ EXPECTED = (
     RecommendError,
     RegistryError,
     RunError,
+    ScoringError,
     OSError,
 )
 _DRIFT = 5e-4  # of an error: more than rounding on another machine makes of it
@@ -222,12 +224,22 @@ def export_command(
     artifacts: Artifacts = Path("artifacts"),
     version: Annotated[str | None, typer.Option(help="Name of the bundle.  [default: time and configuration]")] = None,
     promote: Annotated[bool, typer.Option("--promote", help="Make it the champion, which services load.")] = False,
+    scoring: Annotated[
+        Asked,
+        typer.Option(help="Search of the catalogue. auto: exact up to a million items, then as measured."),
+    ] = "auto",
 ) -> None:
     """Export a run as a bundle, after proving that onnxruntime computes what torch computes."""
-    folder = export(RunFolder(run), artifacts, version=version)
-    parity = Registry(artifacts).manifest(folder.name).parity
+    folder = export(RunFolder(run), artifacts, version=version, scoring=scoring)
+    manifest = Registry(artifacts).manifest(folder.name)
+    parity, chosen = manifest.parity, manifest.scoring
     console = Console()
     console.print(f"{folder}: {parity.cases} histories, largest difference from torch {parity.largest_difference:.1e}")
+    if chosen.recall_at_10 is not None:
+        console.print(
+            f"scoring is {chosen.kind}: int8 finds {chosen.recall_at_10:.4f} of the exact first ten; milliseconds by "
+            f"batch: {chosen.milliseconds_int8}, exactly {chosen.milliseconds_exact}"
+        )
     if promote:
         Registry(artifacts).promote(folder.name)
         console.print(f"champion is {folder.name}")
@@ -355,24 +367,45 @@ def bootstrap(
 
 @app.command(epilog="[bold]Example:[/] python -m training bench data --interactions 1000000")
 def bench(
-    what: Annotated[str, typer.Argument(help="data: preparing an interaction log. training: sequences a second.")],
+    what: Annotated[
+        str, typer.Argument(help="data: preparing a log. training: sequences a second. catalogue: ranking.")
+    ],
     interactions: Annotated[int, typer.Option(help="Rows of the synthetic log.", min=1000)] = 10_000_000,
     *,
     peers: Annotated[bool, typer.Option("--peers", help="Training beside RecTools and RecBole; six minutes.")] = False,
     peers_python: Annotated[
         Path, typer.Option(metavar="PATH", envvar="RECSERVE_PEERS", help="The Python that has them.")
     ] = Path(".venv-peers/bin/python"),
+    items: Annotated[
+        list[int] | None, typer.Option(help="Size of a catalogue. Repeat.  [default: 12000, 100000, 1000000]", min=10)
+    ] = None,
+    run: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Catalogues of this run's items instead of random ones.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="That rank a catalogue.  [default: the CPU quota]", min=1)] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write a catalogue's figures as JSON.")
+    ] = None,
 ) -> None:
     """Measure this machine on synthetic data; nothing is kept."""
     from training.bench import bench_dataset, bench_training  # noqa: PLC0415 - nothing else needs it
+    from training.bench_catalogue import SIZES, bench_catalogue  # noqa: PLC0415
     from training.peers import bench_peers, find_python  # noqa: PLC0415
 
-    if what not in ("data", "training"):
-        raise ConfigError(f"there is no benchmark {what!r}; give data or training")
+    if what not in ("data", "training", "catalogue"):
+        raise ConfigError(f"there is no benchmark {what!r}; give data, training or catalogue")
+    if peers and what != "training":
+        raise ConfigError(f"--peers goes with training: they are not measured on {what}")
+    if what != "catalogue" and (items or run or threads or output):
+        raise ConfigError(f"--items, --run, --threads and --output go with catalogue, not with {what}")
+    if what == "catalogue":
+        catalogues = bench_catalogue(items or SIZES, run=run, threads=threads)
+        print(catalogues)
+        if output:
+            catalogues.write(output)
+        return
     console = Console()
     if what == "data":
-        if peers:
-            raise ConfigError("--peers goes with training: they are not measured preparing data")
         console.print(str(bench_dataset(interactions=interactions)))
         return
     if peers:

@@ -1,4 +1,4 @@
-"""The ranker graph: vectors and an item matrix in, the k best items out, in four operators.
+"""The ranker graph: vectors and an item matrix in, the k best items out, in four operators; and the scan's graph.
 
 The item matrix is an input rather than a constant, so that one small file serves every catalogue, processes share the
 mapped matrix, and rows can change live. Exclusion happens here, before top-k: over-fetching and filtering afterwards
@@ -72,7 +72,42 @@ def build_ranker(*, neighbours: int = 0) -> bytes:
         helper.make_tensor_value_info("indices", TensorProto.INT64, ["batch", "top"]),
         helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", "top"]),
     ]
-    graph = helper.make_graph(nodes, "ranker", inputs, outputs, constants)
+    return _serialised(helper.make_graph(nodes, "ranker", inputs, outputs, constants))
+
+
+def build_scan(*, quantised: bool) -> bytes:
+    """A serialised graph that scores a chunk of items and keeps maxima of neighbours, for models.scan.
+
+    Inputs: queries (dim, batch), items (rows, dim), both float32 or int8 and uint8 if quantised, and shape int64 (4,):
+    blocks, groups a block, items a group, batch. Outputs, float32 or int32: groups (blocks, groups a block, batch) and
+    blocks (blocks, batch), the maxima.
+    """
+    product, query, item, score = (
+        ("MatMulInteger", TensorProto.INT8, TensorProto.UINT8, TensorProto.INT32)
+        if quantised
+        else ("MatMul", TensorProto.FLOAT, TensorProto.FLOAT, TensorProto.FLOAT)
+    )
+    nodes = [
+        helper.make_node(product, ["items", "queries"], ["scores"]),
+        helper.make_node("Reshape", ["scores", "shape"], ["grouped"]),
+        helper.make_node("ReduceMax", ["grouped", "items_of"], ["groups"], keepdims=0),
+        helper.make_node("ReduceMax", ["groups", "groups_of"], ["blocks"], keepdims=0),
+    ]
+    inputs = [
+        helper.make_tensor_value_info("queries", query, ["dim", "batch"]),
+        helper.make_tensor_value_info("items", item, ["rows", "dim"]),
+        helper.make_tensor_value_info("shape", TensorProto.INT64, [4]),
+    ]
+    outputs = [
+        helper.make_tensor_value_info("groups", score, ["blocks", "block", "batch"]),
+        helper.make_tensor_value_info("blocks", score, ["blocks", "batch"]),
+    ]
+    axes = {"items_of": 2, "groups_of": 1}
+    constants = [numpy_helper.from_array(np.array([axis], np.int64), name) for name, axis in axes.items()]
+    return _serialised(helper.make_graph(nodes, "scan", inputs, outputs, constants))
+
+
+def _serialised(graph: onnx.GraphProto) -> bytes:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
     onnx.checker.check_model(model, full_check=True)
     return bytes(model.SerializeToString())

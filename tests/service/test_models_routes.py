@@ -214,7 +214,9 @@ def test_the_bundle_before_stays_in_memory_and_older_ones_are_let_go(
         first(client)
     gc.collect()
     alive = [
-        thing for thing in gc.get_objects() if type(thing) is Engine and "test_the_bundle_before" in str(thing.bundle.folder)
+        thing
+        for thing in gc.get_objects()
+        if type(thing) is Engine and "test_the_bundle_before" in str(thing.bundle.folder)
     ]
     assert {engine.version for engine in alive} == {"v1", "v3"}
     assert len(alive) == 2

@@ -1,8 +1,13 @@
 """The benchmarks measure what they say, at a size that takes no time."""
 
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from training.bench import bench_dataset, bench_training
+from training.bench_catalogue import bench_catalogue
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -24,3 +29,25 @@ def test_the_training_benchmark_has_a_rate_for_every_way_of_learning() -> None:
     assert all(rate > 0 for rate in bench.rates.values())
     assert 0 < bench.floor_share < 1
     assert str(bench).endswith("of its arithmetic floor")
+
+
+def test_the_catalogue_benchmark_has_three_ways_of_ranking_every_size(tmp_path: Path) -> None:
+    bench = bench_catalogue([700, 1500], threads=1, rounds=1)
+    assert [(one.items, one.way) for one in bench.figures] == [
+        (size, way) for size in (700, 1500) for way in ("one run", "exact scan", "int8 scan")
+    ]
+    for one in bench.figures:
+        assert one.milliseconds.keys() == {1, 32}
+        assert min(one.milliseconds.values()) > 0
+        assert one.recall_at_10 == 1.0 if one.way != "int8 scan" else one.recall_at_10 > 0.98
+        assert (one.sgemm_share is None) == (one.way == "int8 scan")
+        assert one.bandwidth_share is None  # so few items are in a cache
+    assert str(bench).endswith("1 threads, 64 columns, random vectors in clusters")
+    bench.write(tmp_path / "catalogue.json")
+    assert len(json.loads((tmp_path / "catalogue.json").read_text())["figures"]) == 6
+
+
+def test_a_catalogue_may_be_of_a_runs_own_items(finished_run: Any) -> None:
+    bench = bench_catalogue([50], run=finished_run.path, threads=1, rounds=1)
+    assert {one.dim for one in bench.figures} == {finished_run.spec().config.model.dim}
+    assert str(finished_run.path) in bench.vectors

@@ -1,0 +1,251 @@
+"""Large catalogues: the scan against slow oracles that rank with nothing but loops and sorting."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from models.bundle import BundleError, Manifest, read_bundle, sealed
+from models.neighbours import Neighbours
+from models.runtime import EXCLUDED_SCORE, Runtime, overlap
+from models.scan import BLOCK, GROUP, Quantised
+
+ITEMS = 3 * GROUP * BLOCK + 65  # three whole blocks and a rest
+DIM = 16
+settings.register_profile("scan", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def clusters(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Item matrix and vectors, both (rows, DIM), as training leaves them: items that go together point one way, some
+    are longer than others, and a vector is near the items that may come next."""
+    generator = np.random.default_rng(seed)
+    centres = generator.normal(size=(60, DIM))
+    of = generator.integers(0, 60, ITEMS + 1)
+    lengths = generator.lognormal(0, 0.3, (ITEMS + 1, 1))
+    items = (lengths * (centres[of] + 0.4 * generator.normal(size=(ITEMS + 1, DIM)))).astype(np.float32)
+    items[0] = 0
+    vectors = centres[of[::-1]] + 0.4 * generator.normal(size=(ITEMS + 1, DIM))
+    return items, vectors.astype(np.float32)
+
+
+def some_neighbours() -> Neighbours:
+    generator = np.random.default_rng(3)
+    items = generator.integers(1, ITEMS + 1, (ITEMS + 1, 5)).astype(np.int32)
+    affinities = generator.uniform(0, 20, (ITEMS + 1, 5)).astype(np.float32)
+    items[0], affinities[0] = 0, 0
+    return Neighbours(items, affinities)
+
+
+@pytest.fixture
+def tied(make_bundle: Callable[..., Path]) -> Runtime:
+    """Numbers so few that most items tie, and sums are exact."""
+    generator = np.random.default_rng(0)
+    items = generator.integers(-1, 2, (ITEMS + 1, 4)).astype(np.float32)
+    table = generator.integers(-2, 3, (ITEMS + 1, 4)).astype(np.float32)
+    return Runtime(read_bundle(make_bundle("v1", table=table, matrix=items, scan="exact")), device="cpu", threads=1)
+
+
+@pytest.fixture
+def approximate(make_bundle: Callable[..., Path]) -> Runtime:
+    items, table = clusters()
+    folder = make_bundle("v8", table=table, matrix=items, scan="approximate")
+    return Runtime(read_bundle(folder), device="cpu", threads=1)
+
+
+def ranked(scores: np.ndarray, excluded: set[int], k: int) -> list[int]:
+    """The k best of items 1 to n by score, ties in item order; scores[0] is padding."""
+    allowed = [item for item in range(1, len(scores)) if item not in excluded]
+    return sorted(allowed, key=lambda item: (-scores[item], item))[:k]
+
+
+rows_of_excluded = st.lists(
+    st.one_of(
+        st.lists(st.integers(1, ITEMS), max_size=40),
+        st.tuples(st.integers(1, ITEMS), st.integers(0, ITEMS)).map(lambda cut: list(range(cut[0], cut[1]))),
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+@settings(settings.get_profile("scan"), max_examples=60)
+@given(excluded=rows_of_excluded, k=st.one_of(st.integers(1, 20), st.integers(1, 500)), seed=st.integers(0, 2**32 - 1))
+def test_an_exact_scan_ranks_as_the_oracle_ties_and_exclusion_included(
+    tied: Runtime, excluded: list[list[int]], k: int, seed: int
+) -> None:
+    vectors = np.random.default_rng(seed).integers(-2, 3, (len(excluded), 4)).astype(np.float32)
+    indices, scores = tied.rank(vectors, [np.array(row, np.int64) for row in excluded], k)
+    assert indices.shape == scores.shape == (len(excluded), k)
+    for row, out in enumerate(excluded):
+        truth = tied.bundle.items @ vectors[row]
+        expected = ranked(truth, set(out), k)
+        eligible = scores[row] > EXCLUDED_SCORE
+        assert indices[row][eligible].tolist() == expected
+        assert scores[row][eligible].tolist() == truth[expected].tolist()
+        assert not eligible[len(expected) :].any()
+
+
+@settings(settings.get_profile("scan"), max_examples=40)
+@given(excluded=rows_of_excluded, k=st.one_of(st.integers(1, 20), st.integers(1, 500)), seed=st.integers(0, 2**32 - 1))
+def test_over_int8_nothing_excluded_comes_back_and_every_list_is_full(
+    approximate: Runtime, excluded: list[list[int]], k: int, seed: int
+) -> None:
+    vectors = np.random.default_rng(seed).normal(size=(len(excluded), DIM)).astype(np.float32)
+    indices, scores = approximate.rank(vectors, [np.array(row, np.int64) for row in excluded], k)
+    for row, out in enumerate(excluded):
+        eligible = indices[row][scores[row] > EXCLUDED_SCORE].tolist()
+        assert len(eligible) == len(set(eligible)) == min(k, ITEMS - len(set(out)))
+        assert not {0, *out} & set(eligible)
+        own = approximate.bundle.items[eligible] @ vectors[row]
+        np.testing.assert_allclose(scores[row][: len(eligible)], own, rtol=1e-5, atol=1e-5)  # exact, not int8's
+        assert (np.diff(scores[row]) <= 0).all()
+
+
+@pytest.mark.parametrize("batch", [0, 1, 2, 64, 200])
+@pytest.mark.parametrize("k", [1, 10, 500])
+def test_over_int8_nearly_all_of_the_best_are_found_in_batches_of_any_size(
+    approximate: Runtime, batch: int, k: int
+) -> None:
+    histories = [np.array([number + 1, 7, 2 * number + 3]) for number in range(batch)]
+    vectors = approximate.encode(histories)
+    found, _ = approximate.rank(vectors, histories, k)
+    expected, _ = approximate.rank(vectors, histories, k, whole=True)
+    assert found.shape == expected.shape == (batch, k)
+    assert overlap(found, expected) >= 0.99
+
+
+def test_an_empty_history_is_ranked_too(approximate: Runtime) -> None:
+    nothing = [np.array([], np.int64)]
+    found, scores = approximate.rank(approximate.encode(nothing), nothing, 10)
+    assert 0 not in found
+    assert (scores > EXCLUDED_SCORE).all()
+
+
+def test_where_all_or_nearly_all_is_excluded_the_rest_is_found(approximate: Runtime) -> None:
+    everything = np.arange(1, ITEMS + 1)
+    excluded = [everything, np.delete(everything, [99, 800]), everything[:-1]]
+    indices, scores = approximate.rank(np.ones((3, DIM), np.float32), excluded, 3)
+    assert (scores > EXCLUDED_SCORE).sum(axis=1).tolist() == [0, 2, 1]
+    assert set(indices[1, :2].tolist()) == {100, 801}
+    assert indices[2, 0] == ITEMS
+
+
+@pytest.mark.parametrize("scan", ["exact", "approximate"])
+def test_the_best_is_found_behind_a_whole_block_that_is_excluded(make_bundle: Callable[..., Path], scan: str) -> None:
+    items, table = clusters(2)
+    runtime = Runtime(read_bundle(make_bundle("v1", table=table, matrix=items, scan=scan)), device="cpu", threads=1)
+    for vector in runtime.encode([np.array([item]) for item in range(1, 40)]):
+        block = np.argmax(items[: 3 * GROUP * BLOCK] @ vector) // (GROUP * BLOCK)
+        excluded = np.arange(GROUP * BLOCK) + block * GROUP * BLOCK
+        # Twice the same: other queries would bring candidates of their own, and an exact scan leaves out single ones.
+        found, scores = runtime.rank(np.stack([vector] * 2), [excluded] * 2, 1)
+        assert (scores > EXCLUDED_SCORE).all()
+        assert found.tolist() == [ranked(items @ vector, set(excluded.tolist()), 1)] * 2
+
+
+@pytest.mark.parametrize("scan", ["exact", "approximate"])
+def test_what_neighbours_raise_is_found_wherever_it_is(make_bundle: Callable[..., Path], scan: str) -> None:
+    items, table = clusters(1)
+    folder = make_bundle("v1", table=table, matrix=items, scan=scan, neighbours=some_neighbours())
+    runtime = Runtime(read_bundle(folder), device="cpu", threads=1)
+    runtime.replay_golden()
+    generator = np.random.default_rng(4)
+    histories = [generator.integers(1, ITEMS + 1, length) for length in (0, 1, 2, 5, 19, 20, 30) for _ in range(5)]
+    vectors = runtime.encode(histories)
+    bonus = some_neighbours().bonus(histories)
+    found, scores = runtime.rank(vectors, histories, 10, histories)
+    expected, _ = runtime.rank(vectors, histories, 10, histories, whole=True)
+    truth = np.take_along_axis(vectors @ runtime.bundle.items.T + bonus, found, axis=1)
+    np.testing.assert_allclose(scores, truth, rtol=1e-4, atol=1e-4)
+    assert overlap(found, expected) >= (1 if scan == "exact" else 0.99)
+    with pytest.raises(ValueError, match="give the sequences"):
+        runtime.rank(vectors, histories, 10)
+
+
+def test_neighbours_that_lower_a_score_go_with_no_scan(make_bundle: Callable[..., Path]) -> None:
+    items, table = clusters(1)
+    lowering = some_neighbours()
+    lowering.affinities[5, 1] = -1
+    bundle = read_bundle(make_bundle("v1", table=table, matrix=items, scan="exact", neighbours=lowering))
+    with pytest.raises(BundleError, match="lower a score"):
+        Runtime(bundle, device="cpu")
+
+
+def test_a_bundle_says_how_it_is_searched(
+    tied: Runtime, approximate: Runtime, make_bundle: Callable[..., Path]
+) -> None:
+    assert (tied.scoring, approximate.scoring) == ("exact", "approximate")
+    assert Runtime(read_bundle(make_bundle("plain")), device="cpu").scoring == "exact"
+
+
+def test_rounding_to_a_byte_is_off_by_half_a_level_at_most() -> None:
+    items, _ = clusters()
+    quantised = Quantised.of(items)
+    assert quantised.items.min() >= 1
+    back = (quantised.items.astype(np.float32) - 128) * quantised.scales
+    assert (np.abs(back - items) <= 0.501 * quantised.scales).all()
+    assert (Quantised.of(np.zeros((3, 2), np.float32)).items == 128).all()
+    assert (quantised.queries(np.zeros((2, DIM), np.float32)) == 0).all()
+    assert np.abs(quantised.queries(items[:50])).max() <= 63
+
+
+def resealed(folder: Path, **changes: object) -> None:
+    """Recompute every digest, as somebody would who wants to be believed."""
+    raw = json.loads((folder / "manifest.json").read_text())
+    names = [path.name for path in folder.iterdir() if path.name != "manifest.json"]
+    raw["files"] = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+    (folder / "manifest.json").chmod(0o644)
+    (folder / "manifest.json").write_bytes(sealed(Manifest.model_validate(raw | changes)))
+
+
+@pytest.mark.parametrize("name", ["scan.onnx", "items8.npy", "scales.npy"])
+def test_a_part_that_is_missing_is_named(approximate: Runtime, name: str) -> None:
+    folder = approximate.bundle.folder
+    (folder / name).unlink()
+    with pytest.raises(BundleError, match=rf"{name}.*missing"):
+        read_bundle(folder)
+    resealed(folder)
+    with pytest.raises(BundleError, match=f"approximate, which {name} contradicts"):
+        read_bundle(folder)
+
+
+def test_int8_in_a_bundle_that_promises_exact_scoring_is_refused(approximate: Runtime) -> None:
+    folder = approximate.bundle.folder
+    resealed(folder, scoring={"kind": "exact"})
+    with pytest.raises(BundleError, match=r"exact, which items8\.npy, scales\.npy contradicts"):
+        read_bundle(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "says"),
+    [
+        ("items8.npy", np.zeros((5, DIM), np.uint8), r"items8\.npy: is uint8 \(5, 16\)"),
+        ("items8.npy", np.zeros((ITEMS + 1, DIM), np.int8), r"items8\.npy: is int8"),
+        ("scales.npy", np.zeros(DIM, np.float32), "a scale must be positive"),
+        ("scales.npy", np.full(DIM, np.nan, np.float32), "not a finite number"),
+        ("scales.npy", np.ones(DIM + 1, np.float32), r"scales\.npy: is float32 \(17,\)"),
+    ],
+)
+def test_a_part_that_does_not_fit_is_refused(approximate: Runtime, name: str, array: np.ndarray, says: str) -> None:
+    folder = approximate.bundle.folder
+    (folder / name).chmod(0o644)
+    np.save(folder / name, array)
+    with pytest.raises(BundleError, match="sha256"):
+        read_bundle(folder)
+    resealed(folder)
+    with pytest.raises(BundleError, match=says):
+        read_bundle(folder)
+
+
+def test_a_scan_that_finds_other_items_does_not_serve(approximate: Runtime) -> None:
+    approximate.replay_golden()
+    bundle = approximate.bundle
+    turned = replace(bundle, quantised=Quantised.of(-bundle.items))
+    with pytest.raises(BundleError, match="of the golden answers"):
+        Runtime(turned, device="cpu").replay_golden()

@@ -1,0 +1,278 @@
+"""How fast a catalogue is ranked, and how well over int8, from thousands of items to millions.
+
+Every size is measured in a process of its own, beside what the machine can do: the rate at which it reads memory and
+the rate of its matrix product. The three ways of ranking take turns, so that what else runs falls on all of them.
+"""
+
+import json
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from models.bundle import (
+    ENCODER,
+    ITEMS,
+    QUANTISED,
+    RANKER,
+    SCAN,
+    Bundle,
+    DataWindow,
+    Golden,
+    Manifest,
+    Parity,
+    Scoring,
+)
+from models.runtime import Runtime, cpu_quota, overlap
+from models.sasrec import SASRecConfig
+from models.scan import Quantised
+from models.zoo import build
+from training.export import encoder_graph
+from training.ranker import build_ranker, build_scan
+from training.run import RunFolder
+
+SIZES = (12_000, 100_000, 1_000_000)
+BATCHES = (1, 32)
+WAYS = ("one run", "exact scan", "int8 scan")
+_QUERIES = 128
+_EXCLUDED = 16  # items a query: a usual history
+_K = 10
+_BLOCK = 1 << 16  # rows made at once
+_JITTER = 0.3  # of a column's deviation: how far copies of a trained item lie apart
+_FLOOR_BYTES = 256 << 20
+_CACHED_BYTES = 128 << 20  # a smaller matrix may be read from a cache, which the memory's rate says nothing about
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogueFigures:
+    """One way of ranking one catalogue. Milliseconds by batch size; bytes of what is mapped and of private memory.
+
+    bandwidth_share: of the rate at which this machine reads memory, at a batch of one; sgemm_share: of its matrix
+    product's rate, at the largest batch. Both count what exact scoring reads and computes: there is none for int8, nor
+    of bandwidth for a matrix that a cache can hold.
+    """
+
+    items: int
+    dim: int
+    way: str
+    milliseconds: dict[int, float]
+    recall_at_10: float
+    bandwidth_share: float | None
+    sgemm_share: float | None
+    mapped_bytes: int
+    private_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogueBench:
+    """All figures, on so many threads, over vectors of a kind that `vectors` names."""
+
+    threads: int
+    vectors: str
+    figures: list[CatalogueFigures]
+
+    def __str__(self) -> str:
+        head = f"{'items':>11} {'ranked by':<11}" + "".join(f"{f'batch {size} ms':>13}" for size in BATCHES)
+        lines = [head + f"{'recall@10':>11} {'bandwidth':>10} {'SGEMM':>7} {'mapped MiB':>11} {'private MiB':>12}"]
+        for one in self.figures:
+            times = "".join(f"{one.milliseconds[size]:>13,.2f}" for size in BATCHES)
+            shares = f"{_percent(one.bandwidth_share):>10} {_percent(one.sgemm_share):>7}"
+            private = "-" if one.private_bytes is None else f"{one.private_bytes / 2**20:,.0f}"
+            lines.append(
+                f"{one.items:>11,} {one.way:<11}{times}{one.recall_at_10:>11.4f} {shares} "
+                f"{one.mapped_bytes / 2**20:>11,.0f} {private:>12}"
+            )
+        return "\n".join([*lines, f"{self.threads} threads, {self.figures[0].dim} columns, {self.vectors}"])
+
+    def write(self, path: Path) -> None:
+        """The same as JSON."""
+        path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+
+
+def bench_catalogue(
+    sizes: Sequence[int] = SIZES, *, run: Path | None = None, threads: int | None = None, rounds: int = 7
+) -> CatalogueBench:
+    """Rank catalogues of these sizes in one run of the ranker, by the exact scan and by int8.
+
+    With the folder of a finished run its trained items, again and again with jitter, and its vectors of histories;
+    without, random vectors in clusters. Raises RunError if the run is not finished.
+    """
+    used = threads or cpu_quota()
+    items, vectors, kind = _trained(run) if run else (*_clusters(), "random vectors in clusters")
+    figures: list[CatalogueFigures] = []
+    for size in sizes:
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            figures += pool.submit(_measure, size, items, vectors, used, rounds).result()
+    return CatalogueBench(used, kind, figures)
+
+
+def _trained(run: Path) -> tuple[NDArray[np.float32], NDArray[np.float32], str]:
+    folder = RunFolder(run)
+    model, popularity = folder.model().eval(), folder.popularity()[1:].astype(np.float64)
+    generator = np.random.default_rng(0)
+    lengths = generator.integers(1, model.config.length + 1, _QUERIES)
+    drawn = [generator.choice(len(popularity), length, p=popularity / popularity.sum()) + 1 for length in lengths]
+    with torch.no_grad():
+        vectors = [model.encode(torch.from_numpy(row)[None], torch.tensor([len(row)])) for row in drawn]
+        return model.item_matrix().numpy()[1:], torch.cat(vectors).numpy(), f"items and vectors of {run}, with jitter"
+
+
+def _clusters(dim: int = 64) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    generator = np.random.default_rng(0)
+    centres = generator.normal(size=(500, dim))
+    of = generator.integers(0, len(centres), _BLOCK)
+    items = generator.lognormal(0, 0.2, (_BLOCK, 1)) * (centres[of] + 0.6 * generator.normal(size=(_BLOCK, dim)))
+    near = centres[generator.integers(0, len(centres), _QUERIES)]
+    vectors = near + 0.6 * generator.normal(size=near.shape)
+    return items.astype(np.float32), vectors.astype(np.float32)
+
+
+def _measure(
+    size: int, trained: NDArray[np.float32], vectors: NDArray[np.float32], threads: int, rounds: int
+) -> list[CatalogueFigures]:
+    torch.set_num_threads(threads)
+    generator = np.random.default_rng(1)
+    excluded = list(generator.integers(1, size + 1, (len(vectors), _EXCLUDED)))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        dim = trained.shape[1]
+        items = _grown(folder / ITEMS, trained, size, generator)
+        np.save(folder / QUANTISED, (rounded := Quantised.of(items)).items)
+        quantised = Quantised(np.load(folder / QUANTISED, mmap_mode="r"), rounded.scales)
+        del rounded
+        encoder = encoder_graph(build(SASRecConfig(dim=dim), 10))  # ranks nothing, but a bundle has one
+        runtimes, private = {}, {}
+        for way in WAYS:
+            before = _private_bytes()
+            runtimes[way] = _runtime(
+                folder / way.replace(" ", "-"), encoder, items, quantised, way=way, threads=threads
+            )
+            for batch in BATCHES:
+                runtimes[way].rank(vectors[:batch], excluded[:batch], _K)
+            private[way] = None if before is None else (_private_bytes() or 0) - before
+        answers = {way: _answers(runtimes[way], vectors, excluded) for way in WAYS}
+        times: dict[tuple[str, int], list[float]] = {}
+        floors: dict[str, list[float]] = {"read": [], "product": []}
+        for _ in range(rounds):
+            floors["read"].append(_read_s_a_byte(threads))
+            floors["product"].append(_product_s_a_flop())
+            for way in WAYS:
+                for batch in BATCHES:
+                    work = partial(runtimes[way].rank, vectors[:batch], excluded[:batch], _K)
+                    times.setdefault((way, batch), []).append(_seconds(work))
+    read, product = (float(np.median(floors[name])) for name in ("read", "product"))
+    figures = []
+    for way in WAYS:
+        taken_s = {batch: float(np.median(times[way, batch])) for batch in BATCHES}
+        exact, largest = way != "int8 scan", BATCHES[-1]
+        figures.append(
+            CatalogueFigures(
+                items=size,
+                dim=dim,
+                way=way,
+                milliseconds={batch: taken * 1e3 for batch, taken in taken_s.items()},
+                recall_at_10=overlap(answers[way], answers["one run"]),
+                bandwidth_share=items.nbytes * read / taken_s[1] if exact and items.nbytes > _CACHED_BYTES else None,
+                sgemm_share=2 * largest * items.size * product / taken_s[largest] if exact else None,
+                mapped_bytes=items.nbytes + (0 if exact else quantised.items.nbytes),
+                private_bytes=private[way],
+            )
+        )
+    return figures
+
+
+def _grown(path: Path, trained: NDArray[np.float32], size: int, generator: np.random.Generator) -> NDArray[np.float32]:
+    """A mapped matrix of so many items: the trained ones, then copies of them with jitter; row 0 is padding."""
+    dim, deviation = trained.shape[1], trained.std(axis=0) * np.float32(_JITTER)
+    matrix = np.lib.format.open_memmap(path, "w+", np.float32, (size + 1, dim))
+    for begin in range(0, size, len(trained)):
+        part = trained[: min(len(trained), size - begin)]
+        jitter = generator.standard_normal(part.shape, np.float32) * deviation if begin else np.float32(0)
+        matrix[1 + begin : 1 + begin + len(part)] = part + jitter
+    matrix.flush()
+    del matrix
+    return np.load(path, mmap_mode="r")  # type: ignore[no-any-return]
+
+
+def _runtime(
+    folder: Path, encoder: bytes, items: NDArray[np.float32], quantised: Quantised, *, way: str, threads: int
+) -> Runtime:
+    """A runtime over what a bundle would hold, its list of ids aside."""
+    folder.mkdir()
+    rows, dim = items.shape
+    (folder / ENCODER).write_bytes(encoder)
+    (folder / RANKER).write_bytes(build_ranker())
+    if way != "one run":
+        (folder / SCAN).write_bytes(build_scan(quantised=way == "int8 scan"))
+    manifest = Manifest(
+        version="bench",
+        created="",
+        model="sasrec",
+        items=rows - 1,
+        dim=dim,
+        length=50,
+        config={},
+        seed=0,
+        data=DataWindow(files={}, users=0, items=rows - 1, interactions=0),
+        metrics={},
+        parity=Parity(cases=0, largest_difference=0, top_k_agreed=True),
+        scoring=Scoring(kind="approximate" if way == "int8 scan" else "exact"),
+        files=dict.fromkeys((path.name for path in folder.iterdir()), ""),
+    )
+    none = np.empty((0, 0), np.int64)
+    golden = Golden(none, none, none, none.astype(np.float32), none, none.astype(np.float32))
+    popularity = np.zeros(rows, np.float32)
+    bundle = Bundle(folder, manifest, items, [], {}, popularity, None, golden)
+    if way == "int8 scan":
+        bundle = Bundle(folder, manifest, items, [], {}, popularity, None, golden, quantised=quantised)
+    return Runtime(bundle, device="cpu", threads=threads)
+
+
+def _answers(runtime: Runtime, vectors: NDArray[np.float32], excluded: list[NDArray[np.int64]]) -> NDArray[np.int64]:
+    parts = [slice(begin, begin + BATCHES[-1]) for begin in range(0, len(vectors), BATCHES[-1])]
+    return np.concatenate([runtime.rank(vectors[part], excluded[part], _K)[0] for part in parts])
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """Of the quickest of as many calls as 50 ms have room for, two at least: what else runs only adds to it."""
+    began, quickest, calls = time.perf_counter(), float("inf"), 0
+    while calls < 2 or time.perf_counter() - began < 0.05:
+        start = time.perf_counter()
+        work()
+        quickest = min(quickest, time.perf_counter() - start)
+        calls += 1
+    return quickest
+
+
+def _read_s_a_byte(threads: int) -> float:
+    """By the largest element of parts that exceed every cache, a thread each."""
+    parts = np.array_split(np.ones(_FLOOR_BYTES // 4, np.float32), threads)
+    with ThreadPoolExecutor(threads) as pool:
+        return _seconds(lambda: list(pool.map(np.max, parts))) / _FLOOR_BYTES
+
+
+def _product_s_a_flop(side: int = 1024) -> float:
+    left, right, out = torch.ones(side, side), torch.ones(side, side), torch.empty(side, side)
+    return _seconds(lambda: torch.mm(left, right, out=out)) / (2 * side**3)
+
+
+def _private_bytes() -> int | None:
+    """Resident memory that no file backs; None where the system does not say."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+    except OSError:
+        return None
+    found = [line.split()[1] for line in status.splitlines() if line.startswith("RssAnon:")]
+    return int(found[0]) * 1024 if found else None
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.0%}"
