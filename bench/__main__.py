@@ -10,22 +10,25 @@ from bench import machine, report
 from bench.child import ChildError
 from bench.servers import ServerError
 from bench.serving import QUICK, Plan, bench_serving
+from models.bundle import BundleError
+from models.registry import RegistryError
 from service.embedded import EmbeddedStoreError
 
 _EPILOG = """what is measured: the service with the embedded store on one worker and on two, beside servers that answer
 nothing, beside the straightforward stack (bench/yardsticks.py), and beside its own engine and store; 64 keep-alive
 connections, mixed histories (median 12, at most 50), k 10, seen items excluded. Goals stand beside the figures."""
 LARGE = 1_000_000
+_USUAL = Plan()
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="./run bench", description="Measure the service.", epilog=_EPILOG)
     commands = parser.add_subparsers(dest="command", required=True)
     serving = commands.add_parser("serving", help="requests a second, latency and their floors", epilog=_EPILOG)
-    serving.add_argument("--items", type=int, default=Plan.items, help="of the first catalogue (%(default)s)")
+    serving.add_argument("--items", type=int, default=_USUAL.items, help="of the first catalogue (%(default)s)")
     serving.add_argument("--large", action="store_true", help=f"measure a catalogue of {LARGE:,} items too")
-    serving.add_argument("--rounds", type=int, default=Plan.rounds, help="that count (%(default)s)")
-    serving.add_argument("--seconds", type=float, default=Plan.seconds, help="of each load (%(default)s)")
+    serving.add_argument("--rounds", type=int, default=_USUAL.rounds, help="that count (%(default)s)")
+    serving.add_argument("--seconds", type=float, default=_USUAL.seconds, help="of each load (%(default)s)")
     serving.add_argument("--quick", action="store_true", help="all of it in seconds, on tiny catalogues: says nothing")
     serving.add_argument(
         "--output", type=Path, default=Path("artifacts/bench"), help="folder of bundles and results (%(default)s)"
@@ -47,7 +50,7 @@ def _serving(plan: Plan, output: Path) -> int:
     began, stolen = time.perf_counter(), machine.stolen_s()
     try:
         rows, notes = bench_serving(plan, output, lambda what: print(f"... {what}", file=sys.stderr))
-    except (ServerError, ChildError, EmbeddedStoreError) as error:
+    except (ServerError, ChildError, EmbeddedStoreError, BundleError, RegistryError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(report.table(rows))

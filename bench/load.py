@@ -77,7 +77,7 @@ class LoadGenerator:
                     connection.socket.close()
 
 
-def _run(job: Job, requests: list[bytes], ready: selectors.BaseSelector, idle: deque[_Connection]) -> Load:
+def _run(job: Job, requests: list[bytes], ready: selectors.DefaultSelector, idle: deque[_Connection]) -> Load:
     clock = time.perf_counter
     began = clock()
     counted_from, deadline = began + job.seconds * _WARM_SHARE, began + job.seconds
@@ -86,6 +86,7 @@ def _run(job: Job, requests: list[bytes], ready: selectors.BaseSelector, idle: d
     times: list[float] = []
     number = waiting = 0
     heard = began
+    descriptor = ready.fileno()  # of epoll or kqueue, which is readable when a connection is
     while True:
         now = clock()
         while idle and due <= now < deadline:
@@ -100,7 +101,7 @@ def _run(job: Job, requests: list[bytes], ready: selectors.BaseSelector, idle: d
         if now - heard > _PATIENCE_S:
             raise LoadError(f"{job.path}: no answer within {_PATIENCE_S:.0f} s")
         wait = min(due, deadline) - now if idle and now < deadline else _PATIENCE_S
-        if not select.select([ready], [], [], max(0.0, wait))[0]:
+        if not select.select([descriptor], [], [], max(0.0, wait))[0]:
             continue
         for key, _ in ready.select(0):
             connection = key.data

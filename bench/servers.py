@@ -87,7 +87,7 @@ def running(
         start_new_session=True,  # so that it ends with all its own processes
     )
     try:
-        _wait(process, port, path, began)
+        _wait(process, " ".join(command[1:5]), port, path, began)
         yield Server([("127.0.0.1", port)], [process.pid], time.perf_counter() - began)
     finally:
         process.terminate()
@@ -109,12 +109,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _wait(process: subprocess.Popen[bytes], port: int, path: str, began: float) -> None:
+def _wait(process: subprocess.Popen[bytes], name: str, port: int, path: str, began: float) -> None:
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever proxy the environment names
     while time.perf_counter() - began < _START_S:
         if process.poll() is not None:
             said = process.stdout.read().decode(errors="replace")[-2000:] if process.stdout else ""
-            raise ServerError(f"{' '.join(process.args[1:4])} ended with status {process.returncode}: {said}")  # type: ignore[index]
+            raise ServerError(f"{name} ended with status {process.returncode}: {said}")
         try:
             direct.open(f"http://127.0.0.1:{port}{path}", timeout=5).close()
         except urllib.error.HTTPError as answer:
@@ -125,4 +125,4 @@ def _wait(process: subprocess.Popen[bytes], port: int, path: str, began: float) 
         else:
             return
         time.sleep(0.02)
-    raise ServerError(f"no answer on port {port} within {_START_S} s")
+    raise ServerError(f"{name} did not answer on port {port} within {_START_S} s")

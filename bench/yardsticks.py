@@ -90,7 +90,7 @@ def straightforward(bundle_folder: Path, store_url: str, *, threads: int = 1) ->
     @app.post("/recommend")
     async def recommend(ask: Ask) -> Answer:
         history = await store.lrange(LIST_KEY % ask.user_id, 0, -1)
-        sequence = np.array([bundle.index_of[item] for item in history], np.int64)
+        sequence = np.array([bundle.index_of[str(item)] for item in history], np.int64)
         vectors = runtime.encode([sequence])
         indices, scores = runtime.rank(vectors, [sequence], ask.k)
         items = [

@@ -317,7 +317,7 @@ def test_uv_is_used_where_there_is_one(run: Run, tools: Path, tmp_path: Path) ->
         (["test", "--all", "-x"], ["-m", "pytest", "-x"]),
         (["bench", "data", "--x"], ["-m", "training", "bench", "data", "--x"]),
         (["bench", "training"], ["-m", "training", "bench", "training"]),
-        (["bench", "serving", "--x"], ["-m", "service", "bench", "--x"]),
+        (["bench", "serving", "--x"], ["-m", "bench", "serving", "--x"]),
     ],
 )
 def test_a_command_becomes_its_program_arguments_and_exit_status_included(
