@@ -1,6 +1,7 @@
 """`python -m bench`: measure serving; see ./run bench serving."""
 
 import argparse
+import os
 import sys
 import time
 from dataclasses import replace
@@ -27,6 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     serving = commands.add_parser("serving", help="requests a second, latency and their floors", epilog=_EPILOG)
     serving.add_argument("--items", type=int, default=_USUAL.items, help="of the first catalogue (%(default)s)")
     serving.add_argument("--large", action="store_true", help=f"measure a catalogue of {LARGE:,} items too")
+    serving.add_argument("--peers", action="store_true", help="measure LitServe, MLServer and BentoML beside it")
     serving.add_argument("--rounds", type=int, default=_USUAL.rounds, help="that count (%(default)s)")
     serving.add_argument("--seconds", type=float, default=_USUAL.seconds, help="of each load (%(default)s)")
     serving.add_argument("--quick", action="store_true", help="all of it in seconds, on tiny catalogues: says nothing")
@@ -39,10 +41,18 @@ def main(arguments: list[str] | None = None) -> int:
         large=LARGE if options.large else None,
         seconds=options.seconds,
         rounds=options.rounds,
+        peers=_peers_python() if options.peers else None,
     )
     if options.quick:
-        plan = replace(QUICK, large=2 * QUICK.items if options.large else None)
+        plan = replace(QUICK, large=2 * QUICK.items if options.large else None, peers=plan.peers)
+    if plan.peers is not None and not plan.peers.is_file():
+        print(f"error: there is no {plan.peers}, which is to have the peers; ./run makes one", file=sys.stderr)
+        return 1
     return _serving(plan, options.output)
+
+
+def _peers_python() -> Path:
+    return Path(os.environ.get("RECSERVE_PEERS") or ".venv-peers-serving/bin/python")
 
 
 def _serving(plan: Plan, output: Path) -> int:

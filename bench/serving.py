@@ -13,6 +13,8 @@ from bench.bundle import bench_bundle
 from bench.goals import Row, rows
 from bench.large import FLOORS as LARGE_FLOORS
 from bench.large import large
+from bench.peers.measure import FLOORS as PEERS_FLOORS
+from bench.peers.measure import MEASURES, peers, works
 from bench.rounds import Rounds, take_rounds
 from bench.servers import has_workers
 from bench.small import FLOORS, small, traffic
@@ -31,6 +33,7 @@ class Plan:
     rounds: int = 3
     users: int = 2000
     spare: int = 3  # rounds to replace those in which a floor moved
+    peers: Path | None = None  # interpreter that has them, if they are measured
 
 
 QUICK = Plan(items=300, seconds=0.2, rounds=1, users=70, spare=0)
@@ -60,6 +63,13 @@ def bench_serving(plan: Plan, folder: Path, say: Say = lambda _: None) -> tuple[
         notes.append(_about(title, of_large))
     without: Mapping[str, str] = reasons | ({"": "give --large"} if of_large is None else {})
     found += rows(goals.LARGE, of_large, without, title=title)
+    if plan.peers is not None:
+        of_peers, missing = _peers(plan, plan.peers, folder, say)
+        title = f"{plan.items:,} items, histories in the body"
+        notes += [_about(title, of_peers), *works(), *(f"{name} did not run: {why}" for name, why in missing.items())]
+        by_peer = {f"{part}peer {name}": why for name, why in missing.items() for part in ("", "p99 of ")}
+        by_peer |= {"p99 of service": "the service has no --workers"}
+        found += rows(MEASURES, of_peers, by_peer | reasons, title=title)
     return found, notes
 
 
@@ -93,6 +103,22 @@ def _large(plan: Plan, items: int, folder: Path, say: Say) -> Rounds:
             count=plan.rounds,
             spare=plan.spare,
         )
+
+
+def _peers(plan: Plan, python: Path, folder: Path, say: Say) -> tuple[Rounds, dict[str, str]]:
+    artifacts = bench_bundle(folder, plan.items)
+    with (
+        tempfile.TemporaryDirectory() as data,
+        EmbeddedStore(Path(data)) as store,
+        peers(python, artifacts, store.url, traffic(plan.items, plan.users), plan.seconds) as subjects,
+    ):
+        taken = take_rounds(
+            lambda number: subjects.round(lambda what: say(f"peers, round {number}: {what}")),
+            PEERS_FLOORS,
+            count=plan.rounds,
+            spare=plan.spare,
+        )
+        return taken, subjects.missing
 
 
 def _about(title: str, taken: Rounds) -> str:
