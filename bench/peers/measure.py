@@ -109,7 +109,7 @@ MEASURES = (
 
 
 class Peers:
-    """As small.Small; `missing` fills with the peers that do not run here, and why."""
+    """As small.Small; `missing` fills with what does not run here, and why."""
 
     def __init__(
         self, load: Child, python: Path, artifacts: Path, store_url: str, asked: Traffic, *, seconds: float
@@ -134,15 +134,16 @@ class Peers:
             found |= {f"p99 of service, {WORKERS[workers]}": load.p99_s}
         for name, peer in PEERS.items():
             for workers, called in WORKERS.items():
-                if name in self.missing:
+                both = f"{name}, {called}"
+                if both in self.missing:
                     continue
-                say(f"{name}, {called}")
+                say(both)
                 try:
                     load = self._peer(peer, workers)
                 except (servers.ServerError, ChildError) as error:
-                    self.missing[name] = str(error).strip().splitlines()[-1]
+                    self.missing[both] = str(error).strip().splitlines()[-1]
                 else:
-                    found |= {f"peer {name}, {called}": load.per_second, f"p99 of peer {name}, {called}": load.p99_s}
+                    found |= {f"peer {both}": load.per_second, f"p99 of peer {both}": load.p99_s}
         return found
 
     def _peer(self, peer: Peer, workers: int) -> Load:

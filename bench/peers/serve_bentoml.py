@@ -8,7 +8,12 @@ import bentoml
 from bench.peers.ranking import BATCH, Ranking
 
 
-@bentoml.service(workers=int(os.environ.get("BENCH_WORKERS", "1")), traffic={"timeout": 60})
+@bentoml.service(
+    workers=int(os.environ.get("BENCH_WORKERS", "1")),
+    traffic={"timeout": 60},
+    logging={"access": {"enabled": False}},  # no other server here writes a line a request
+    metrics={"enabled": False},
+)
 class Recommend:
     """Item ids in, items out; a call brings one history and is batched with others."""
 

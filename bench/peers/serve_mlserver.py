@@ -42,7 +42,7 @@ async def main(port: int, workers: int) -> None:
     )
     model = ModelSettings(
         name="recommend",
-        implementation=Recommend,
+        implementation="bench.peers.serve_mlserver.Recommend",  # by name, since its workers import it
         max_batch_size=BATCH,
         max_batch_time=WAIT_S,
         inputs=[MetadataTensor(name="history", datatype="INT64", shape=[-1, 50])],
