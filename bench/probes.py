@@ -27,6 +27,7 @@ from service.slot import Slot
 BATCH = 64
 K = 10
 _SEED = 7
+_FILLED = 50  # users at once: every write waits for the disk
 
 
 class EngineProbe:
@@ -124,10 +125,20 @@ class StoreProbe:
 
     async def _fill(self, users: Sequence[str], item_ids: Sequence[list[str]]) -> None:
         plain = redis.asyncio.Redis.from_url(self._url)
-        for user, ids in zip(users, item_ids, strict=True):
-            events = [Event(user, item, f"{user}-{at}", "interaction", at) for at, item in enumerate(ids, 1)]
-            await self._store.append(events)
-            await plain.rpush(LIST_KEY % user, *ids)
+        given = list(zip(users, item_ids, strict=True))
+        for start in range(0, len(given), _FILLED):
+            part = given[start : start + _FILLED]
+            await self._store.append(
+                [
+                    Event(user, item, f"{user}-{at}", "interaction", at)
+                    for user, ids in part
+                    for at, item in enumerate(ids, 1)
+                ]
+            )
+            async with plain.pipeline(transaction=False) as pipeline:
+                for user, ids in part:
+                    pipeline.rpush(LIST_KEY % user, *ids)
+                await pipeline.execute()
         await plain.aclose()
 
     async def _alone(self, users: Sequence[str], seconds: float) -> list[float]:

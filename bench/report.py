@@ -48,17 +48,18 @@ def plot(rows: Sequence[Row], path: Path) -> bool:
         return False
     rates = [row for row in rows if row.value is not None and row.unit in ("requests/s", "rows/s", "calls/s")]
     judged = [row for row in rows if row.value is not None and row.goal is not None]
-    canvas = Figure(figsize=(15, 1 + 0.32 * max(len(rates), len(judged))), layout="constrained")
-    left, right = canvas.subplots(1, 2)
-    bars = left.barh([row.name for row in rates], [row.value for row in rates])
-    left.bar_label(bars, [_number(row.value or 0.0) for row in rates], padding=3)
-    left.set(title="a second", xscale="log")
+    heights = [max(1, len(rates)), max(1, len(judged))]
+    canvas = Figure(figsize=(12, 1.5 + 0.3 * sum(heights)), layout="constrained")
+    above, below = canvas.subplots(2, 1, height_ratios=heights)
+    bars = above.barh([row.name for row in rates], [row.value for row in rates])
+    above.bar_label(bars, [_number(row.value or 0.0) for row in rates], padding=3)
+    above.set(title="a second", xlim=(0, 1.15 * max([1.0, *(row.value or 0.0 for row in rates)])))
     shares = [_share(row) for row in judged]
-    bars = right.barh([row.name for row in judged], shares, color=["C2" if row.met else "C3" for row in judged])
-    right.bar_label(bars, [f"{_number(row.value or 0.0)} ({row.bound} {row.goal:g})" for row in judged], padding=3)
-    right.axvline(1, color="black", linewidth=1)
-    right.set(title="of the goal: 1 or more meets it", xlim=(0, 1.6 * max([1.0, *shares])))
-    for axes in (left, right):
+    bars = below.barh([row.name for row in judged], shares, color=["C2" if row.met else "C3" for row in judged])
+    below.bar_label(bars, [f"{_number(row.value or 0.0)} ({row.bound} {row.goal:g})" for row in judged], padding=3)
+    below.axvline(1, color="black", linewidth=1)
+    below.set(title="of the goal: 1 or more meets it", xlim=(0, 1.4 * max([1.0, *shares])))
+    for axes in (above, below):
         axes.invert_yaxis()
     canvas.savefig(path, dpi=110)
     return True
