@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bench.probes import PADDED
 from models.bundle import BundleError, Content, DataWindow, Manifest, Parity, verify, write_bundle
 from models.registry import Registry
 from models.sasrec import SASRec, SASRecConfig
@@ -20,7 +21,6 @@ from training.ranker import OPSET, build_ranker
 
 _SEED = 7
 _GROUPS = 64
-PADDED = "padded.onnx"  # beside the bundle, whose own folder takes no other file
 
 
 def bench_bundle(folder: Path, items: int) -> Path:

@@ -14,7 +14,6 @@ import redis.asyncio
 import uvloop
 from numpy.typing import NDArray
 
-from bench.bundle import PADDED
 from bench.load import CONNECTIONS, MAX_HISTORY, histories
 from bench.yardsticks import LIST_KEY
 from models.bundle import read_bundle
@@ -24,9 +23,11 @@ from service.engine import Engine, Query
 from service.sequences import Event, SequenceStore
 from service.slot import Slot
 
+PADDED = "padded.onnx"  # beside the bundle, whose own folder takes no other file; see bench.bundle
 BATCH = 64
 K = 10
 _SEED = 7
+_SQUARE = 2048  # rows of a product that shows what the processor can do; 16 MB each
 _FILLED = 50  # users at once: every write waits for the disk
 
 
@@ -58,12 +59,11 @@ class EngineProbe:
             # Of what NumPy can do with every value once, taking the maximum came closest to what memory gives.
             return float(flat.nbytes / _median_s(lambda: list(threads.map(np.max, parts)), seconds))
 
-    def sgemm_per_second(self, batch: int, seconds: float) -> float:
-        """Floating-point operations a second of the product that scores a batch, by NumPy's BLAS."""
-        items = np.ascontiguousarray(self._engine.bundle.items)
-        vectors = np.random.default_rng(_SEED).standard_normal((batch, items.shape[1])).astype(np.float32)
-        scores = np.empty((batch, len(items)), np.float32)
-        return 2 * batch * items.size / _median_s(lambda: np.matmul(vectors, items.T, out=scores), seconds)
+    def sgemm_per_second(self, seconds: float) -> float:
+        """Floating-point operations a second of a matrix product that suits the cache, by NumPy's BLAS."""
+        left, right = np.random.default_rng(_SEED).standard_normal((2, _SQUARE, _SQUARE)).astype(np.float32)
+        product = np.empty_like(left)
+        return 2 * _SQUARE**3 / _median_s(lambda: np.matmul(left, right, out=product), seconds)
 
     def _next(self, size: int) -> list[Query]:
         self._at = (self._at + size) % (len(self._queries) - size + 1)
