@@ -85,7 +85,7 @@ def running(
         env=clean | (environment or {}),
         stdout=said,
         stderr=said,
-        start_new_session=True,  # so that it ends with all its own processes
+        process_group=0,  # so that it ends with all its own processes; a new session would lose the run's priority
     )
     try:
         try:

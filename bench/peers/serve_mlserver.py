@@ -13,6 +13,7 @@ from mlserver.codecs import NumpyCodec
 from mlserver.types import InferenceRequest, InferenceResponse, MetadataTensor
 
 from bench.peers.ranking import BATCH, WAIT_S, Ranking
+from bench.servers import free_port
 
 
 class Recommend(MLModel):  # type: ignore[misc]
@@ -34,7 +35,7 @@ async def main(port: int, workers: int) -> None:
     settings = Settings(
         host="127.0.0.1",
         http_port=port,
-        grpc_port=port + 1,
+        grpc_port=free_port(),  # it cannot do without
         metrics_endpoint=None,
         parallel_workers=workers if workers > 1 else 0,  # 0: in the process that answers, which is faster than one
         debug=False,
