@@ -1,4 +1,4 @@
-"""`python -m service`: serve recommendations, measure that, or make a key.
+"""`python -m service`: serve recommendations, or make a key.
 
 Whatever stops it from starting is one sentence on stderr and exit status 2; a store of its own that ends by itself
 stops it with status 1, for whoever supervises it to start both again.
@@ -63,19 +63,12 @@ def main(arguments: list[str] | None = None) -> int:
         "--threads", help="CPU threads of one ranking (1 if that is quick, else the CPU quota / workers)"
     )
     serve.add_argument("--log-level", help="debug, info, warning or error (info)")
-    bench = commands.add_parser("bench", help="measure requests a second, beside a route that does nothing")
-    bench.add_argument("--artifacts", type=Path, default=Path("artifacts"), help="whose promoted bundle (%(default)s)")
-    bench.add_argument("--url", help="a running service instead; the benchmark's events go to its log")
-    bench.add_argument("--workers", type=int, default=1, help="of the service, if it is its own (%(default)s)")
-    bench.add_argument("--seconds", type=float, default=5, help="for each kind of request (%(default)s)")
     commands.add_parser("key", help="print a new API key and its hash")
     options = vars(parser.parse_args(arguments))
     command = options.pop("command")
     try:
         if command == "key":
             return _key()
-        if command == "bench":
-            return _bench(**options)
         settings = load(options)
         check_installation()
         return _serve(settings)
@@ -91,18 +84,6 @@ def _key() -> int:
     print(f"key   {key}   (for the client; it is not stored and cannot be shown again)")
     print(f"hash  {key_hash}")
     print(f"RECSERVE_API_KEY_HASHES='{json.dumps({key_hash: ['recommend', 'events']})}'")
-    return 0
-
-
-def _bench(artifacts: Path, url: str | None, workers: int, seconds: float) -> int:
-    from service.bench import BenchError, bench, own_service, table  # noqa: PLC0415
-
-    try:
-        with contextlib.nullcontext(url) if url else own_service(artifacts, workers) as measured:
-            print(table(bench(measured, seconds)))
-    except BenchError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     return 0
 
 

@@ -17,7 +17,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ["demo", "serve", "train", "test", "check", "bench", "setup", "help"]
 TOOLS = ["cat", "cksum", "cp", "dirname", "grep", "mkdir", "rm", "uname"]
-PROJECT = ["run", "pyproject.toml", "constraints.txt", "constraints-peers.txt", "requirements.py"]
+PROJECT = ["run", "pyproject.toml", "constraints.txt", "constraints-peers.txt"]
+PROJECT += ["constraints-peers-serving.txt", "requirements.py"]
 
 # Answers as Python would where ./run depends on the answer; a program it is to run is printed, with exit status 7.
 FAKE_PYTHON = f"""#!/bin/sh
@@ -232,6 +233,19 @@ def test_peers_have_an_environment_of_their_own_with_the_torch_of_ours(
     assert installed() == before
 
 
+def test_peers_of_serving_have_another_environment_with_the_onnxruntime_of_ours(
+    run: Run, project: Path, installed: Callable[[], list[str]]
+) -> None:
+    result = run("bench", "serving", "--peers", FAKE_MISSING="bentoml")
+    assert result.stdout == "<-m><bench><serving><--peers>"
+    (runtime,) = re.findall(r"^onnxruntime==\S+$", (project / "constraints.txt").read_text(), re.MULTILINE)
+    assert [line.partition(" -c ")[2] for line in installed() if line.startswith(".venv-peers-serving/")] == [
+        f"constraints-peers-serving.txt {runtime} {peer}" for peer in ("litserve", "mlserver", "bentoml")
+    ]
+    assert "bentoml does not install here" in result.stderr
+    assert not (project / ".venv-peers").exists()
+
+
 def test_the_torch_of_peers_comes_from_the_index_named_for_it(run: Run, installed: Callable[[], list[str]]) -> None:
     run("bench", "training", "--peers", TORCH_INDEX="http://127.0.0.1:1/cpu")
     named = [line for line in installed() if "--index-url http://127.0.0.1:1/cpu" in line]
@@ -318,7 +332,7 @@ def test_uv_is_used_where_there_is_one(run: Run, tools: Path, tmp_path: Path) ->
         (["bench", "data", "--x"], ["-m", "training", "bench", "data", "--x"]),
         (["bench", "training"], ["-m", "training", "bench", "training"]),
         (["bench", "catalogue", "--x"], ["-m", "training", "bench", "catalogue", "--x"]),
-        (["bench", "serving", "--x"], ["-m", "service", "bench", "--x"]),
+        (["bench", "serving", "--x"], ["-m", "bench", "serving", "--x"]),
     ],
 )
 def test_a_command_becomes_its_program_arguments_and_exit_status_included(

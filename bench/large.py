@@ -1,0 +1,69 @@
+"""One round at a catalogue that fits no cache: memory and arithmetic are what costs."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from bench import servers
+from bench.child import Child
+from bench.load import Job, LoadGenerator
+from bench.machine import memory_bytes
+from bench.probes import EngineProbe, StoreProbe
+from bench.rounds import Figures
+from bench.small import Traffic
+from models.registry import Registry
+
+FLOORS = ("memory bandwidth", "SGEMM")
+_BATCH = 32
+_LONGER = 3  # loads, in which a request of the straightforward stack waits for seconds
+
+
+class Large:
+    """As small.Small."""
+
+    def __init__(self, stack: ExitStack, artifacts: Path, store_url: str, asked: Traffic, seconds: float) -> None:
+        self._asked, self._seconds = asked, seconds
+        self._artifacts, self._store_url = artifacts, store_url
+        self._bundle = Registry(artifacts).folder(Registry(artifacts).current() or "")
+        self._load = stack.enter_context(Child(LoadGenerator))
+        self._engine = stack.enter_context(Child(EngineProbe, artifacts))
+        stack.enter_context(Child(StoreProbe, store_url)).call("fill", asked.users, asked.item_ids)
+        self._has_workers = servers.has_workers()
+
+    def round(self, say: Callable[[str], None]) -> Figures:
+        """Every figure once. `say` is told what is measured."""
+        engine, seconds = self._engine, self._seconds
+        say("memory, arithmetic and the engine")
+        found = {
+            "matrix bytes": float(engine.call("matrix_bytes")),
+            "memory bandwidth": engine.call("read_bytes_per_second", seconds / 2),
+            "engine, batch of 1": engine.call("batch_s", 1, seconds),
+            "SGEMM": engine.call("sgemm_per_second", seconds / 2),
+            f"engine, batch of {_BATCH}": engine.call("batch_s", _BATCH, seconds),
+        }
+        say("the straightforward stack")
+        with servers.yardstick("straightforward", self._bundle, self._store_url) as plain:
+            found["straightforward, one worker"] = self._saturation(plain)
+        say("the service")
+        with servers.service(self._artifacts, self._store_url) as one:
+            found["start to ready"] = one.ready_s
+            found["service, one worker"] = self._saturation(one)
+            alone = memory_bytes(one.pids)
+        if self._has_workers and alone is not None:
+            with servers.service(self._artifacts, self._store_url, workers=2) as two:
+                self._saturation(two)  # so that both have touched what they need
+                both = memory_bytes(two.pids)
+            if both is not None:
+                found["second worker, bytes"] = float(both - alone)
+        return found
+
+    def _saturation(self, server: servers.Server) -> float:
+        job = Job(server.addresses, "/recommend", self._asked.stored, self._seconds * _LONGER)
+        return float(self._load.call("measure", job).per_second)
+
+
+@contextmanager
+def large(artifacts: Path, store_url: str, asked: Traffic, seconds: float) -> Iterator[Large]:
+    """Everything started and, at the end, stopped. seconds: of a load, a third of those it gives each."""
+    with ExitStack() as stack:
+        yield Large(stack, artifacts, store_url, asked, seconds)
