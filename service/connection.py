@@ -71,17 +71,14 @@ class Script:
         self._sha = hashlib.sha1(source, usedforsecurity=False).hexdigest()
 
     async def run(self, client: redis.asyncio.Redis, calls: list[tuple[Any, ...]]) -> list[Any]:
-        """A reply for each call's keys and arguments, all in one round trip; a second one if the server does not know
-        the script yet."""
+        """For each call's keys and arguments a reply, or what the server refused it with; all in one round trip, or a
+        second one if the server does not know the script yet."""
         replies = await self._evalsha(client, calls)
         unknown = [index for index, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
         if unknown:  # the server has restarted, or an operator has flushed its scripts
             again = await self._evalsha(client, [calls[index] for index in unknown], load=True)
             for index, reply in zip(unknown, again, strict=True):
                 replies[index] = reply
-        for reply in replies:
-            if isinstance(reply, Exception):
-                raise reply
         return replies
 
     async def _evalsha(

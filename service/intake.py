@@ -4,25 +4,35 @@ One bad event in a batch must not cost the others, and one that was not stored i
 """
 
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import orjson
 from pydantic import ValidationError
 
+from service.batcher import Batcher, Closed, Overloaded
+from service.connection import StoreUnavailable
 from service.engine import Engine
 from service.errors import Problem, describe, field_errors, shorten, unavailable
 from service.metrics import Metrics
 from service.schemas import MAX_AHEAD_MS, MAX_EVENTS, EventRequest, default_event_id
-from service.sequences import Event, SequenceStore, StoreUnavailable
+from service.sequences import AppendResult, Event, SequenceStore
 
 logger = logging.getLogger(__name__)
 
+_TOGETHER = 256  # requests
+
 
 class Intake:
-    """Checks and stores events. `now` gives epoch seconds."""
+    """Checks and stores events, those of all requests that wait together. Enter it to start.
+
+    Every write waits for the disk, and one that holds many costs no more. `now` gives epoch seconds; at most
+    max_waiting requests wait.
+    """
 
     def __init__(
         self,
@@ -30,12 +40,25 @@ class Intake:
         live: Callable[[], Engine | None],
         metrics: Metrics,
         *,
+        max_waiting: int,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
+        self._writes = Batcher[Sequence[Event], AppendResult](
+            self._write, max_batch=_TOGETHER, max_waiting=max_waiting, stuck_s=math.inf
+        )
         self._live = live
         self._metrics = metrics
         self._now = now
+
+    async def __aenter__(self) -> Self:
+        await self._writes.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._writes.__aexit__(kind, error, traceback)
 
     async def take(self, body: object) -> dict[str, Any]:
         """Store the events of a parsed body and return the response.
@@ -64,7 +87,11 @@ class Intake:
             )
         accepted = _timed(checked, now_ms)
         try:
-            result = await self._store.append(accepted)
+            result = await self._writes.submit(accepted)
+        except Overloaded as error:
+            raise unavailable("overloaded", f"{error}; send the same events again later") from error
+        except Closed as error:
+            raise unavailable("shutting_down", f"{error}; send the same events again") from error
         except StoreUnavailable as error:
             self._metrics.store_write_errors.inc()
             logger.warning("events were not stored: %s", error)
@@ -81,6 +108,22 @@ class Intake:
             "rejected": rejected,
             "unknown_items": sum(event.item_id not in known for event in accepted),
         }
+
+    async def _write(self, groups: Sequence[Sequence[Event]]) -> list[AppendResult | StoreUnavailable]:
+        """Store what several requests brought, a bounded number of events in one step."""
+        found: list[AppendResult | StoreUnavailable] = []
+        begin = 0
+        while begin < len(groups):
+            end, events = begin + 1, len(groups[begin])
+            while end < len(groups) and events + len(groups[end]) <= MAX_EVENTS:
+                events += len(groups[end])
+                end += 1
+            try:
+                found += await self._store.append_each(groups[begin:end])
+            except StoreUnavailable as error:  # the rest would wait as long for the same
+                return found + [error] * (len(groups) - begin)
+            begin = end
+        return found
 
 
 def _check(raw: object, *, latest_ms: int) -> EventRequest | list[dict[str, Any]]:

@@ -43,6 +43,8 @@ class ItemStore:
         packed = [(item, _packed(state)) for item, state in states.items()]
         call = (*_KEYS, MAX_KEPT, msgpack.packb(packed, use_bin_type=False))
         (version,) = await self._connection.write(lambda client: self._script.run(client, [call]))
+        if isinstance(version, Exception):
+            raise StoreUnavailable(f"Redis refused: {version}") from version
         if not version:
             raise TooManyItems(f"{MAX_KEPT:,} items can have a state of their own")
 

@@ -110,14 +110,29 @@ class SequenceStore:
         in byte order) and log. When it returns, the server has acknowledged all of it. When it raises
         StoreUnavailable, some users' events may be stored and others not; call again with the same events.
         """
-        by_user: dict[str, list[Event]] = {}
-        for event in events:
-            by_user.setdefault(event.user_id, []).append(event)
-        if not by_user:
-            return AppendResult(accepted=0, duplicates=0)
-        calls = [self._append_call(user_id, of_user) for user_id, of_user in by_user.items()]
-        accepted = sum(await self.connection.write(lambda client: self._script.run(client, calls)))
-        return AppendResult(accepted=accepted, duplicates=len(events) - accepted)
+        (result,) = await self.append_each([events])
+        if isinstance(result, StoreUnavailable):
+            raise result
+        return result
+
+    async def append_each(self, groups: Sequence[Sequence[Event]]) -> list[AppendResult | StoreUnavailable]:
+        """As `append`, for many callers in one round trip: what came of each one's events.
+
+        Raises StoreUnavailable if that is known of none.
+        """
+        calls: list[tuple[Any, ...]] = []
+        ends: list[int] = []  # of each group's calls
+        for events in groups:
+            by_user: dict[str, list[Event]] = {}
+            for event in events:
+                by_user.setdefault(event.user_id, []).append(event)
+            calls += [self._append_call(user_id, of_user) for user_id, of_user in by_user.items()]
+            ends.append(len(calls))
+        replies = await self.connection.write(lambda client: self._script.run(client, calls)) if calls else []
+        begins = [0, *ends[:-1]]
+        return [
+            _result(len(events), replies[begin:end]) for events, begin, end in zip(groups, begins, ends, strict=True)
+        ]
 
     async def histories(self, user_ids: Sequence[str]) -> list[list[str]]:
         """Item ids of each user's history, oldest first; an empty list for a user without one. One round trip.
@@ -208,6 +223,15 @@ class SequenceStore:
             int(self._clock()),
             msgpack.packb(packed, use_bin_type=False),  # Redis's Lua knows no separate type for bytes
         )
+
+
+def _result(events: int, replies: Sequence[int | Exception]) -> AppendResult | StoreUnavailable:
+    accepted = 0
+    for reply in replies:
+        if isinstance(reply, Exception):
+            return StoreUnavailable(f"Redis refused: {reply}")
+        accepted += reply
+    return AppendResult(accepted=accepted, duplicates=events - accepted)
 
 
 def _history_key(user_id: str) -> bytes:

@@ -44,6 +44,22 @@ def client(store_url: str) -> Iterator[redis.Redis]:
         yield opened
 
 
+async def test_callers_who_share_a_round_trip_are_told_apart(store_url: str) -> None:
+    async with SequenceStore.connect(store_url) as store:
+        first = [Event("ada", "a", "1", "view", 1), Event("bob", "a", "2", "view", 2)]
+        damaged = [Event("eve", "a", "3", "view", 3)]
+        await store.append(damaged)
+        with redis.Redis.from_url(store_url) as server:
+            (key,) = [key for key in server.keys() if key.endswith(b":h:eve")]
+            server.delete(key)
+            server.lpush(key, "no history")
+        again = [Event("ada", "b", "4", "view", 4), *first]
+        found = await store.append_each([first, [Event("eve", "b", "5", "view", 5)], again, []])
+        assert isinstance(found[1], StoreUnavailable)
+        assert [found[0], *found[2:]] == [AppendResult(2, 0), AppendResult(1, 2), AppendResult(0, 0)]
+        assert await store.histories(["ada", "bob"]) == [["a", "b"], ["a"]]
+
+
 async def test_items_come_back_oldest_first_and_an_unknown_user_has_none(store: SequenceStore) -> None:
     await store.append([event("b", 20), event("a", 10), event("c", 30, user="bob")])
     assert await store.histories(["bob", "nobody", "ann"]) == [["item-c"], [], ["item-a", "item-b"]]
