@@ -1,5 +1,6 @@
 """The application: everything it is made of, created in order and closed in reverse."""
 
+import gc
 import logging
 import math
 from collections.abc import AsyncIterator
@@ -55,6 +56,10 @@ async def running(settings: Settings, store_url: str, metrics: Metrics | None = 
         manifest = engine.bundle.manifest
         metrics.model_loaded(engine.version, manifest.model, engine.provider)
         items.prepare(engine)
+        # A vocabulary has a million strings that live as long as the engine: no collection need look at them again.
+        gc.unfreeze()
+        gc.collect()
+        gc.freeze()
         if manifest.length > settings.history_length:
             logger.warning(
                 "%s reads %d events and %d are kept for each user; raise RECSERVE_HISTORY_LENGTH",
