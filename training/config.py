@@ -137,7 +137,7 @@ class _NextItem(_Section):
     data: DataConfig = DataConfig()
     training: TrainingConfig = TrainingConfig()
     blend: BlendConfig = BlendConfig()
-    from_data: list[Literal["dropout", "stride", "batch", "loss"]] = []  # left to the rules of training/presets.py
+    from_data: list[Literal["dim", "dropout", "stride", "batch", "loss"]] = []  # left to training/presets.py's rules
 
 
 class Config(_NextItem):
@@ -180,7 +180,7 @@ def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _said_once(config: _NextItem, model: EncoderConfig) -> None:
     for name in config.from_data:
-        section = "model" if name == "dropout" else "training"
+        section = "model" if name in type(model).model_fields else "training"
         if name in (model if section == "model" else config.training).model_fields_set:
             raise ValueError(f"from_data has {name!r} and {section}.{name} is given too; leave one of them out")
 

@@ -21,7 +21,7 @@ _SHORT = 30  # mean train interactions of a user: with fewer, the same few seque
 def settle(config: RunConfig, train: Sequences) -> RunConfig:
     """The configuration with every option of `from_data` set, and none left to set.
 
-    dropout: 0.5 where users have few interactions, 0.2 where they have many.
+    dim, dropout: 64 and 0.5 where users have few interactions, 128 and 0.2 where they have many.
     stride: half the length where histories are longer than it, so that every item is predicted with a long past.
     batch: 128 windows, or half of that again and again down to 16 until an epoch has 150 steps and a step no more than
     3,000 positions.
@@ -30,8 +30,10 @@ def settle(config: RunConfig, train: Sequences) -> RunConfig:
     if isinstance(config, AutoRecRunConfig):  # leaves nothing to the data
         return config
     lengths, length = train.lengths[train.lengths > 0], config.model.length
+    few = float(lengths.mean()) < _SHORT
     found: dict[str, Any] = {
-        "dropout": 0.5 if float(lengths.mean()) < _SHORT else 0.2,
+        "dim": 64 if few else 128,  # on short histories 128 learn nothing more, and cost twice as much to serve
+        "dropout": 0.5 if few else 0.2,
         "stride": max(1, length // 2) if int(lengths.max()) > length else None,
     }
     stride = (found["stride"] if "stride" in config.from_data else config.training.stride) or length
@@ -42,7 +44,7 @@ def settle(config: RunConfig, train: Sequences) -> RunConfig:
     found["batch"] = next(fitting, _BATCHES[-1])
     found["loss"] = "softmax" if int(train.items.max()) <= _FULL else "sampled_softmax"
     chosen: dict[str, Any] = {name: found[name] for name in config.from_data}
-    model = {"dropout": chosen.pop("dropout")} if "dropout" in chosen else {}
+    model = {name: chosen.pop(name) for name in ("dim", "dropout") if name in chosen}
     if chosen.get("loss") == "sampled_softmax":
         chosen["negatives"] = _NEGATIVES
     return config.model_copy(

@@ -9,7 +9,7 @@ from training.config import Config, TrainingConfig, load_config
 from training.dataset import Sequences
 from training.presets import describe, settle
 
-EVERYTHING = ["dropout", "stride", "batch", "loss"]
+EVERYTHING = ["dim", "dropout", "stride", "batch", "loss"]
 
 
 def histories(*lengths: int) -> Sequences:
@@ -22,23 +22,23 @@ def left_to_the_data(names: list[str]) -> Config:
 
 
 @pytest.mark.parametrize(
-    ("lengths", "dropout", "stride"),
+    ("lengths", "dim", "dropout", "stride"),
     [
-        ([5] * 10, 0.5, None),  # a shop's
-        ([5] * 19 + [300], 0.5, 25),  # the longest is cut into windows
-        ([40] * 10, 0.2, None),
-        ([60] * 10, 0.2, 25),
-        ([0] * 50 + [400] * 10, 0.2, 25),  # users without a train interaction say nothing
+        ([5] * 10, 64, 0.5, None),  # a shop's
+        ([5] * 19 + [300], 64, 0.5, 25),  # the longest is cut into windows
+        ([40] * 10, 128, 0.2, None),
+        ([60] * 10, 128, 0.2, 25),
+        ([0] * 50 + [400] * 10, 128, 0.2, 25),  # users without a train interaction say nothing
     ],
 )
 def test_short_and_long_histories_have_presets_of_their_own(
-    lengths: list[int], dropout: float, stride: int | None
+    lengths: list[int], dim: int, dropout: float, stride: int | None
 ) -> None:
     before = left_to_the_data(EVERYTHING)
     after = settle(before, histories(*lengths))
-    assert (after.model.dropout, after.training.stride) == (dropout, stride)
+    assert (after.model.dim, after.model.dropout, after.training.stride) == (dim, dropout, stride)
     assert after.from_data == []
-    assert describe(before, after) == f"dropout {dropout}, stride {stride}, batch 16, loss softmax"
+    assert describe(before, after) == f"dim {dim}, dropout {dropout}, stride {stride}, batch 16, loss softmax"
 
 
 @pytest.mark.parametrize(
