@@ -44,7 +44,7 @@ def settle(config: RunConfig, train: Sequences) -> RunConfig:
     found["batch"] = next(fitting, _BATCHES[-1])
     found["loss"] = "softmax" if int(train.items.max()) <= _FULL else "sampled_softmax"
     chosen: dict[str, Any] = {name: found[name] for name in config.from_data}
-    model = {name: chosen.pop(name) for name in ("dim", "dropout") if name in chosen}
+    model: dict[str, Any] = {name: chosen.pop(name) for name in ("dim", "dropout") if name in chosen}
     if chosen.get("loss") == "sampled_softmax":
         chosen["negatives"] = _NEGATIVES
     return config.model_copy(
