@@ -18,17 +18,19 @@ from models.registry import Registry
 from models.sasrec import SASRec, SASRecConfig
 from training.export import certify, encoder_graph, golden
 from training.ranker import OPSET, build_ranker
+from training.scoring import Asked, with_scoring
 
 _SEED = 7
 _GROUPS = 64
 
 
-def bench_bundle(folder: Path, items: int) -> Path:
+def bench_bundle(folder: Path, items: int, scoring: Asked = "auto") -> Path:
     """Artifacts whose promoted bundle has so many items: dim 64, length 50, 2 blocks. Made if it is not there.
 
-    Beside the bundle lies PADDED, its encoder on sequences int64 (batch, 50) at all positions.
+    Its catalogue is searched as `export --scoring` would have it. Beside the bundle lies PADDED, its encoder on
+    sequences int64 (batch, 50) at all positions.
     """
-    artifacts = folder / f"items-{items}"
+    artifacts = folder / (f"items-{items}" if scoring == "auto" else f"items-{items}-{scoring}")
     version = f"bench-{items}"
     try:
         verify(artifacts / version)
@@ -39,7 +41,7 @@ def bench_bundle(folder: Path, items: int) -> Path:
             return artifacts
     model = _model(items)
     if not (artifacts / version).exists():
-        write_bundle(artifacts, _content(model, version))
+        write_bundle(artifacts, with_scoring(_content(model, version), scoring))
     (artifacts / PADDED).write_bytes(_padded(model))
     Registry(artifacts).promote(version)
     return artifacts

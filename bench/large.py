@@ -12,6 +12,7 @@ from bench.probes import EngineProbe, StoreProbe
 from bench.rounds import Figures
 from bench.small import Traffic
 from models.registry import Registry
+from models.runtime import overlap
 
 FLOORS = ("memory bandwidth", "SGEMM")
 _BATCH = 32
@@ -21,12 +22,16 @@ _LONGER = 3  # loads, in which a request of the straightforward stack waits for 
 class Large:
     """As small.Small."""
 
-    def __init__(self, stack: ExitStack, artifacts: Path, store_url: str, asked: Traffic, seconds: float) -> None:
+    def __init__(
+        self, stack: ExitStack, artifacts: Path, int8: Path, store_url: str, asked: Traffic, *, seconds: float
+    ) -> None:
         self._asked, self._seconds = asked, seconds
         self._artifacts, self._store_url = artifacts, store_url
         self._bundle = Registry(artifacts).folder(Registry(artifacts).current() or "")
         self._load = stack.enter_context(Child(LoadGenerator))
         self._engine = stack.enter_context(Child(EngineProbe, artifacts))
+        self._int8 = stack.enter_context(Child(EngineProbe, int8))
+        self._recall = overlap(self._int8.call("best"), self._engine.call("best"))
         stack.enter_context(Child(StoreProbe, store_url)).call("fill", asked.users, asked.item_ids)
         self._has_workers = servers.has_workers()
 
@@ -40,6 +45,8 @@ class Large:
             "engine, batch of 1": engine.call("batch_s", 1, seconds),
             "SGEMM": engine.call("sgemm_per_second", seconds / 2),
             f"engine, batch of {_BATCH}": engine.call("batch_s", _BATCH, seconds),
+            f"int8, batch of {_BATCH}": self._int8.call("batch_s", _BATCH, seconds),
+            "int8, recall@10": self._recall,
         }
         say("the straightforward stack")
         with servers.yardstick("straightforward", self._bundle, self._store_url) as plain:
@@ -63,7 +70,10 @@ class Large:
 
 
 @contextmanager
-def large(artifacts: Path, store_url: str, asked: Traffic, seconds: float) -> Iterator[Large]:
-    """Everything started and, at the end, stopped. seconds: of a load, a third of those it gives each."""
+def large(artifacts: Path, int8: Path, store_url: str, asked: Traffic, seconds: float) -> Iterator[Large]:
+    """Everything started and, at the end, stopped. int8: artifacts of the same bundle, searched by int8.
+
+    seconds: of a load, a third of those it gives each.
+    """
     with ExitStack() as stack:
-        yield Large(stack, artifacts, store_url, asked, seconds)
+        yield Large(stack, artifacts, int8, store_url, asked, seconds=seconds)

@@ -48,6 +48,11 @@ class EngineProbe:
         """Median time of a batch."""
         return _median_s(lambda: self._engine.rank(self._next(size)), seconds)
 
+    def best(self) -> NDArray[np.int64]:
+        """The first ten of each of the histories, (histories, 10)."""
+        found = [self._engine.rank(self._queries[at : at + BATCH]) for at in range(0, len(self._queries), BATCH)]
+        return np.array([ranking.indices for rankings in found for ranking in rankings])
+
     def matrix_bytes(self) -> int:
         return int(self._engine.bundle.items.nbytes)
 

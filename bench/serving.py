@@ -48,7 +48,6 @@ def bench_serving(plan: Plan, folder: Path, say: Say = lambda _: None) -> tuple[
     notes: list[str] = []
     reasons = {
         "": "it was left out",
-        "int8": "the service has no int8 scan",
         "second worker": "the memory of processes is not to be had",
     }
     if not has_workers():
@@ -91,11 +90,11 @@ def _small(plan: Plan, folder: Path, say: Say) -> Rounds:
 
 def _large(plan: Plan, items: int, folder: Path, say: Say) -> Rounds:
     say(f"a bundle of {items:,} items")
-    artifacts = bench_bundle(folder, items)
+    artifacts, int8 = bench_bundle(folder, items), bench_bundle(folder, items, "int8")
     with (
         tempfile.TemporaryDirectory() as data,
         EmbeddedStore(Path(data)) as store,
-        large(artifacts, store.url, traffic(items, plan.users), plan.seconds) as subjects,
+        large(artifacts, int8, store.url, traffic(items, plan.users), plan.seconds) as subjects,
     ):
         return take_rounds(
             lambda number: subjects.round(lambda what: say(f"{items:,} items, round {number}: {what}")),
