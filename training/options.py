@@ -9,7 +9,7 @@ from rich.console import Console
 from training.config import load_config
 from training.interactions import Columns, read_interactions
 from training.presets import describe, settle
-from training.run import Prepared, RunSpec, SplitName, data_window, default_split, prepare
+from training.run import Prepared, RunSpec, SplitName, data_window, default_split, prepare, rules_of
 
 ConfigName = Annotated[str, typer.Argument(help="A name under training/configs/, or the path of a TOML file.")]
 Data = Annotated[
@@ -81,6 +81,7 @@ def run_of(
     spec = RunSpec(
         name=Path(name).stem if name.endswith(".toml") else name,
         config=settled,
+        by_rule=rules_of(loaded),
         split=split,
         seed=seed,
         files=[path.resolve() for path in data],

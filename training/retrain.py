@@ -24,7 +24,7 @@ from training.export import export
 from training.gate import compare
 from training.interactions import Columns, Interactions, interactions_from_frame, read_interactions
 from training.presets import settle
-from training.run import Prepared, RunError, RunFolder, RunSpec, data_window, prepare
+from training.run import Prepared, RunError, RunFolder, RunSpec, data_window, prepare, rules_of
 from training.scorers import BundleScorer, run_scorer
 from training.train import refit, train
 
@@ -84,6 +84,7 @@ def retrain(
     spec = RunSpec(
         name=name,
         config=settle(config, prepared.split.train),
+        by_rule=rules_of(config),
         split="time",
         held_out=window,
         seed=seed,

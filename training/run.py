@@ -61,6 +61,7 @@ class RunSpec(BaseModel):
 
     name: str  # of the configuration
     config: AnyConfig
+    by_rule: list[str] | None = None  # options that followed from the data; None: not recorded
     split: SplitName
     held_out: float = 0.1  # of a split by time or of ratings by chance, as `prepare` has it
     seed: int
@@ -94,20 +95,26 @@ class RunSpec(BaseModel):
         if not (CONFIGS / f"{self.name}.toml").is_file():
             return {}
         now = load_config(self.name)
-        left = [] if isinstance(now, AutoRecRunConfig) else now.from_data
+        left = rules_of(now)
+        given = [] if self.by_rule is None else [name for name in left if name not in self.by_rule]
         return {
-            name: values
-            for name, values in differences(self.config, now).items()
-            if name.split(".")[-1] not in left and name != "from_data"
+            name: (before, "by the data" if name.split(".")[-1] in given else after)
+            for name, (before, after) in differences(self.config, now).items()
+            if (name.split(".")[-1] not in left or name.split(".")[-1] in given) and name != "from_data"
         }
 
     def _deciding(self) -> "RunSpec":
         """Without what decides nothing: where files lie, and attributes that give nothing but titles."""
         learns = isinstance(self.config, S3RecRunConfig) and self.config.pretraining.uses_attributes
-        changes: dict[str, Any] = {"attributes": None}
+        changes: dict[str, Any] = {"attributes": None, "by_rule": None}
         if not learns:
             changes["attributes_sha256"] = None
         return self.model_copy(update=changes)
+
+
+def rules_of(config: RunConfig) -> list[str]:
+    """Options that a configuration leaves to the data."""
+    return [] if isinstance(config, AutoRecRunConfig) else [str(name) for name in config.from_data]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

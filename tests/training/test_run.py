@@ -147,6 +147,9 @@ def test_a_run_says_what_its_configuration_has_otherwise_by_now(
     assert same.changed_since() == {}
     before = now.model_copy(update={"training": now.training.model_copy(update={"average": None, "batch": 7})})
     assert same.model_copy(update={"config": before}).changed_since() == {"training.average": (None, 0.999)}
+    given = same.model_copy(update={"config": before, "by_rule": ["dim", "dropout", "stride", "loss"]})
+    assert given.changed_since() == {"training.average": (None, 0.999), "training.batch": (7, "by the data")}
+    assert given.identity == same.model_copy(update={"config": before}).identity
 
 
 def test_a_line_torn_by_a_kill_is_no_epoch(tmp_path: Path) -> None:
