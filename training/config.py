@@ -165,10 +165,15 @@ class S3RecRunConfig(_NextItem):
 
 def differences(one: BaseModel, other: BaseModel) -> dict[str, tuple[Any, Any]]:
     """Options that are not the same in both, by dotted name, with their two values (None where there is none)."""
-    first, second = _flat(one.model_dump(mode="json")), _flat(other.model_dump(mode="json"))
+    first, second = flat(one), flat(other)
     return {
         name: (first.get(name), second.get(name)) for name in {**first, **second} if first.get(name) != second.get(name)
     }
+
+
+def flat(config: BaseModel) -> dict[str, Any]:
+    """Options by dotted name."""
+    return _flat(config.model_dump(mode="json"))
 
 
 def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -34,6 +34,7 @@ from training.config import (
     RunConfig,
     S3RecRunConfig,
     differences,
+    flat,
     load_config,
 )
 from training.dataset import Dataset, DatasetError, build_dataset, popularity_of
@@ -96,12 +97,17 @@ class RunSpec(BaseModel):
             return {}
         now = load_config(self.name)
         left = rules_of(now)
-        given = [] if self.by_rule is None else [name for name in left if name not in self.by_rule]
-        return {
-            name: (before, "by the data" if name.split(".")[-1] in given else after)
-            for name, (before, after) in differences(self.config, now).items()
-            if (name.split(".")[-1] not in left or name.split(".")[-1] in given) and name != "from_data"
+        changed = {
+            name: values
+            for name, values in differences(self.config, now).items()
+            if name.split(".")[-1] not in left and name != "from_data"
         }
+        followed = left if self.by_rule is None else self.by_rule
+        for name, value in flat(self.config).items():
+            option = name.split(".")[-1]
+            if option in left and option not in followed:
+                changed[name] = value, "by the data"
+        return changed
 
     def _deciding(self) -> "RunSpec":
         """Without what decides nothing: where files lie, and attributes that give nothing but titles."""
