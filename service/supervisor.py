@@ -7,7 +7,6 @@ request and loads no model; it holds the port, so that nobody else takes it, and
 import asyncio
 import contextlib
 import logging
-import pickle
 import socket
 import subprocess
 import sys
@@ -44,6 +43,17 @@ class Assignment:
     store_url: str
     family: int
     address: tuple[Any, ...]
+
+    def line(self) -> bytes:
+        """As a line of JSON."""
+        fields = {field: getattr(self, field) for field in ("number", "store_url", "family", "address")}
+        return orjson.dumps(fields | {"settings": self.settings.model_dump(mode="json")}) + b"\n"
+
+    @classmethod
+    def read(cls, line: bytes) -> "Assignment":
+        """What `line` gave."""
+        fields = orjson.loads(line)
+        return cls(**fields | {"settings": Settings(**fields["settings"]), "address": tuple(fields["address"])})
 
 
 @dataclass(eq=False)
@@ -169,7 +179,7 @@ class Supervisor:
         stdin = process.stdin
         if stdin is not None:
             with contextlib.suppress(OSError):  # it ended already
-                stdin.write(pickle.dumps(assignment))
+                stdin.write(assignment.line())
                 stdin.flush()
         with contextlib.suppress(OSError):
             async for line in reader:

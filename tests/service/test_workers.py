@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,8 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from service.settings import Settings
+from service.supervisor import Assignment
 from tests.service.processes import Process, refused, serving
 
 WAIT_S = 20.0
@@ -198,3 +201,15 @@ def test_the_item_matrix_is_mapped_by_all_and_copied_by_none(two: Process) -> No
         sizes = dict(re.findall(r"^(\w+): +(\d+) kB$", smaps.partition("/items.npy\n")[2][:1000], re.MULTILINE)[:20])
         assert int(sizes["Rss"]) > 0
         assert sizes["Shared_Clean"] == sizes["Rss"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Settings(embedded=True),
+        Settings(redis="redis://:secret@host:1/0", workers=2, api_key_hashes={"a" * 64: frozenset({"recommend"})}),
+    ],
+)
+def test_a_worker_is_told_all_settings_as_they_are(settings: Settings) -> None:
+    assignment = Assignment(1, settings, "unix:///tmp/store.sock", socket.AF_INET6, ("::1", 8000, 0, 0))
+    assert Assignment.read(assignment.line()) == assignment
