@@ -15,13 +15,15 @@ _STEPS = 150  # an epoch has at least so many, or small data would need thousand
 _POSITIONS = 3000  # and a step at most so many: more of them are not worth their time
 _FULL = 100_000  # items: a larger catalogue makes the full softmax more work than it is worth
 _NEGATIVES = 1024  # instead, for a batch
+_MUCH = 500_000  # train interactions
 _SHORT = 30  # mean train interactions of a user: with fewer, the same few sequences come round too soon
 
 
 def settle(config: RunConfig, train: Sequences) -> RunConfig:
     """The configuration with every option of `from_data` set, and none left to set.
 
-    dim, dropout: 64 and 0.5 where users have few interactions, 128 and 0.2 where they have many.
+    dim: 64, or from half a million interactions on 128: with fewer, more of them only learn by heart.
+    dropout: 0.5 where users have few interactions, 0.2 where they have many.
     stride: half the length where histories are longer than it, so that every item is predicted with a long past.
     batch: 128 windows, or half of that again and again down to 16 until an epoch has 150 steps and a step no more than
     3,000 positions.
@@ -30,10 +32,9 @@ def settle(config: RunConfig, train: Sequences) -> RunConfig:
     if isinstance(config, AutoRecRunConfig):  # leaves nothing to the data
         return config
     lengths, length = train.lengths[train.lengths > 0], config.model.length
-    few = float(lengths.mean()) < _SHORT
     found: dict[str, Any] = {
-        "dim": 64 if few else 128,  # on short histories 128 learn nothing more, and cost twice as much to serve
-        "dropout": 0.5 if few else 0.2,
+        "dim": 64 if int(lengths.sum()) < _MUCH else 128,
+        "dropout": 0.5 if float(lengths.mean()) < _SHORT else 0.2,
         "stride": max(1, length // 2) if int(lengths.max()) > length else None,
     }
     stride = (found["stride"] if "stride" in config.from_data else config.training.stride) or length

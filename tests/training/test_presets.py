@@ -26,9 +26,9 @@ def left_to_the_data(names: list[str]) -> Config:
     [
         ([5] * 10, 64, 0.5, None),  # a shop's
         ([5] * 19 + [300], 64, 0.5, 25),  # the longest is cut into windows
-        ([40] * 10, 128, 0.2, None),
-        ([60] * 10, 128, 0.2, 25),
-        ([0] * 50 + [400] * 10, 128, 0.2, 25),  # users without a train interaction say nothing
+        ([40] * 10, 64, 0.2, None),
+        ([60] * 10, 64, 0.2, 25),
+        ([0] * 50 + [400] * 10, 64, 0.2, 25),  # users without a train interaction say nothing
     ],
 )
 def test_short_and_long_histories_have_presets_of_their_own(
@@ -57,6 +57,11 @@ def test_a_batch_leaves_an_epoch_its_steps_and_is_no_larger_than_a_step_is_worth
     users: int, each: int, batch: int
 ) -> None:
     assert settle(left_to_the_data(EVERYTHING), histories(*[each] * users)).training.batch == batch
+
+
+@pytest.mark.parametrize(("users", "dim"), [(49_999, 64), (50_000, 128)])
+def test_much_data_is_learned_by_a_wider_model(users: int, dim: int) -> None:
+    assert settle(left_to_the_data(EVERYTHING), histories(*[10] * users)).model.dim == dim
 
 
 @pytest.mark.parametrize(("items", "loss", "negatives"), [(100_000, "softmax", 1), (100_001, "sampled_softmax", 1024)])
