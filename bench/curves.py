@@ -135,8 +135,9 @@ def _catalogue(path: Path) -> tuple[dict[str, dict[int, tuple[float, float]]], i
         dims, threads = {int(one["dim"]) for one in content["figures"]}, int(content["threads"])
     except (ValueError, KeyError, TypeError) as error:
         raise CurvesError(f"{path} is not what the benchmark of catalogues writes ({error!r}); {again}") from error
-    if len(dims) != 1 or threads < 1:
-        raise CurvesError(f"{path} has figures of {sorted(dims)} columns on {threads} threads; {again}")
+    if len(dims) != 1 or threads < 1 or not all(ways.values()):
+        ranked = [way for way in ways if ways[way]]
+        raise CurvesError(f"{path} has {ranked} of {sorted(dims)} columns on {threads} threads; {again}")
     return ways, dims.pop(), threads
 
 

@@ -133,7 +133,8 @@ def test_files_that_cannot_be_used_are_named(own: Path, capsys: pytest.CaptureFi
     (own / SERVING).write_text(json.dumps([{"name": "300 items: service, one worker", "value": 9.0}]))
     assert main(asked) == 1
     assert "serving.json is of a trial on 300 items" in capsys.readouterr().err
-    for content in ("{", "[]", '{"figures": [{}], "threads": 1}'):
+    alone = {"items": 9, "dim": 64, "way": "one run", "milliseconds": {"1": 1, "32": 2}}
+    for content in ("{", "[]", '{"figures": [{}], "threads": 1}', json.dumps({"figures": [alone], "threads": 1})):
         (own / CATALOGUE).write_text(content)
         assert main(asked) == 1
         assert "catalogue.json" in capsys.readouterr().err
