@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 from models.bundle import BundleError, read_bundle
+from models.device import DeviceError, check_installation
 from models.registry import Registry, RegistryError
-from models.runtime import DeviceError, Runtime, check_installation
+from models.runtime import Runtime
 
 _EPILOG = """examples:
   python -m models list

@@ -6,21 +6,20 @@ with it, so that what is certified is what runs.
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from models.binding import BoundSession, Resident
 from models.bundle import Bundle, BundleError
+from models.device import CPU, CUDA, Device, open_session
 from models.neighbours import recent
 from models.scan import GROUP, Scan
 from models.selection import Selection
 from models.sequence import PADDING, Indices, Values, by_length, pad, pad_values, truncate
 from models.subset import Subset, spoken_for
-
-Device = Literal["auto", "cpu", "cuda"]
 
 TOLERANCE = 1e-4  # of a score, against torch: twenty times the noise seen between the two on one machine
 EXCLUDED_SCORE = float(np.finfo(np.float32).min)  # finite stand-in for minus infinity inside the graph
@@ -31,23 +30,22 @@ _GOLDEN_RECALL = 0.9  # of the golden answers: a scan that finds fewer is broken
 _SMALL_BATCH = 8  # below this, one padded run costs less than several exact ones
 
 
-class DeviceError(Exception):
-    """The device asked for is not the one that onnxruntime gave; the message says what to do."""
-
-
 class Runtime:
     """Encoder and ranker sessions over one bundle. Thread-safe: onnxruntime sessions are.
 
-    threads: intra-op threads, by default as many as the CPU quota allows.
+    threads: intra-op threads, by default as many as the CPU quota allows. bound: whether the matrices are put on the
+    device once and bound to each run, by default where that is not the CPU, on which a run would take 1 to 10 % longer.
     Raises DeviceError if `device` is "cuda" and a session runs elsewhere, BundleError if a graph cannot be loaded.
     """
 
-    def __init__(self, bundle: Bundle, *, device: Device = "auto", threads: int | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, *, device: Device = "auto", threads: int | None = None, bound: bool | None = None
+    ) -> None:
         self.bundle = bundle
         self.reads_values: bool  # whether the encoder takes what an event was worth, as a rating, beside its item
         self.threads = threads or cpu_quota()
-        self._encoder = _session(bundle.encoder, device, self.threads)
-        self._ranker = _session(bundle.ranker, device, self.threads)
+        self._encoder = open_session(bundle.encoder, device, self.threads)
+        self._ranker = open_session(bundle.ranker, device, self.threads)
         self.provider: str = self._encoder.get_providers()[0]
         # An encoder that embeds items takes the matrix as an input: it is in memory once, not also in the graph.
         wanted = {graph_input.name for graph_input in self._encoder.get_inputs()}
@@ -66,11 +64,19 @@ class Runtime:
             has = "reads neighbours and the bundle has none" if blends else "does not read the bundle's neighbours"
             raise BundleError(f"{bundle.ranker}: {has}; export the model again")
         self._scan: Scan | None = None
-        if bundle.scan is not None and self.provider == "CPUExecutionProvider":
+        if bundle.scan is not None and self.provider == CPU:
             if bundle.neighbours is not None and bundle.neighbours.affinities.min(initial=0) < 0:
                 raise BundleError(f"{bundle.folder}: neighbours that lower a score need a bundle without a scan")
-            session = _session(bundle.scan, "cpu", self.threads)
+            session = open_session(bundle.scan, "cpu", self.threads)
             self._scan = Scan(session, bundle.quantised or bundle.items, threads=self.threads)
+        self._neighbour_feeds: dict[str, NDArray[Any]] = {}
+        if bundle.neighbours is not None:
+            flat = bundle.neighbours.items.reshape(-1), bundle.neighbours.affinities.reshape(-1)
+            self._neighbour_feeds = dict(zip(("neighbours", "affinities"), flat, strict=True))
+        if bound or (bound is None and self.provider != CPU):
+            matrices = [bundle.items, *self._encoder_feeds.values(), *self._neighbour_feeds.values()]
+            resident = Resident("cuda" if self.provider == CUDA else "cpu", matrices)
+            self._encoder, self._ranker = (BoundSession(one, resident) for one in (self._encoder, self._ranker))
 
     @property
     def scoring(self) -> Literal["exact", "approximate"]:
@@ -224,11 +230,7 @@ class Runtime:
             feeds |= (
                 subset.beside(bundle.neighbours, sequences)
                 if subset is not None
-                else {
-                    "recent": recent(sequences),
-                    "neighbours": bundle.neighbours.items.reshape(-1),
-                    "affinities": bundle.neighbours.affinities.reshape(-1),
-                }
+                else {"recent": recent(sequences), **self._neighbour_feeds}
             )
         indices, scores = self._ranker.run(["indices", "scores"], feeds)
         return indices if subset is None else subset.rows[indices], scores
@@ -297,50 +299,5 @@ def cpu_quota(limit: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
     return allowed if quota == "max" else max(1, min(allowed, int(quota) // int(period)))
 
 
-def check_installation() -> None:
-    """Raise DeviceError if both onnxruntime packages are installed: they overwrite each other's files."""
-    found = [name for name in ("onnxruntime", "onnxruntime-gpu") if _installed(name)]
-    if len(found) != 1:
-        state = "both are" if found else "neither is"
-        raise DeviceError(
-            f"exactly one of onnxruntime and onnxruntime-gpu must be installed, {state}: "
-            "make a fresh environment with either recserve[service-cpu] or recserve[service-gpu]"
-        )
-
-
-def _session(graph: Path, device: Device, threads: int) -> Any:
-    import onnxruntime  # noqa: PLC0415 - so that check_installation can say first what is wrong with it
-
-    wanted = ["CPUExecutionProvider"]
-    if device == "cuda" or (device == "auto" and "CUDAExecutionProvider" in onnxruntime.get_available_providers()):
-        # TF32 rounds to 10 bits, far outside the tolerance that bundles are certified to.
-        wanted.insert(0, ("CUDAExecutionProvider", {"use_tf32": "0"}))  # type: ignore[arg-type]
-        onnxruntime.preload_dlls()  # CUDA and cuDNN may have come as wheels, which are on no library path
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # two spinning sessions fight for cores
-    options.log_severity_level = 3
-    try:
-        session = onnxruntime.InferenceSession(graph, options, providers=wanted)
-    except Exception as error:  # onnxruntime's own errors share no other base class
-        if device == "cuda":
-            raise DeviceError(f"device is cuda, but onnxruntime could not start it: {error}") from error
-        raise BundleError(f"{graph}: onnxruntime cannot load it: {error}") from error
-    if device == "cuda" and session.get_providers()[0] != "CUDAExecutionProvider":
-        raise DeviceError(
-            f"device is cuda, but onnxruntime runs on {session.get_providers()[0]}: install recserve[service-gpu] with "
-            "its CUDA and cuDNN libraries (onnxruntime's log above names the one it missed), or set device to cpu"
-        )
-    return session
-
-
 def _distance(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
     return float(np.abs(found - expected).max()) if found.shape == expected.shape else float("inf")
-
-
-def _installed(name: str) -> bool:
-    try:
-        version(name)
-    except PackageNotFoundError:
-        return False
-    return True

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models.bundle import BundleError
-from models.runtime import DeviceError, check_installation
+from models.device import DeviceError, check_installation
 from service import logs
 from service.auth import new_key
 from service.settings import BadSettings, Settings, load

@@ -11,8 +11,8 @@ from fastapi.responses import RedirectResponse
 from pydantic import ValidationError
 
 from models.bundle import BundleError
+from models.device import DeviceError
 from models.registry import Registry, RegistryError
-from models.runtime import DeviceError
 from service import metrics as prometheus
 from service.auth import Keys
 from service.batcher import Batcher

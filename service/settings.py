@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
-from models.runtime import Device
+from models.device import Device
 
 PREFIX = "RECSERVE_"
 Scope = Literal["recommend", "events", "items", "admin"]

@@ -15,8 +15,9 @@ from types import TracebackType
 from typing import Self
 
 from models.bundle import Bundle, BundleError, read_bundle
+from models.device import Device, DeviceError
 from models.registry import Registry, RegistryError
-from models.runtime import Device, DeviceError, Runtime
+from models.runtime import Runtime
 from service.engine import Engine, EngineError
 
 logger = logging.getLogger(__name__)

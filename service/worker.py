@@ -19,7 +19,7 @@ import orjson
 import uvloop
 
 from models.bundle import BundleError
-from models.runtime import DeviceError
+from models.device import DeviceError
 from service import logs
 from service.app import running
 from service.metrics import Metrics

@@ -14,7 +14,9 @@ PACKAGES = ("models", "service", "training")
 TORCH_FREE = (
     "__init__",
     "__main__",
+    "binding",
     "bundle",
+    "device",
     "registry",
     "runtime",
     "selection",

@@ -333,6 +333,7 @@ def test_uv_is_used_where_there_is_one(run: Run, tools: Path, tmp_path: Path) ->
         (["bench", "training"], ["-m", "training", "bench", "training"]),
         (["bench", "catalogue", "--x"], ["-m", "training", "bench", "catalogue", "--x"]),
         (["bench", "serving", "--x"], ["-m", "bench", "serving", "--x"]),
+        (["bench", "size", "--x"], ["-m", "bench.size", "--x"]),
     ],
 )
 def test_a_command_becomes_its_program_arguments_and_exit_status_included(

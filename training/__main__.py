@@ -8,9 +8,10 @@ import typer
 from rich.console import Console
 
 from models.bundle import MANIFEST, BundleError, read_bundle
+from models.device import DeviceError
 from models.eventlog import SEQUENCE_TYPES, EventLogError
 from models.registry import Registry, RegistryError
-from models.runtime import DeviceError, Runtime
+from models.runtime import Runtime
 from training.activations import activations_table, compare_activations
 from training.assessment import assess
 from training.attributes import AttributesError

@@ -13,16 +13,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from models.bundle import BundleError, read_bundle
-from models.runtime import EXCLUDED_SCORE, DeviceError, Runtime, check_installation, cpu_quota, same_items
+from models.device import DeviceError, check_installation
+from models.runtime import EXCLUDED_SCORE, Runtime, cpu_quota, same_items
 
 ITEMS = 300  # more than one history excludes
 
 
-@pytest.fixture
-def runtime(make_bundle: Callable[..., Path]) -> Runtime:
-    """After item i comes one of a few scores, so that many items tie."""
+@pytest.fixture(params=[False, True], ids=["plain", "bound"])
+def runtime(make_bundle: Callable[..., Path], request: pytest.FixtureRequest) -> Runtime:
+    """After item i comes one of a few scores, so that many items tie. Bound, it runs as it does on a GPU."""
     table = np.random.default_rng(0).integers(0, 5, (ITEMS + 1, ITEMS)).astype(np.float32)
-    return Runtime(read_bundle(make_bundle("v1", table=table)), device="cpu", threads=1)
+    return Runtime(read_bundle(make_bundle("v1", table=table)), device="cpu", threads=1, bound=request.param)
 
 
 def ranked(scores: np.ndarray, excluded: set[int], k: int) -> list[int]:
@@ -161,7 +162,7 @@ def test_none_or_both_onnxruntimes_are_told_apart(tmp_path: Path, names: tuple[s
         metadata.parent.mkdir()
         metadata.write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.25.0\n")
     code = (
-        "import sys\nfrom models.runtime import DeviceError, check_installation\n"
+        "import sys\nfrom models.device import DeviceError, check_installation\n"
         f"sys.path[:] = [{str(tmp_path)!r}]\n"
         "try:\n    check_installation()\nexcept DeviceError as error:\n    print(error)"
     )

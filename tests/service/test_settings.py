@@ -1,12 +1,14 @@
 """Settings: what is accepted, which source wins, and that every mistake is named."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from service.settings import BadSettings, load
+from service.__main__ import main
+from service.settings import BadSettings, Settings, load
 
 STORE = {"redis": "redis://127.0.0.1:1"}
 HASH = "0" * 64
@@ -93,3 +95,34 @@ def test_settings_do_not_change_and_show_no_secrets() -> None:
     assert HASH not in repr(settings)
     with pytest.raises(ValueError, match="frozen"):
         settings.port = 1  # type: ignore[misc]
+
+
+def rows_of_the_page() -> dict[str, tuple[bool, str]]:
+    """Of the table in docs/settings.md, by name: whether it is marked as an option, and the default."""
+    page = (Path(__file__).parents[2] / "docs" / "settings.md").read_text(encoding="utf-8")
+    found = {}
+    for line in page.splitlines():
+        if line.startswith("| `"):
+            name, default, does, when = (cell.strip() for cell in line.strip("|").split(" | "))
+            assert does, line
+            assert when, line
+            found[name.split("`")[1]] = (name.endswith("\\*"), default)
+    return found
+
+
+def written(default: Any) -> str:
+    """A default as the page has it."""
+    if default is None:
+        return "none"
+    return f"`{default if isinstance(default, str | Path) else json.dumps(default)}`"
+
+
+def test_the_page_of_settings_has_every_one_with_its_default_and_no_other(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["serve", "--help"])
+    options = {name.replace("-", "_") for name in re.findall(r"--([a-z][a-z-]*)", capsys.readouterr().out)}
+    expected = {
+        name: (name in options, written(field.get_default(call_default_factory=True)))
+        for name, field in Settings.model_fields.items()
+    }
+    assert rows_of_the_page() == expected
