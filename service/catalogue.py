@@ -19,6 +19,7 @@ from service.attributes import ItemAttributes
 from service.filters import Filter
 
 _KEPT_BYTES = 256 << 20  # of gathered rows
+_KEPT = 256  # filters
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ class Catalogue:
         self._available[PADDING] = False
         self._whole = True  # everything is available
         self._kept: OrderedDict[Filter | None, Selection] = OrderedDict()
+        self._bytes = 0  # of these
         self._lock = threading.Lock()
 
     def change(self, states: Mapping[str, ItemState]) -> None:
@@ -56,6 +58,7 @@ class Catalogue:
                 self._available[row] = state.available
             self._whole = bool(self._available[1:].all())
             self._kept.clear()
+            self._bytes = 0
 
     def selection(self, wanted: Filter | None, candidates: NDArray[np.int64] | None = None) -> Selection | None:
         """What a filter and candidates leave of the available items; None for the whole catalogue.
@@ -77,6 +80,8 @@ class Catalogue:
                 return self._kept[wanted]
             mask = self._available if wanted is None else self._available & wanted.mask(self.attributes)
             found = self._kept[wanted] = Selection.of(mask, self._items)
-            while sum(kept.nbytes for kept in self._kept.values()) > _KEPT_BYTES and len(self._kept) > 1:
-                self._kept.popitem(last=False)
+            self._bytes += found.nbytes
+            while len(self._kept) > 1 and (self._bytes > _KEPT_BYTES or len(self._kept) > _KEPT):
+                _, oldest = self._kept.popitem(last=False)
+                self._bytes -= oldest.nbytes
             return found
