@@ -158,8 +158,9 @@ class Slot:
         """
         started = time.perf_counter()
         bundle = read_bundle(self.registry.folder(version))
-        engine = self._tested(bundle, self._threads or 1)
-        if engine.on_cpu and not (engine.brief or self._threads) and self._cpus > 1:
+        alone = bundle.scan is None  # a catalogue that is scanned is too large to be ranked briefly
+        engine = self._tested(bundle, self._threads or (1 if alone else self._cpus))
+        if alone and engine.on_cpu and not (engine.brief or self._threads) and self._cpus > 1:
             del engine  # or both would be in memory
             engine = self._tested(bundle, self._cpus)
         where = "on the event loop" if engine.brief else "on the scoring thread"
