@@ -21,6 +21,7 @@ TORCH_FREE = (
     "sequence",
     "neighbours",
     "eventlog",
+    "cold",
 )  # of models
 
 
