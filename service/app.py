@@ -54,7 +54,7 @@ async def running(settings: Settings, store_url: str, metrics: Metrics | None = 
     def on_load(engine: Engine) -> None:
         manifest = engine.bundle.manifest
         metrics.model_loaded(engine.version, manifest.model, engine.provider)
-        items.prepare(engine)
+        items.prepare(engine)  # of what has changed meanwhile
         if manifest.length > settings.history_length:
             logger.warning(
                 "%s reads %d events and %d are kept for each user; raise RECSERVE_HISTORY_LENGTH",
@@ -74,6 +74,8 @@ async def running(settings: Settings, store_url: str, metrics: Metrics | None = 
             threads=settings.threads,
             cpus=max(1, cpu_quota() // settings.workers),
             poll_s=settings.poll_s,
+            cold_share=settings.cold_share,
+            prepare=items.prepare,  # placing new items takes a while where the catalogue is large
             on_load=on_load,
             on_refuse=lambda refused: metrics.refused_versions.inc(),
         )
