@@ -1,7 +1,9 @@
 """Vectors for items that a model was not trained on, from what their attributes say.
 
 An item is placed where the items lie that have something in common with it: each of its attribute values stands for
-the mean vector of the known items that have it, and the more telling a value is, the more it counts.
+the mean vector of the known items that have it, and the more telling a value is, the more it counts. In that mean an
+item weighs the square root of its interactions: the full softmax pushes rare items to one side, all of them, and a mean
+that they dominate says that an item is rare rather than what it is about. `python -m training cold` measures it.
 """
 
 from collections import Counter
@@ -24,13 +26,22 @@ _Owners = dict[Value, NDArray[np.int32]]
 class AttributeCentroids:
     """Places items by their attributes among those with vectors, items float32 (rows, dim), row 0 padding.
 
-    columns: as in a bundle, a value, a list of them or None for each row. norm: the length that vectors are brought to,
-    or None to leave them as long as their means are. A column is arranged when an item first has something in it, and
-    a mean is taken when it is first wanted; titles, which are nobody else's, cost nothing. Not safe for threads.
+    columns: as in a bundle, a value, a list of them or None for each row; popularity (rows,): interactions of each.
+    norm: the length that vectors are brought to, or None to leave them as long as their means are. A column is arranged
+    when an item first has something in it, and a mean is taken when it is first wanted; titles, which are nobody
+    else's, cost nothing. Not safe for threads.
     """
 
-    def __init__(self, items: NDArray[np.float32], columns: Mapping[str, Sequence[Any]], *, norm: float | None) -> None:
+    def __init__(
+        self,
+        items: NDArray[np.float32],
+        columns: Mapping[str, Sequence[Any]],
+        popularity: NDArray[np.float32],
+        *,
+        norm: float | None,
+    ) -> None:
         self._items = items
+        self._weights = np.sqrt(popularity)
         self._columns = columns
         self._norm = norm
         self._owners: dict[str, _Owners] = {}
@@ -46,7 +57,7 @@ class AttributeCentroids:
         for name, entry in attributes.items():
             for value in dict.fromkeys(_each(entry)):
                 owners = self._column(name).get(value)
-                if owners is not None:
+                if owners is not None and self._weights[owners].any():
                     weight = float(np.log(known / len(owners)))
                     total += weight * self._mean(name, value, owners)
                     weights += weight
@@ -65,20 +76,17 @@ class AttributeCentroids:
         if key not in self._means:
             total = np.zeros(self._items.shape[1])
             for begin in range(0, len(owners), _CHUNK):
-                total += self._items[owners[begin : begin + _CHUNK]].sum(axis=0, dtype=np.float64)
-            self._means[key] = total / len(owners)
+                some = owners[begin : begin + _CHUNK]
+                total += self._weights[some] @ self._items[some]
+            self._means[key] = total / self._weights[owners].sum(dtype=np.float64)
         return self._means[key]
 
 
-def typical_norm(items: NDArray[np.float32], popularity: NDArray[np.float32]) -> float:
-    """The median length of the vectors of the less popular half of the items, (rows, dim) and (rows,).
-
-    A model tells popular items by longer vectors; a new item has yet to earn that.
-    """
-    order = np.argsort(popularity[1:], kind="stable") + 1
-    rows = np.sort(order[: max(1, len(order) // 2)])
+def typical_norm(items: NDArray[np.float32]) -> float:
+    """The median length of the vectors of items, (rows, dim): a new item is to be neither favoured nor buried by it."""
+    rows = np.arange(1, len(items))
     if len(rows) > _CHUNK:  # spread evenly: enough to know a median by
-        rows = rows[np.linspace(0, len(rows) - 1, _CHUNK).astype(np.int64)]
+        rows = np.linspace(1, len(items) - 1, _CHUNK).astype(np.int64)
     return float(np.median(np.linalg.norm(items[rows], axis=1)))
 
 

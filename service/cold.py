@@ -139,8 +139,8 @@ class ColdItems:
         if self._centroids is None:
             bundle = self._bundle
             # An autoencoder's vectors hold biases: as means they are right, and at another length they are not.
-            norm = None if bundle.inputs is not None else typical_norm(bundle.items, bundle.popularity)
-            self._centroids = AttributeCentroids(bundle.items, bundle.attributes or {}, norm=norm)
+            norm = None if bundle.inputs is not None else typical_norm(bundle.items)
+            self._centroids = AttributeCentroids(bundle.items, bundle.attributes or {}, bundle.popularity, norm=norm)
         return self._centroids.vector(state.attributes)
 
     def _gathered(self) -> Tail:

@@ -16,8 +16,11 @@ COLUMNS: dict[str, list[Any]] = {
 }
 
 
-def vector(norm: float | None = None, /, **attributes: Any) -> list[float] | None:
-    found = AttributeCentroids(ITEMS, COLUMNS, norm=norm).vector(attributes)
+EQUALLY = np.ones(9, np.float32)
+
+
+def vector(norm: float | None = None, popularity: Any = EQUALLY, /, **attributes: Any) -> list[float] | None:
+    found = AttributeCentroids(ITEMS, COLUMNS, np.array(popularity, np.float32), norm=norm).vector(attributes)
     return None if found is None else [round(float(number), 5) for number in found]
 
 
@@ -57,10 +60,19 @@ def test_a_vector_is_brought_to_the_length_that_was_asked_for() -> None:
 
 def test_values_whose_mean_is_nothing_give_no_vector() -> None:
     items = np.array([[0, 0], [1, 0], [-1, 0], [0, 1]], np.float32)
-    assert AttributeCentroids(items, {"kind": [None, "a", "a", "b"]}, norm=1.0).vector({"kind": "a"}) is None
+    assert (
+        AttributeCentroids(items, {"kind": [None, "a", "a", "b"]}, EQUALLY[:4], norm=1.0).vector({"kind": "a"}) is None
+    )
 
 
-def test_the_typical_length_is_that_of_the_less_popular_half() -> None:
-    items = np.array([[99, 0], [3, 4], [0, 1], [0, 7], [50, 0], [0, 60], [70, 0]], np.float32)
-    assert typical_norm(items, np.array([0, 2, 1, 3, 8, 9, 7], np.float32)) == 5
-    assert typical_norm(items[:2], np.array([0, 1], np.float32)) == 5
+def test_an_item_weighs_the_root_of_its_interactions_in_a_mean() -> None:
+    popularity = [0, 9, 1, 0, 0, 0, 0, 5, 5]
+    assert vector(None, popularity, kind="a") == [2.5, 0]  # (3 * 2 + 1 * 4) / 4
+    assert vector(None, popularity, kind="b") is None  # nobody has had any of these
+    assert vector(None, popularity, kind=["a", "b"]) == [2.5, 0]
+
+
+def test_the_typical_length_is_the_median_of_items() -> None:
+    items = np.array([[99, 0], [3, 4], [0, 1], [0, 7], [50, 0], [0, 2]], np.float32)
+    assert typical_norm(items) == 5
+    assert typical_norm(np.tile(items[1:2], (100_000, 1))) == 5

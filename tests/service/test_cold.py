@@ -2,7 +2,7 @@
 
 In the bundle used, 12 items lie on a circle: after item i come i + 1, i + 2, ...; an item scores 12 less its steps.
 Each has a direction of its own, and two neighbours share a topic: a cold item of the topic of i3 and i4 lies between
-them and scores (theirs together) / sqrt(2).
+them, towards the more popular i3: along (sqrt(10), sqrt(9)), as their 10 and 9 interactions say.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,8 @@ from service.engine import Engine, Query
 
 TOPICS = [topic for topic in "abcdef" for _ in range(2)]  # of i1, i2, ...
 COLUMNS: dict[str, list[Any]] = {"topic": [None, *TOPICS], "even": [None, *[False, True] * 6]}
-NEAR, FAR = (10 + 9) / 2**0.5, (2 + 1) / 2**0.5  # what new items of topics b and f score after i1
+NEAR = (10 * 10**0.5 + 9 * 9**0.5) / 19**0.5  # what a new item of topic b scores after i1, and one of topic f:
+FAR = (2 * 2**0.5 + 1 * 1**0.5) / 3**0.5
 
 
 @pytest.fixture
@@ -233,7 +234,7 @@ def test_the_best_of_many_new_items_equal_a_slow_search(engine: Engine) -> None:
 
 def test_vectors_of_an_autoencoder_keep_their_length(engine: Engine) -> None:
     bundle: Bundle = engine.bundle
-    for inputs, length in ((None, 1.0), (bundle.items, 0.5**0.5)):  # the mean of two that stand at right angles
+    for inputs, length in ((None, 1.0), (bundle.items, 23**0.5 / (12**0.5 + 11**0.5))):  # that of a mean
         cold = ColdItems(replace(bundle, inputs=inputs), share=0.1)
         cold.change({"x": of_topic("a")})
         assert cold.tail is not None
