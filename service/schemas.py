@@ -150,8 +150,8 @@ class ItemRequest(_Request):
     item_id: Id
     attributes: Attributes | None = Field(
         None,
-        description="instead of those of the bundle, all of them; text, numbers, booleans or lists of these. They place "
-        "an item that the model does not know",
+        description="instead of those of the bundle, all of them; text, numbers, booleans or lists of these. They "
+        "place an item that the model does not know",
     )
     available: bool = Field(True, description="an item that is not available is in no answer")
 
