@@ -6,8 +6,7 @@ item weighs the square root of its interactions: the full softmax pushes rare it
 that they dominate says that an item is rare rather than what it is about. `python -m training cold` measures it.
 """
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,8 +18,7 @@ LEAST = 2  # known items that must have a value: what a single one has is not sh
 MOST = 0.9  # share of them beyond which a value tells nothing
 _CHUNK = 1 << 16  # rows gathered at once
 
-Value = tuple[bool, Any]  # whether it is a boolean, since True == 1, and the value
-_Owners = dict[Value, NDArray[np.int32]]
+Key = str | float | tuple[bool]  # a value, a boolean in a tuple
 
 
 class AttributeCentroids:
@@ -44,8 +42,8 @@ class AttributeCentroids:
         self._weights = np.sqrt(popularity)
         self._columns = columns
         self._norm = norm
-        self._owners: dict[str, _Owners] = {}
-        self._means: dict[tuple[str, Value], NDArray[np.float64]] = {}
+        self._arranged: dict[str, _Column] = {}
+        self._means: dict[tuple[str, Key], NDArray[np.float64]] = {}
 
     def vector(self, attributes: Mapping[str, Any]) -> NDArray[np.float32] | None:
         """Where an item with these attributes belongs: float32 (dim,), or None if they tell nothing.
@@ -55,24 +53,23 @@ class AttributeCentroids:
         known = len(self._items) - 1
         total, weights = np.zeros(self._items.shape[1]), 0.0
         for name, entry in attributes.items():
-            for value in dict.fromkeys(_each(entry)):
-                owners = self._column(name).get(value)
+            for key in keys_of(entry):
+                owners = self._column(name).owners(key)
                 if owners is not None and self._weights[owners].any():
                     weight = float(np.log(known / len(owners)))
-                    total += weight * self._mean(name, value, owners)
+                    total += weight * self._mean((name, key), owners)
                     weights += weight
         length = float(np.linalg.norm(total))
         if not (weights > 0 and length > 0):
             return None
         return (total / weights if self._norm is None else total * (self._norm / length)).astype(np.float32)
 
-    def _column(self, name: str) -> _Owners:
-        if name not in self._owners:
-            self._owners[name] = _owners(self._columns.get(name, ()), MOST * (len(self._items) - 1))
-        return self._owners[name]
+    def _column(self, name: str) -> "_Column":
+        if name not in self._arranged:
+            self._arranged[name] = _Column(self._columns.get(name, ()), MOST * (len(self._items) - 1))
+        return self._arranged[name]
 
-    def _mean(self, name: str, value: Value, owners: NDArray[np.int32]) -> NDArray[np.float64]:
-        key = name, value
+    def _mean(self, key: tuple[str, Key], owners: NDArray[np.int32]) -> NDArray[np.float64]:
         if key not in self._means:
             total = np.zeros(self._items.shape[1])
             for begin in range(0, len(owners), _CHUNK):
@@ -90,21 +87,46 @@ def typical_norm(items: NDArray[np.float32]) -> float:
     return float(np.median(np.linalg.norm(items[rows], axis=1)))
 
 
-def _owners(column: Sequence[Any], most: float) -> _Owners:
-    """Rows of the items that have each telling value of a column, ascending."""
-    counts: Counter[Value] = Counter()
-    for entry in column:
-        counts.update(set(_each(entry)))
-    found: dict[Value, list[int]] = {value: [] for value, count in counts.items() if LEAST <= count <= most}
-    for row, entry in enumerate(column):
-        for value in set(_each(entry)):
-            if row != PADDING and value in found:
-                found[value].append(row)
-    return {value: np.array(rows, np.int32) for value, rows in found.items()}
+class _Column:
+    """Which items have each telling value of a column; in flat arrays, so that a million items take a second or two."""
+
+    def __init__(self, entries: Sequence[Any], most: float) -> None:
+        code_of: dict[Key, int] = {}
+        codes: list[int] = []
+        owners: list[int] = []
+        for row, entry in enumerate(entries):
+            if row == PADDING or entry is None:
+                continue
+            for key in keys_of(entry):
+                codes.append(code_of.setdefault(key, len(code_of)))
+                owners.append(row)
+        numbers, rows = np.array(codes, np.int64), np.array(owners, np.int32)
+        counts = np.bincount(numbers, minlength=len(code_of))
+        telling = (counts >= LEAST) & (counts <= most)
+        kept = telling[numbers]
+        # Value number n belongs to the items self._rows[self._starts[n]:self._starts[n + 1]].
+        self._rows = rows[kept][np.argsort(numbers[kept], kind="stable")]
+        self._starts = np.concatenate(([0], np.cumsum(counts[telling])))
+        place = np.cumsum(telling) - 1
+        self._number_of = {key: int(place[code]) for key, code in code_of.items() if telling[code]}
+
+    def owners(self, key: Key) -> NDArray[np.int32] | None:
+        """Rows of the items that have a value, ascending; None if it tells nothing."""
+        number = self._number_of.get(key)
+        return None if number is None else self._rows[self._starts[number] : self._starts[number + 1]]
 
 
-def _each(entry: object) -> Iterator[Value]:
-    """The values in an entry that can be shared: text, booleans, and numbers without a fraction."""
+def keys_of(entry: object) -> list[Key]:
+    """The values in an entry that can be shared: text, numbers without a fraction, and booleans, each once.
+
+    A boolean is a tuple of itself, since True == 1.
+    """
+    if isinstance(entry, str):  # most entries are
+        return [entry]
+    found: list[Key] = []
     for value in entry if isinstance(entry, list) else (entry,):
-        if isinstance(value, bool | str) or (isinstance(value, int | float) and float(value).is_integer()):
-            yield isinstance(value, bool), value
+        if isinstance(value, bool):
+            found.append((value,))
+        elif isinstance(value, str) or (isinstance(value, int | float) and float(value).is_integer()):
+            found.append(value)
+    return list(dict.fromkeys(found))
