@@ -89,36 +89,37 @@ class ColdItems:
     def __init__(self, bundle: Bundle, *, share: float) -> None:
         self._bundle = bundle
         self._share = share
-        self._placed: dict[str, tuple[ItemState, NDArray[np.float32]]] = {}  # in the order they were put
+        self._placed: dict[str, _Placed] = {}  # in the order they were put
         self._centroids: AttributeCentroids | None = None
         self._lock = threading.Lock()
         self.tail: Tail | None = None  # where there are any
         self._names: frozenset[str] = frozenset()
 
     def change(self, states: Mapping[str, ItemState]) -> None:
-        """Take over what was said about items that the bundle lacks, by id.
+        """Take over what was said about items that the bundle lacks, by id, what was said last at the end.
 
         One without a vector is passed over: it is not available, or shares no telling attribute with known items.
         """
         if not self._share or self._bundle.attributes is None:
             return
         with self._lock:
-            before = dict(self._placed)
-            for item, state in states.items():
+            fresh: dict[str, _Placed] = {}
+            for item, state in reversed(list(states.items())):
+                if len(fresh) == MAX_COLD:
+                    logger.warning("of the new items the last %d that were put can be recommended", MAX_COLD)
+                    break
                 placed = self._placed.get(item)
-                if placed is not None and placed[0] == state:
-                    continue
-                self._placed.pop(item, None)
-                vector = self._vector(state)
-                if vector is not None:
-                    self._placed[item] = state, vector
-            if len(self._placed) > MAX_COLD:
-                logger.warning("of %d new items the newest %d can be recommended", len(self._placed), MAX_COLD)
-                for item in list(self._placed)[:-MAX_COLD]:
-                    del self._placed[item]
+                if placed is None or placed.state != state:
+                    placed = self._place(state)
+                if placed is not None:
+                    fresh[item] = placed
+            kept = [(item, placed) for item, placed in self._placed.items() if item not in states]
+            before, self._placed = self._placed, dict([*kept, *reversed(fresh.items())][-MAX_COLD:])
             if self._placed != before:
                 self.tail = self._gathered() if self._placed else None
-                self._names = frozenset(name for state, _ in self._placed.values() for name in state.attributes or ())
+                self._names = frozenset(
+                    name for placed in self._placed.values() for name in placed.state.attributes or ()
+                )
 
     def has_attribute(self, name: str) -> bool:
         """Whether any of them has an attribute of this name."""
@@ -133,7 +134,7 @@ class ColdItems:
         eligible[PADDING] = False
         return ColdChoice(tail, eligible, most=int(self._share * k + _ROUNDING))
 
-    def _vector(self, state: ItemState) -> NDArray[np.float32] | None:
+    def _place(self, state: ItemState) -> "_Placed | None":
         if not (state.available and state.attributes):
             return None
         if self._centroids is None:
@@ -141,16 +142,23 @@ class ColdItems:
             # An autoencoder's vectors hold biases: as means they are right, and at another length they are not.
             norm = None if bundle.inputs is not None else typical_norm(bundle.items)
             self._centroids = AttributeCentroids(bundle.items, bundle.attributes or {}, bundle.popularity, norm=norm)
-        return self._centroids.vector(state.attributes)
+        vector = self._centroids.vector(state.attributes)
+        return None if vector is None else _Placed(state, vector)
 
     def _gathered(self) -> Tail:
         ids = sorted(self._placed)
         nothing = np.zeros(self._bundle.manifest.dim, np.float32)
         attributes = ItemAttributes(None, len(ids) + 1, elsewhere=lambda name: True)  # the bundle's items say what is
-        attributes.change({row: self._placed[item][0].attributes for row, item in enumerate(ids, start=1)})
+        attributes.change({row: self._placed[item].state.attributes for row, item in enumerate(ids, start=1)})
         return Tail(
             ids=["", *ids],
             index_of={item: row for row, item in enumerate(ids, start=1)},
-            matrix=np.stack([nothing, *(self._placed[item][1] for item in ids)]),
+            matrix=np.stack([nothing, *(self._placed[item].vector for item in ids)]),
             attributes=attributes,
         )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Placed:
+    state: ItemState
+    vector: NDArray[np.float32]

@@ -123,9 +123,8 @@ class LiveItems:
 
     async def _apply(self, states: Mapping[str, ItemState]) -> None:
         for item, state in states.items():
-            if state == AS_IN_BUNDLE:
-                self._states.pop(item, None)
-            else:
+            self._states.pop(item, None)  # what was said last comes last
+            if state != AS_IN_BUNDLE:
                 self._states[item] = state
         for engine in list(self._engines()):  # one that starts to serve from here on is told by `prepare`
             await asyncio.to_thread(engine.catalogue.change, states)

@@ -213,6 +213,10 @@ def test_of_too_many_new_items_those_said_last_remain(engine: Engine, monkeypatc
     tail = cold.tail
     engine.catalogue.change({"x": of_topic("c"), "i1": of_topic("b")})
     assert cold.tail is tail  # nothing has changed
+    everything = {"v": of_topic("a"), "w": of_topic("d"), "none": of_topic("z"), "x": of_topic("c")}
+    for _ in range(2):  # as an engine is told that starts to serve
+        engine.catalogue.change(everything)
+        assert cold.tail is tail
     engine.catalogue.change({"x": ItemState(), "w": ItemState()})
     assert cold.tail is None
 
