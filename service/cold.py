@@ -69,10 +69,14 @@ class ColdChoice:
 
     def best(self, vector: NDArray[np.float32], k: int) -> list[tuple[int, float]]:
         """Rows of the tail with their scores, at most k, best first and ties in the order of ids: vector (dim,)."""
-        rows = np.flatnonzero(self.eligible)
-        if not (len(rows) and k > 0):
+        if k < 1:
             return []
-        scores = np.einsum("nd,d->n", self.tail.matrix, vector)[rows]  # matmul would wake threads for so little
+        scores = np.einsum("nd,d->n", self.tail.matrix, vector)  # matmul would wake threads for so little
+        if k == 1:  # as usual
+            best = int(np.where(self.eligible, scores, -np.inf).argmax())
+            return [(best, float(scores[best]))] if self.eligible[best] else []
+        rows = np.flatnonzero(self.eligible)
+        scores = scores[rows]
         if len(rows) > k:  # with all that tie with the last of them
             near = scores >= np.partition(scores, -k)[-k]
             rows, scores = rows[near], scores[near]
