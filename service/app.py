@@ -55,7 +55,7 @@ async def running(settings: Settings, store_url: str, metrics: Metrics | None = 
     def on_load(engine: Engine) -> None:
         manifest = engine.bundle.manifest
         metrics.model_loaded(engine.version, manifest.model, engine.provider)
-        items.prepare(engine)
+        items.prepare(engine)  # of what has changed meanwhile
         # A vocabulary has a million strings that live as long as the engine: no collection need look at them again.
         gc.unfreeze()
         gc.collect()
@@ -79,6 +79,8 @@ async def running(settings: Settings, store_url: str, metrics: Metrics | None = 
             threads=settings.threads,
             cpus=max(1, cpu_quota() // settings.workers),
             poll_s=settings.poll_s,
+            cold_share=settings.cold_share,
+            prepare=items.prepare,  # placing new items takes a while where the catalogue is large
             on_load=on_load,
             on_refuse=lambda refused: metrics.refused_versions.inc(),
         )

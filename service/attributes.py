@@ -7,6 +7,7 @@ special case.
 
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,14 +26,33 @@ _LISTED = 20  # names in a message
 _NOBODY = -1  # the code of a word that no item has
 
 
+@dataclass(frozen=True, slots=True)
+class ItemState:
+    """What was said about an item after the bundle was made: attributes (None: those of the bundle), availability."""
+
+    attributes: Mapping[str, Any] | None = None
+    available: bool = True
+
+
+AS_IN_BUNDLE = ItemState()
+
+
 class ItemAttributes:
     """Attributes by item row. Safe for threads: a change waits for the filter that is being evaluated.
 
-    columns: as in a bundle, a value, a list of them or None for each of `rows` rows; row 0 is padding.
+    columns: as in a bundle, a value, a list of them or None for each of `rows` rows; row 0 is padding. elsewhere: tells
+    whether items that are not here have an attribute of a name, which a filter may name then too.
     """
 
-    def __init__(self, columns: Mapping[str, Sequence[Any]] | None, rows: int) -> None:
+    def __init__(
+        self,
+        columns: Mapping[str, Sequence[Any]] | None,
+        rows: int,
+        *,
+        elsewhere: Callable[[str], bool] = lambda name: False,
+    ) -> None:
         self.rows = rows
+        self._elsewhere = elsewhere
         self._base = columns or {}
         self._changed: dict[int, Mapping[str, Any]] = {}  # rows with attributes of their own instead of the bundle's
         self._columns: dict[str, _Column] = {}
@@ -68,7 +88,7 @@ class ItemAttributes:
     def _column(self, name: str) -> "_Column":
         if name not in self._columns:
             known = {*self._base, *(key for attributes in self._changed.values() for key in attributes)}
-            if name not in known:
+            if name not in known and not self._elsewhere(name):
                 listed = ", ".join(sorted(known)[:_LISTED]) or "none"
                 raise UnknownAttribute(f"no item has such an attribute; there are {listed}")
             base = self._base.get(name, [None] * self.rows)

@@ -6,8 +6,6 @@ What a filter chooses is kept until an item changes, so that a shop with a dozen
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,31 +13,25 @@ from numpy.typing import NDArray
 from models.bundle import Bundle
 from models.selection import Selection
 from models.sequence import PADDING
-from service.attributes import ItemAttributes
+from service.attributes import ItemAttributes, ItemState
+from service.cold import ColdItems
 from service.filters import Filter
 
 _KEPT_BYTES = 256 << 20  # of gathered rows
 _KEPT = 256  # filters
 
 
-@dataclass(frozen=True, slots=True)
-class ItemState:
-    """What was said about an item after the bundle was made: attributes (None: those of the bundle), availability."""
-
-    attributes: Mapping[str, Any] | None = None
-    available: bool = True
-
-
-AS_IN_BUNDLE = ItemState()
-
-
 class Catalogue:
-    """The items of one bundle as they are now. Safe for threads."""
+    """The items of one bundle as they are now, and in `cold` those that came after it. Safe for threads.
 
-    def __init__(self, bundle: Bundle) -> None:
+    cold_share: of an answer, that the latter may have.
+    """
+
+    def __init__(self, bundle: Bundle, *, cold_share: float = 0.0) -> None:
         self._items = bundle.items
         self._index_of = bundle.index_of
-        self.attributes = ItemAttributes(bundle.attributes, len(bundle.items))
+        self.cold = ColdItems(bundle, share=cold_share)
+        self.attributes = ItemAttributes(bundle.attributes, len(bundle.items), elsewhere=self.cold.has_attribute)
         self._available = np.ones(len(bundle.items), np.bool_)
         self._available[PADDING] = False
         self._whole = True  # everything is available
@@ -48,7 +40,8 @@ class Catalogue:
         self._lock = threading.Lock()
 
     def change(self, states: Mapping[str, ItemState]) -> None:
-        """Take over what was said about items, by id; those the bundle lacks are passed over."""
+        """Take over what was said about items, by id."""
+        self.cold.change({item: state for item, state in states.items() if item not in self._index_of})
         known = {self._index_of[item]: state for item, state in states.items() if item in self._index_of}
         if not known:
             return

@@ -16,13 +16,15 @@ from models.runtime import EXCLUDED_SCORE, Runtime
 from models.selection import Selection
 from models.sequence import PADDING
 from service.catalogue import Catalogue
+from service.cold import ColdChoice
 
 _WARM_UP_BATCHES = (1, 8, 64)  # the last is about what a busy service ranks at once
 _WARM_UP_WIDTH = 40  # ids excluded: those of a usual history
 _TIMED = 3  # runs of the last
 _BRIEF_S = 0.01  # of a full batch: handing it to a thread and back would cost a good part of it
 _BRIEF_K = 50  # what the warm-up says nothing about is not brief: more items than these for one query,
-_BRIEF_WIDTH = 128  # and more ids excluded
+_BRIEF_WIDTH = 128  # more ids excluded,
+_BRIEF_TAIL = 1000  # and more items that are newer than the model
 _REASONS = 3  # events told of an item
 _NONE: NDArray[np.int64] = np.empty(0, np.int64)
 
@@ -36,7 +38,7 @@ class Query:
     """A history as known item indices, oldest first, the indices that must not come back, and how many should.
 
     values: beside the sequence, NaN where an event has none; for an engine that reads them. among: the only items that
-    may come back, of the engine's catalogue; None for any.
+    may come back, of the engine's catalogue; None for any. cold: those newer than it that may come back too.
     """
 
     sequence: NDArray[np.int64]
@@ -44,11 +46,15 @@ class Query:
     k: int
     values: NDArray[np.float32] | None = None
     among: Selection | None = None
+    cold: ColdChoice | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """Item indices, best first, and their scores; fewer than k where fewer are eligible."""
+    """Item indices, best first, and their scores; fewer than k where fewer are eligible.
+
+    An index below 0 is minus the row of a cold item, in the tail of the query.
+    """
 
     indices: list[int]
     scores: list[float]
@@ -68,9 +74,9 @@ class Reason:
 class Engine:
     """Ranks with one bundle. Nothing to close: its sessions go with the last batch that refers to it."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, *, cold_share: float = 0.0) -> None:
         self._runtime = runtime
-        self.catalogue = Catalogue(runtime.bundle)
+        self.catalogue = Catalogue(runtime.bundle, cold_share=cold_share)
         self._norms: NDArray[np.float32] | None = None
         popularity = self.bundle.popularity[1:]
         self.batch_s = float("inf")  # what the warm-up measured for its largest batch
@@ -109,12 +115,16 @@ class Engine:
         alike: dict[int, list[int]] = {}
         for number, query in enumerate(queries):
             alike.setdefault(id(query.among), []).append(number)
-        if len(alike) == 1:
-            return self._ranked(queries, vectors)
         rankings = [NOTHING] * len(queries)
-        for rows in alike.values():
-            for row, ranking in zip(rows, self._ranked([queries[row] for row in rows], vectors[rows]), strict=True):
-                rankings[row] = ranking
+        if len(alike) == 1:
+            rankings = self._ranked(queries, vectors)
+        else:
+            for rows in alike.values():
+                for row, ranking in zip(rows, self._ranked([queries[row] for row in rows], vectors[rows]), strict=True):
+                    rankings[row] = ranking
+        for row, query in enumerate(queries):
+            if query.cold is not None:
+                rankings[row] = _beside(rankings[row], query.cold, vectors[row], query.k)
         return rankings
 
     def _encode(self, queries: Sequence[Query]) -> NDArray[np.float32]:
@@ -165,7 +175,7 @@ class Engine:
         """For every query and every item it got, the events that moved the item's score most.
 
         An event's effect is what the score loses when that event alone is left out; of the newest events the model
-        reads, each is left out once, all of them encoded as one batch.
+        reads, each is left out once, all of them encoded as one batch. Of cold items none is told.
         """
         length = self.bundle.manifest.length
         places = [range(max(0, len(query.sequence) - length), len(query.sequence)) for query in queries]
@@ -181,20 +191,22 @@ class Engine:
     def _reasons(
         self, ranking: Ranking, places: range, variants: Sequence[Query], vectors: NDArray[np.float32]
     ) -> list[list[Reason]]:
-        items = np.array(ranking.indices, np.int64)
+        known = np.array(ranking.indices, np.int64) > 0
+        items = np.array(ranking.indices, np.int64)[known]
         if not (len(items) and len(variants)):
-            return [[] for _ in items]
+            return [[] for _ in known]
         among = Selection.gathered(np.sort(items), self.bundle.items)
         indices, scores = self._runtime.rank(
             vectors, [_NONE] * len(variants), len(items), [variant.sequence for variant in variants], among=among
         )
         without = np.take_along_axis(scores, np.argsort(indices, axis=1), axis=1)  # by item
-        effects = np.array(ranking.scores) - without[:, np.searchsorted(among.rows, items)]  # (variants, items)
+        effects = np.array(ranking.scores)[known] - without[:, np.searchsorted(among.rows, items)]  # (variants, items)
         order = np.argsort(-np.abs(effects), axis=0, kind="stable")[:_REASONS]
-        return [
+        reasons = iter(
             [Reason(places[row], float(effects[row, column])) for row in order[:, column]]
             for column in range(len(items))
-        ]
+        )
+        return [next(reasons) if one else [] for one in known]
 
     def similar(self, index: int, k: int) -> Ranking:
         """The k available items that are nearest an item in the model's item space, by the cosine of the angle."""
@@ -224,7 +236,11 @@ class Engine:
             self.brief
             and len(queries) <= _WARM_UP_BATCHES[-1]
             and all(
-                query.k <= _BRIEF_K and len(query.excluded) <= _BRIEF_WIDTH and query.among is None for query in queries
+                query.k <= _BRIEF_K
+                and len(query.excluded) <= _BRIEF_WIDTH
+                and query.among is None
+                and (query.cold is None or len(query.cold.tail) <= _BRIEF_TAIL)
+                for query in queries
             )
         )
 
@@ -250,6 +266,17 @@ class Engine:
         began = clock()
         self.rank(queries)
         return clock() - began
+
+
+def _beside(ranking: Ranking, cold: ColdChoice, vector: NDArray[np.float32], k: int) -> Ranking:
+    """The k best of a ranking and of the cold items, of which no more than may be unless the ranking is too short."""
+    found = cold.best(vector, max(cold.most, k - len(ranking.indices)))
+    if not found:
+        return ranking
+    entries = list(zip(ranking.indices, ranking.scores, strict=True)) + [(-row, score) for row, score in found]
+    entries.sort(key=lambda entry: -entry[1])  # stable: in a tie, what the model knows comes first
+    indices, scores = zip(*entries[:k], strict=True)
+    return Ranking(list(indices), list(scores))
 
 
 def _without(query: Query, place: int) -> Query:

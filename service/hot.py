@@ -108,6 +108,8 @@ class HotRoutes:
         items: list[dict[str, object]] = [
             {"item_id": item, "score": score, "source": found.source} for item, score in found.items
         ]
+        for place in found.cold:
+            items[place]["source"] = "cold"
         if found.because is not None:
             for item, causes in zip(items, found.because, strict=True):
                 item["because"] = [{"item_id": cause, "effect": effect} for cause, effect in causes]

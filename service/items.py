@@ -15,7 +15,7 @@ from typing import Any, Self
 import msgpack  # type: ignore[import-untyped]
 import orjson
 
-from service.catalogue import AS_IN_BUNDLE, ItemState
+from service.attributes import AS_IN_BUNDLE, ItemState
 from service.connection import Connection, Script, StoreUnavailable
 from service.engine import Engine
 
@@ -100,8 +100,8 @@ class LiveItems:
                 await self._watcher
 
     def prepare(self, engine: Engine) -> None:
-        """Tell an engine that starts to serve all that is known."""
-        engine.catalogue.change(self._states)
+        """Tell an engine that starts to serve, or will, all that is known. Safe for threads."""
+        engine.catalogue.change(dict(self._states))
 
     async def put(self, states: Mapping[str, ItemState]) -> None:
         """Store states; when this returns, this process serves by them. Raises StoreUnavailable, TooManyItems."""
@@ -123,9 +123,8 @@ class LiveItems:
 
     async def _apply(self, states: Mapping[str, ItemState]) -> None:
         for item, state in states.items():
-            if state == AS_IN_BUNDLE:
-                self._states.pop(item, None)
-            else:
+            self._states.pop(item, None)  # what was said last comes last
+            if state != AS_IN_BUNDLE:
                 self._states[item] = state
         for engine in list(self._engines()):  # one that starts to serve from here on is told by `prepare`
             await asyncio.to_thread(engine.catalogue.change, states)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from models.selection import Selection
 from service.connection import StoreUnavailable
 from service.engine import Engine, Query, Ranking, Reason
 from service.filters import Filter, UnknownAttribute
@@ -59,7 +60,8 @@ class Wish:
 class Recommendation:
     """Items best first, by which model, and how they came about.
 
-    because: beside the items, which of the history moved each, with the effect on its score; None if not asked for.
+    cold: the places of items that are newer than the model. because: beside the items, which of the history moved each,
+    with the effect on its score; None if not asked for.
     """
 
     model_version: str
@@ -68,6 +70,7 @@ class Recommendation:
     scoring: str  # "exact" or "approximate"
     degraded: bool  # the stored history was wanted and could not be read
     items: list[tuple[str, float]]
+    cold: list[int]
     because: list[list[tuple[str, float]]] | None = None
 
 
@@ -177,7 +180,7 @@ def _ranked(engine: Engine, wishes: Sequence[Wish], queries: Sequence[Query]) ->
         except UnknownAttribute as error:
             limited.append(error)
         else:
-            limited.append(query if among is None else replace(query, among=among))
+            limited.append(_limited(query, among, wish))
     usable = [query for query in limited if isinstance(query, Query) and len(query.sequence)]
     rankings = iter(engine.rank(usable))
     found: list[_Ranked | Exception] = []
@@ -204,6 +207,8 @@ def _reasons(engine: Engine, asked: Sequence[_Ranked]) -> list[list[list[Reason]
 def _told(engine: Engine, history: list[str], ranked: _Ranked, *, degraded: bool) -> Recommendation:
     """Indices to ids."""
     ids, ranking, sequence = engine.bundle.ids, ranked.ranking, ranked.query.sequence
+    cold = ranked.query.cold
+    new = [] if cold is None else cold.tail.ids
     because = None
     if ranked.reasons is not None:
         because = [[(ids[sequence[reason.place]], reason.effect) for reason in reasons] for reasons in ranked.reasons]
@@ -213,7 +218,11 @@ def _told(engine: Engine, history: list[str], ranked: _Ranked, *, degraded: bool
         source="model" if ranked.by_model else "popular",
         scoring=engine.scoring_of(ranked.query) if ranked.by_model else "exact",
         degraded=degraded,
-        items=[(ids[index], score) for index, score in zip(ranking.indices, ranking.scores, strict=True)],
+        items=[
+            (ids[index] if index > 0 else new[-index], score)
+            for index, score in zip(ranking.indices, ranking.scores, strict=True)
+        ],
+        cold=[] if cold is None else [place for place, index in enumerate(ranking.indices) if index < 0],
         because=because,
     )
 
@@ -238,4 +247,15 @@ def _query(engine: Engine, wish: Wish, history: list[str]) -> Query:
     excluded = engine.bundle.indices(wish.exclude_item_ids) if wish.exclude_item_ids else _NOTHING
     if wish.exclude_seen:
         excluded = np.concatenate([excluded, sequence])
-    return Query(sequence, excluded, wish.k)
+    if engine.catalogue.cold.tail is None:
+        return Query(sequence, excluded, wish.k)
+    unwanted = wish.exclude_item_ids + (history if wish.exclude_seen else [])
+    return Query(sequence, excluded, wish.k, cold=engine.catalogue.cold.choice(wish.k, unwanted))
+
+
+def _limited(query: Query, among: Selection | None, wish: Wish) -> Query:
+    """The query for a selection of the catalogue, and for what the wish leaves of the cold items."""
+    cold = query.cold
+    if cold is not None and not (wish.wanted is None and wish.candidates is None):
+        cold = cold.among(wish.wanted, wish.candidates)
+    return query if among is None and cold is query.cold else replace(query, among=among, cold=cold)

@@ -14,9 +14,9 @@ from models.bundle import BundleError
 from models.device import DeviceError
 from models.registry import Registry, RegistryError
 from service import metrics as prometheus
+from service.attributes import ItemState
 from service.auth import Keys
 from service.batcher import Batcher
-from service.catalogue import ItemState
 from service.connection import StoreUnavailable
 from service.engine import EngineError
 from service.errors import Problem, invalid, shorten, unavailable

@@ -149,7 +149,9 @@ class ItemRequest(_Request):
 
     item_id: Id
     attributes: Attributes | None = Field(
-        None, description="instead of those of the bundle, all of them; text, numbers, booleans or lists of these"
+        None,
+        description="instead of those of the bundle, all of them; text, numbers, booleans or lists of these. They "
+        "place an item that the model does not know",
     )
     available: bool = Field(True, description="an item that is not available is in no answer")
 
@@ -181,7 +183,9 @@ class Cause(BaseModel):
 class RecommendedItem(BaseModel):
     item_id: str
     score: float = Field(description="compares only within one response; of a popular item, its interactions")
-    source: Literal["model", "popular"]
+    source: Literal["model", "cold", "popular"] = Field(
+        description="cold: the item is newer than the model and stands where its attributes place it"
+    )
     because: list[Cause] | None = Field(None, description="only with explain: at most three, the strongest first")
 
 

@@ -45,6 +45,7 @@ class Slot:
     """The bundle that serves, kept equal to the champion while entered.
 
     threads: of one ranking; by default 1 where that is brief, else `cpus`, this process's share of the machine.
+    cold_share: see Catalogue. `prepare` is called, on a thread, with every engine that passed before it serves.
     `on_load` is told of every engine that starts to serve, `on_refuse` of every one that may not.
     """
 
@@ -56,6 +57,8 @@ class Slot:
         threads: int | None = None,
         cpus: int,
         poll_s: float,
+        cold_share: float = 0.0,
+        prepare: Callable[[Engine], None] = lambda engine: None,
         on_load: Callable[[Engine], None] = lambda engine: None,
         on_refuse: Callable[[Refused], None] = lambda refused: None,
     ) -> None:
@@ -67,6 +70,8 @@ class Slot:
         self._threads = threads
         self._cpus = cpus
         self._poll_s = poll_s
+        self._cold_share = cold_share
+        self._prepare = prepare
         self._on_load = on_load
         self._on_refuse = on_refuse
         self._changing = asyncio.Lock()
@@ -163,6 +168,7 @@ class Slot:
         if alone and engine.on_cpu and not (engine.brief or self._threads) and self._cpus > 1:
             del engine  # or both would be in memory
             engine = self._tested(bundle, self._cpus)
+        self._prepare(engine)
         where = "on the event loop" if engine.brief else "on the scoring thread"
         logger.info(
             "loaded %s on %s in %.2f s; it ranks a batch in %.1f ms, %s",
@@ -174,7 +180,7 @@ class Slot:
         runtime = Runtime(bundle, device=self._device, threads=threads)
         try:
             runtime.replay_golden()
-            engine = Engine(runtime)
+            engine = Engine(runtime, cold_share=self._cold_share)
             engine.warm_up()
         except (BundleError, EngineError):
             raise

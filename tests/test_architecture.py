@@ -23,6 +23,7 @@ TORCH_FREE = (
     "sequence",
     "neighbours",
     "eventlog",
+    "cold",
 )  # of models
 
 

@@ -1,4 +1,4 @@
-"""`python -m training`: fetch, train, activations, evaluate, export, recommend, retrain, results, bootstrap, bench."""
+"""`python -m training`: fetch, train, judge, export, recommend, retrain, and what else its help lists."""
 
 import sys
 from pathlib import Path
@@ -16,6 +16,7 @@ from training.activations import activations_table, compare_activations
 from training.assessment import assess
 from training.attributes import AttributesError
 from training.checkpoint import CheckpointError
+from training.cold import SHARE, evaluate_cold
 from training.config import ConfigError, load_config
 from training.dataset import DatasetError
 from training.evaluate import EvaluationError
@@ -155,6 +156,32 @@ def activations(
     folder = output or Path("runs") / f"{spec.name}-activations-{seed}"
     console.print(activations_table(compare_activations(spec, prepared, folder, console)))
     console.print(f"written: {folder / 'activations.md'}")
+
+
+@app.command(
+    epilog="[bold]Example:[/] python -m training cold ml-100k --data ml-100k.inter --attributes ml-100k.item",
+)
+def cold(
+    config: ConfigName,
+    *,
+    data: Data,
+    attributes: Annotated[
+        Path, typer.Option("--attributes", metavar="FILE", help="Item attributes: .item .json .jsonl .csv .parquet.")
+    ],
+    share: Annotated[float, typer.Option(help="Of the items that are hidden.", min=0.01, max=0.9)] = SHARE,
+    seed: Seed = 0,
+    output: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Run folder.  [default: runs/CONFIG-cold-SEED]")
+    ] = None,
+    user_column: User = "user_id",
+    item_column: Item = "item_id",
+    timestamp_column: Time = None,
+) -> None:
+    """Hide items from training and see how well their attributes place them, as the service places new items."""
+    console = Console()
+    columns = Columns(user=user_column, item=item_column, timestamp=timestamp_column)
+    found = evaluate_cold(config, data, columns, attributes, share=share, seed=seed, output=output, console=console)
+    console.print(found.table())
 
 
 @app.command(

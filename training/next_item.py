@@ -122,8 +122,15 @@ class ModelScorer:
     def __init__(self, model: SASRec) -> None:
         self._model = model
 
-    @torch.no_grad()
     def __call__(self, histories: Sequences) -> NDArray[np.float32]:
+        return (self._encoded(histories) @ self._model.item_matrix().T).detach().float().cpu().numpy()
+
+    def vectors(self, histories: Sequences) -> NDArray[np.float32]:
+        """What the items are multiplied with: float32 (users, dim)."""
+        return self._encoded(histories).float().cpu().numpy()
+
+    @torch.no_grad()
+    def _encoded(self, histories: Sequences) -> Tensor:
         self._model.eval()
         items = self._model.item_matrix()
         lengths = np.minimum(histories.lengths, self._model.config.length)
@@ -132,4 +139,4 @@ class ModelScorer:
             padded = pad_flat(histories.items, histories.ends[rows] - lengths[rows], lengths[rows])
             known = torch.from_numpy(lengths[rows]).to(items.device)
             vectors[rows] = self._model.encode(torch.from_numpy(padded).to(items.device), known)
-        return (vectors @ items.T).float().cpu().numpy()
+        return vectors

@@ -142,7 +142,7 @@ def slices_table(report: Mapping[str, Any]) -> Table:
     for name in ("part", "users", "HR@10", "NDCG@10", "MRR"):
         table.add_column(name, justify="left" if name == "part" else "right")
     for name, figures in {"all": report, **report["slices"]}.items():
-        table.add_row(name, f"{figures['users']:,}", *_with_interval(figures), f"{figures['mrr']:.4f}")
+        table.add_row(name, f"{figures['users']:,}", *with_interval(figures), f"{figures['mrr']:.4f}")
     return table
 
 
@@ -155,7 +155,7 @@ def sampled_table(name: str, sampled: Mapping[str, Any]) -> Table:
     for column in ("model", "protocol", "HR@10", "NDCG@10", "MRR"):
         table.add_column(column, justify="left" if column in ("model", "protocol") else "right")
     for protocol, figures in sampled.items():
-        table.add_row(name, protocol, *_with_interval(figures), f"{figures['mrr']:.4f}")
+        table.add_row(name, protocol, *with_interval(figures), f"{figures['mrr']:.4f}")
     return table
 
 
@@ -180,7 +180,7 @@ def heading(name: str) -> str:
     return name.replace("hr", "HR").replace("ndcg", "NDCG").replace("mrr", "MRR")
 
 
-def _with_interval(figures: Mapping[str, Any]) -> list[str]:
+def with_interval(figures: Mapping[str, Any]) -> list[str]:
     """HR@10 and NDCG@10, each with its interval, narrow enough for a terminal of 80 columns."""
     cells = []
     for name in ("hr@10", METRIC):

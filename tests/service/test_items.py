@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import redis
 
-from service.catalogue import ItemState
+from service.attributes import ItemState
 from service.connection import Connection
 from service.items import MAX_KEPT, ItemStore, LiveItems, TooManyItems
 from tests.service.conftest import KillableStore

@@ -17,7 +17,7 @@ from training.__main__ import EXPECTED, app, main
 from training.run import RunFolder
 
 COMMANDS = (
-    *("fetch", "train", "activations", "evaluate", "export", "recommend", "retrain", "results"),
+    *("fetch", "train", "activations", "cold", "evaluate", "export", "recommend", "retrain", "results"),
     *("bootstrap", "bench"),
 )
 
@@ -112,6 +112,10 @@ def test_mistakes_are_one_sentence_on_standard_error(
     )
     one_sentence(command("train", tiny, "--data", tmp_path), str(tmp_path))
     one_sentence(command("train", tiny, "--data", log, "--attributes", "none.json"), "none.json")
+    (tmp_path / "titles.csv").write_text("item_id,title\ni1,One\ni2,Two\n")
+    cold = "--data", log, "--attributes", "titles.csv"
+    one_sentence(command("cold", "autorec-implicit", *cold), "autorec-implicit is an autoencoder")
+    one_sentence(command("cold", tiny, *cold[:3], "none.json"), "none.json")
     one_sentence(command("evaluate", "nowhere"), "nowhere is not the folder of a training run")
     one_sentence(command("export", tmp_path), f"{tmp_path} is not the folder of a training run")
     one_sentence(command("fetch", "netflix"), "'netflix'", "ml-100k")

@@ -1,0 +1,132 @@
+"""Vectors for items that a model was not trained on, from what their attributes say.
+
+An item is placed where the items lie that have something in common with it: each of its attribute values stands for
+the mean vector of the known items that have it, and the more telling a value is, the more it counts. In that mean an
+item weighs the square root of its interactions: the full softmax pushes rare items to one side, all of them, and a mean
+that they dominate says that an item is rare rather than what it is about. `python -m training cold` measures it.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.sequence import PADDING
+
+LEAST = 2  # known items that must have a value: what a single one has is not shared
+MOST = 0.9  # share of them beyond which a value tells nothing
+_CHUNK = 1 << 16  # rows gathered at once
+
+Key = str | float | tuple[bool]  # a value, a boolean in a tuple
+
+
+class AttributeCentroids:
+    """Places items by their attributes among those with vectors, items float32 (rows, dim), row 0 padding.
+
+    columns: as in a bundle, a value, a list of them or None for each row; popularity (rows,): interactions of each.
+    norm: the length that vectors are brought to, or None to leave them as long as their means are. A column is arranged
+    when an item first has something in it, and a mean is taken when it is first wanted; titles, which are nobody
+    else's, cost nothing. Not safe for threads.
+    """
+
+    def __init__(
+        self,
+        items: NDArray[np.float32],
+        columns: Mapping[str, Sequence[Any]],
+        popularity: NDArray[np.float32],
+        *,
+        norm: float | None,
+    ) -> None:
+        self._items = items
+        self._weights = np.sqrt(popularity)
+        self._columns = columns
+        self._norm = norm
+        self._arranged: dict[str, _Column] = {}
+        self._means: dict[tuple[str, Key], NDArray[np.float64]] = {}
+
+    def vector(self, attributes: Mapping[str, Any]) -> NDArray[np.float32] | None:
+        """Where an item with these attributes belongs: float32 (dim,), or None if they tell nothing.
+
+        A value weighs log(items / items that have it), the information in it.
+        """
+        known = len(self._items) - 1
+        total, weights = np.zeros(self._items.shape[1]), 0.0
+        for name, entry in attributes.items():
+            for key in keys_of(entry):
+                owners = self._column(name).owners(key)
+                if owners is not None and self._weights[owners].any():
+                    weight = float(np.log(known / len(owners)))
+                    total += weight * self._mean((name, key), owners)
+                    weights += weight
+        length = float(np.linalg.norm(total))
+        if not (weights > 0 and length > 0):
+            return None
+        return (total / weights if self._norm is None else total * (self._norm / length)).astype(np.float32)
+
+    def _column(self, name: str) -> "_Column":
+        if name not in self._arranged:
+            self._arranged[name] = _Column(self._columns.get(name, ()), MOST * (len(self._items) - 1))
+        return self._arranged[name]
+
+    def _mean(self, key: tuple[str, Key], owners: NDArray[np.int32]) -> NDArray[np.float64]:
+        if key not in self._means:
+            total = np.zeros(self._items.shape[1])
+            for begin in range(0, len(owners), _CHUNK):
+                some = owners[begin : begin + _CHUNK]
+                total += self._weights[some] @ self._items[some]
+            self._means[key] = total / self._weights[owners].sum(dtype=np.float64)
+        return self._means[key]
+
+
+def typical_norm(items: NDArray[np.float32]) -> float:
+    """The median length of the vectors of items, (rows, dim): a new item is to be neither favoured nor buried by it."""
+    rows = np.arange(1, len(items))
+    if len(rows) > _CHUNK:  # spread evenly: enough to know a median by
+        rows = np.linspace(1, len(items) - 1, _CHUNK).astype(np.int64)
+    return float(np.median(np.linalg.norm(items[rows], axis=1)))
+
+
+class _Column:
+    """Which items have each telling value of a column; in flat arrays, so that a million items take a second or two."""
+
+    def __init__(self, entries: Sequence[Any], most: float) -> None:
+        code_of: dict[Key, int] = {}
+        codes: list[int] = []
+        owners: list[int] = []
+        for row, entry in enumerate(entries):
+            if row == PADDING or entry is None:
+                continue
+            for key in keys_of(entry):
+                codes.append(code_of.setdefault(key, len(code_of)))
+                owners.append(row)
+        numbers, rows = np.array(codes, np.int64), np.array(owners, np.int32)
+        counts = np.bincount(numbers, minlength=len(code_of))
+        telling = (counts >= LEAST) & (counts <= most)
+        kept = telling[numbers]
+        # Value number n belongs to the items self._rows[self._starts[n]:self._starts[n + 1]].
+        self._rows = rows[kept][np.argsort(numbers[kept], kind="stable")]
+        self._starts = np.concatenate(([0], np.cumsum(counts[telling])))
+        place = np.cumsum(telling) - 1
+        self._number_of = {key: int(place[code]) for key, code in code_of.items() if telling[code]}
+
+    def owners(self, key: Key) -> NDArray[np.int32] | None:
+        """Rows of the items that have a value, ascending; None if it tells nothing."""
+        number = self._number_of.get(key)
+        return None if number is None else self._rows[self._starts[number] : self._starts[number + 1]]
+
+
+def keys_of(entry: object) -> list[Key]:
+    """The values in an entry that can be shared: text, numbers without a fraction, and booleans, each once.
+
+    A boolean is a tuple of itself, since True == 1.
+    """
+    if isinstance(entry, str):  # most entries are
+        return [entry]
+    found: list[Key] = []
+    for value in entry if isinstance(entry, list) else (entry,):
+        if isinstance(value, bool):
+            found.append((value,))
+        elif isinstance(value, str) or (isinstance(value, int | float) and float(value).is_integer()):
+            found.append(value)
+    return list(dict.fromkeys(found))

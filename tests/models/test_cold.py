@@ -1,0 +1,78 @@
+"""Vectors from attributes, on numbers worked out by hand."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from models.cold import AttributeCentroids, typical_norm
+
+ITEMS = np.array([[9, 9], [2, 0], [4, 0], [0, 2], [0, 4], [6, 6], [0, 0], [0, 0], [0, 0]], np.float32)
+COLUMNS: dict[str, list[Any]] = {
+    "kind": [None, "a", "a", "b", "b", "b", "b", None, "lone"],  # a lies at (3, 0), b at (1.5, 3)
+    "genre": [None, ["x", "y"], ["x"], None, ["x", "x"], ["x"], [], None, None],  # x lies at (3, 2.5)
+    "everywhere": [None, *["same"] * 8],
+    "year": [None, 1990, 1990.0, 1991, 1991, True, True, 0.5, 0.5],
+}
+
+
+EQUALLY = np.ones(9, np.float32)
+
+
+def vector(norm: float | None = None, popularity: Any = EQUALLY, /, **attributes: Any) -> list[float] | None:
+    found = AttributeCentroids(ITEMS, COLUMNS, np.array(popularity, np.float32), norm=norm).vector(attributes)
+    return None if found is None else [round(float(number), 5) for number in found]
+
+
+def test_a_value_stands_for_the_mean_of_the_items_that_have_it() -> None:
+    assert vector(kind="a") == [3, 0]
+    assert vector(kind="b") == [1.5, 3]
+    assert vector(genre=["x"]) == [3, 2.5]
+    assert vector(genre="x") == [3, 2.5]  # one value or a list of it
+
+
+def test_the_more_telling_a_value_is_the_more_it_counts() -> None:
+    """Of 8 items 2 have kind a, which weighs log 4, and 4 have genre x, which weighs log 2: half of that."""
+    assert vector(kind="a", genre=["x"]) == pytest.approx([3, 2.5 / 3], abs=1e-5)
+    assert vector(kind="a", genre=["x", "x", "unheard of"]) == pytest.approx([3, 2.5 / 3], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [{}, {"kind": "c"}, {"colour": "a"}, {"kind": "lone"}, {"everywhere": "same"}, {"genre": []}, {"kind": None}],
+)
+def test_what_nobody_or_a_single_item_or_nearly_everybody_has_tells_nothing(attributes: dict[str, Any]) -> None:
+    assert vector(**attributes) is None
+
+
+def test_numbers_are_values_where_they_have_no_fraction_and_booleans_are_none_of_them() -> None:
+    assert vector(year=1990) == vector(year=1990.0) == [3, 0]
+    assert vector(year="1990") is None
+    assert vector(year=True) == [3, 3]
+    assert vector(year=1) is None
+    assert vector(year=0.5) is None
+
+
+def test_a_vector_is_brought_to_the_length_that_was_asked_for() -> None:
+    assert vector(5.0, kind="a") == [5, 0]
+    assert vector(5.0, kind="b") == pytest.approx([5**0.5, 2 * 5**0.5], abs=1e-5)
+
+
+def test_values_whose_mean_is_nothing_give_no_vector() -> None:
+    items = np.array([[0, 0], [1, 0], [-1, 0], [0, 1]], np.float32)
+    assert (
+        AttributeCentroids(items, {"kind": [None, "a", "a", "b"]}, EQUALLY[:4], norm=1.0).vector({"kind": "a"}) is None
+    )
+
+
+def test_an_item_weighs_the_root_of_its_interactions_in_a_mean() -> None:
+    popularity = [0, 9, 1, 0, 0, 0, 0, 5, 5]
+    assert vector(None, popularity, kind="a") == [2.5, 0]  # (3 * 2 + 1 * 4) / 4
+    assert vector(None, popularity, kind="b") is None  # nobody has had any of these
+    assert vector(None, popularity, kind=["a", "b"]) == [2.5, 0]
+
+
+def test_the_typical_length_is_the_median_of_items() -> None:
+    items = np.array([[99, 0], [3, 4], [0, 1], [0, 7], [50, 0], [0, 2]], np.float32)
+    assert typical_norm(items) == 5
+    assert typical_norm(np.tile(items[1:2], (100_000, 1))) == 5

@@ -1,0 +1,108 @@
+"""Hiding items from training, on a log worked out by hand, and placing them where their attributes say something."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from training.cold import SHARE, hide
+from training.dataset import Dataset, DatasetError, build_dataset
+from training.interactions import Interactions, read_interactions
+
+
+def read(folder: Path, *rows: str) -> tuple[Dataset, Interactions]:
+    """A data set of rows of "user item item ...", oldest first, one event a second."""
+    events = [(row.split()[0], item) for row in rows for item in row.split()[1:]]
+    frame = pl.DataFrame(events, schema=["user_id", "item_id"], orient="row").with_row_index("timestamp")
+    frame.with_columns(pl.col("timestamp") + 1_700_000_000).write_csv(folder / "log.csv")
+    interactions = read_interactions([folder / "log.csv"])
+    return build_dataset(interactions), interactions
+
+
+def test_what_follows_a_users_last_hidden_item_and_all_hidden_items_are_not_learned(tmp_path: Path) -> None:
+    rows = ("u a b c d e f", "v f e d c b a a", "w a a", "x b c d e f b c d e f")
+    dataset, interactions = read(tmp_path, *rows)
+    split = hide(dataset, interactions, share=0.34, seed=0)  # two of six
+    hidden = set(split.hidden)
+    assert len(hidden) == 2
+    learned: dict[str, str] = {}
+    judged = []
+    for row in rows:
+        user, *items = row.split()
+        last = max((place for place, item in enumerate(items) if item in hidden), default=-1)
+        before = [item for item in items[: max(0, last)] if item not in hidden]
+        kept = before if before else [item for item in items if item not in hidden]
+        learned |= {user: " ".join(kept)} if kept else {}
+        if before:
+            judged.append((before, items[last], {item for item in items[:last] if item in hidden}))
+    frame = split.learned.frame.group_by("user_id", maintain_order=True).agg(pl.col("item_id"))
+    assert {user: " ".join(items) for user, items in frame.iter_rows()} == learned
+    found = zip(split.histories, split.targets, split.met, strict=True)
+    assert [(history, split.hidden[one], {split.hidden[n] for n in met}) for history, one, met in found] == judged
+    assert split.counts.tolist() == [sum(row.split()[1:].count(item) for row in rows) for item in split.hidden]
+    assert split.learned.frame["timestamp"].is_sorted()
+
+
+def test_what_is_hidden_follows_from_the_seed(tmp_path: Path) -> None:
+    dataset, interactions = read(tmp_path, "u " + " ".join(f"i{n}" for n in range(50)))
+    found = [hide(dataset, interactions, share=SHARE, seed=seed).hidden for seed in (1, 1, 2)]
+    assert found[0] == found[1] != found[2]
+    assert len(found[0]) == 10
+
+
+def test_where_nobody_meets_a_hidden_item_after_another_nothing_can_be_judged(tmp_path: Path) -> None:
+    dataset, interactions = read(tmp_path, "u a", "v b", "w c", "x d", "y e")
+    with pytest.raises(DatasetError, match="hide a larger share"):
+        hide(dataset, interactions, share=SHARE, seed=0)
+
+
+@pytest.fixture
+def kinds(tmp_path: Path) -> tuple[Path, Path]:
+    """A log of 120 users who each stay with the items of one of four kinds, and the kinds of its 40 items."""
+    generator = np.random.default_rng(0)
+    rows = []
+    for user in range(120):
+        chosen = generator.permutation(10)[:8] * 4 + user % 4
+        rows += [(f"u{user}", f"i{item}", 1_700_000_000 + 60 * step) for step, item in enumerate(chosen)]
+    pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row").write_csv(tmp_path / "log.csv")
+    kinds = pl.DataFrame({"item_id": [f"i{n}" for n in range(40)], "kind": [f"k{n % 4}" for n in range(40)]})
+    kinds.write_csv(tmp_path / "kinds.csv")
+    return tmp_path / "log.csv", tmp_path / "kinds.csv"
+
+
+def test_attributes_place_hidden_items_far_above_chance(
+    tmp_path: Path, kinds: tuple[Path, Path], one_thread: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """16 hidden items of 4 kinds: those of a user's kind are to come first, and among them is no order."""
+    import io
+
+    from rich.console import Console
+
+    from training.cold import evaluate_cold
+    from training.interactions import Columns
+    from training.measures import summarise
+
+    config = tmp_path / "tiny.toml"
+    config.write_text(
+        "[model]\ndim = 16\nblocks = 1\nheads = 1\ninner = 16\nlength = 8\ndropout = 0.1\n"
+        "[training]\nbatch = 32\nepochs = 10\nlearning_rate = 0.01\n"
+    )
+
+    def judged(attributes: Path) -> dict[str, float]:
+        found = evaluate_cold(
+            *(str(config), [kinds[0]], Columns(), attributes),
+            share=0.4,
+            seed=1,
+            output=tmp_path / "run",
+            console=Console(file=io.StringIO()),
+        )
+        assert (found.hidden, found.placed) == (16, 16)
+        assert 0 < found.shown <= 1
+        assert found.table().row_count == 3
+        return {name: summarise(ranks)["mrr"] for name, ranks in found.ranks.items()}
+
+    figures = judged(kinds[1])
+    assert list(figures) == ["chance", "popularity, an oracle", "attributes"]
+    assert figures["chance"] < 0.3
+    assert figures["attributes"] > 1.5 * max(figures["chance"], figures["popularity, an oracle"])

@@ -1,0 +1,250 @@
+"""How well items are placed that were not trained on: some are hidden from training and placed by their attributes.
+
+A user who met a hidden item stops there: what came before is learned from, without the hidden items, and the last
+hidden item the user met is to be found among all of them. So nothing later than a target speaks for its user.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from models.cold import AttributeCentroids, typical_norm
+from models.sasrec import SASRec
+from training.attributes import Attributes, read_attributes
+from training.config import AutoRecRunConfig, ConfigError, load_config
+from training.dataset import PADDING_ID, Dataset, DatasetError, Sequences, Vocabulary, build_dataset, popularity_of
+from training.evaluate import mask_seen
+from training.interactions import Columns, Interactions, read_interactions
+from training.measures import intervals, summarise
+from training.next_item import ModelScorer
+from training.presets import settle
+from training.report import with_interval
+from training.run import Prepared, RunSpec, data_window, prepare
+from training.train import train
+
+SHARE = 0.2
+_USERS_AT_ONCE = 256
+_SHOWN = 10
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ColdSplit:
+    """A log with some items hidden.
+
+    learned: what training may see. histories: of every judged user the ids of what came before the target, oldest
+    first, without hidden items; targets int64 (users,), places in `hidden`, the ids that were hidden; met, for every
+    user the places of hidden items met before; counts float32 (hidden,), how often each occurs in the whole log.
+    """
+
+    learned: Interactions
+    hidden: tuple[str, ...]
+    histories: list[list[str]]
+    targets: NDArray[np.int64]
+    met: list[NDArray[np.int64]]
+    counts: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ColdResults:
+    """Ranks of the targets among the hidden items, from 1, int64 (users,), by the name of what ranked them.
+
+    placed: hidden items that have a vector, of `hidden`. shown: share of the users who have one of them among the first
+    ten of all items.
+    """
+
+    ranks: Mapping[str, NDArray[np.int64]]
+    hidden: int
+    placed: int
+    shown: float
+
+    def table(self) -> Table:
+        """The figures, with bootstrap 95 % intervals over users."""
+        users = len(next(iter(self.ranks.values())))
+        table = Table(
+            title=f"{self.hidden:,} items hidden from training, ranked among themselves for {users:,} users",
+            caption=f"{self.placed:,} of them have a vector, and {self.shown:.0%} of the users have one among the "
+            "first ten of all items. Equal scores stand in random order. The oracle knows how often each item occurs, "
+            "which nobody does of a new one. 95 % intervals over users",
+            title_justify="left",
+            caption_justify="left",
+        )
+        for column in ("ranked by", "HR@10", "NDCG@10", "MRR"):
+            table.add_column(column, justify="left" if column == "ranked by" else "right")
+        for name, ranks in self.ranks.items():
+            figures: dict[str, Any] = {**summarise(ranks), "intervals": intervals(ranks)}
+            table.add_row(name, *with_interval(figures), f"{figures['mrr']:.4f}")
+        return table
+
+
+def evaluate_cold(
+    name: str,
+    files: list[Path],
+    columns: Columns,
+    attributes: Path,
+    *,
+    share: float,
+    seed: int,
+    output: Path | None,
+    console: Console,
+) -> ColdResults:
+    """Hide items, train on the rest as `train` does, and judge where attributes put the hidden ones.
+
+    name: of the configuration. The same call continues a run that was interrupted. Raises ConfigError for an AutoRec,
+    and as `hide`, `train` and `judge_cold`.
+    """
+    loaded = load_config(name)
+    if isinstance(loaded, AutoRecRunConfig):
+        raise ConfigError(f"{name} is an autoencoder; cold judges models that are learned from sequences")
+    interactions = read_interactions(files, columns=columns, max_dropped=loaded.data.max_dropped)
+    console.print(str(interactions.report))
+    rules = loaded.data
+    dataset = build_dataset(
+        interactions,
+        min_user_interactions=rules.min_user_interactions,
+        min_item_interactions=rules.min_item_interactions,
+    )
+    split = hide(dataset, interactions, share=share, seed=seed)
+    prepared = prepare(split.learned, loaded, split="loo", attributes=attributes, item_column=columns.item)
+    spec = RunSpec(
+        name=Path(name).stem if name.endswith(".toml") else name,
+        config=settle(loaded, prepared.split.train),
+        split="loo",
+        seed=seed,
+        files=[path.resolve() for path in files],
+        columns=columns,
+        attributes=attributes.resolve(),
+        attributes_sha256=prepared.attributes.sha256 if prepared.attributes else None,
+        data=data_window(files, prepared),
+    )
+    run = train(spec, prepared, output or Path("runs") / f"{spec.name}-cold-{seed}", console)
+    told = read_attributes(attributes, Vocabulary((PADDING_ID, *split.hidden)), item_column=columns.item)
+    return judge_cold(cast(SASRec, run.model()), split, prepared, told, seed=seed)
+
+
+def hide(dataset: Dataset, interactions: Interactions, *, share: float, seed: int) -> ColdSplit:
+    """Hide a share of the items, drawn with the seed, and all that follows each user's last one.
+
+    interactions: those the data set was made of. A user who met none of the hidden items, or no other item before the
+    last of them, is learned from whole and not judged. Raises DatasetError if nobody can be judged.
+    """
+    items, generator = dataset.vocabulary.items, np.random.default_rng([seed, 3])  # a stream of its own
+    rows = np.sort(generator.permutation(items)[: round(share * items)]) + 1
+    place = np.full(items + 1, -1, np.int64)
+    place[rows] = np.arange(len(rows))
+    whole = dataset.sequences.compact()
+    kept = place[whole.items] < 0
+    ids = dataset.vocabulary.ids
+    histories, targets, met = [], [], []
+    for begin, end in zip(whole.starts, whole.ends, strict=True):
+        places = place[whole.items[begin:end]]
+        last = int(np.flatnonzero(places >= 0).max(initial=-1))
+        before = whole.items[begin : begin + max(last, 0)][places[: max(last, 0)] < 0]
+        if not before.size:
+            continue
+        kept[begin + last : end] = False
+        histories.append([ids[row] for row in before])
+        targets.append(int(places[last]))
+        met.append(np.unique(places[:last][places[:last] >= 0]))
+    if not targets:
+        raise DatasetError(f"no user met one of {len(rows):,} hidden items after another item; hide a larger share")
+    return ColdSplit(
+        learned=_only(dataset, interactions, whole, kept),
+        hidden=tuple(ids[row] for row in rows),
+        histories=histories,
+        targets=np.array(targets),
+        met=met,
+        counts=popularity_of(whole, items)[rows],
+    )
+
+
+def judge_cold(model: SASRec, split: ColdSplit, prepared: Prepared, told: Attributes, *, seed: int) -> ColdResults:
+    """Rank every judged user's target among the hidden items: by chance, by an oracle of popularity, by attributes.
+
+    prepared: the data that the model was trained on, with attributes; told: those of the hidden items, in their order
+    behind padding. Raises DatasetError if they place none of the hidden items.
+    """
+    known = {} if prepared.attributes is None else prepared.attributes.columns
+    items: NDArray[np.float32] = model.item_matrix().detach().float().cpu().numpy()
+    popularity = popularity_of(prepared.split.train, model.items)
+    centroids = AttributeCentroids(items, known, popularity, norm=typical_norm(items))
+    placed = [centroids.vector(_of(told, row)) for row in range(1, len(split.hidden) + 1)]
+    missing = np.array([vector is None for vector in placed])
+    if missing.all():
+        raise DatasetError(f"the attributes place none of {len(placed):,} hidden items; give some that items share")
+    matrix = np.stack([np.zeros(items.shape[1], np.float32) if one is None else one for one in placed])
+    histories = _sequences(prepared.dataset.vocabulary, split.histories)
+    vectors = ModelScorer(model).vectors(histories)
+    nothing = np.zeros(len(placed), np.float32)
+    found: dict[str, list[NDArray[np.int64]]] = {"chance": [], "popularity, an oracle": [], "attributes": []}
+    shown = 0
+    for begin in range(0, len(vectors), _USERS_AT_ONCE):
+        some = slice(begin, begin + _USERS_AT_ONCE)
+        scores = vectors[some] @ matrix.T
+        scores[:, missing] = -np.inf
+        beside = vectors[some] @ items.T
+        mask_seen(beside, histories.take(np.arange(len(vectors))[some]))
+        shown += int((scores.max(axis=1) > np.partition(beside, -_SHOWN, axis=1)[:, -_SHOWN]).sum())
+        for ranks, those in zip(found.values(), (nothing, split.counts, scores), strict=True):
+            generator = np.random.default_rng([seed, 4, begin])
+            own = np.broadcast_to(those, scores.shape)
+            ranks.append(_ranks(own, split.targets[some], split.met[some], generator))
+    together = {name: np.concatenate(ranks) for name, ranks in found.items()}
+    return ColdResults(together, hidden=len(placed), placed=int((~missing).sum()), shown=shown / len(vectors))
+
+
+def _ranks(
+    scores: NDArray[np.float32],
+    targets: NDArray[np.int64],
+    met: list[NDArray[np.int64]],
+    generator: np.random.Generator,
+) -> NDArray[np.int64]:
+    """Ranks from 1 of the targets, what was met before left out: scores (users, hidden) -> (users,).
+
+    Equal scores, as of items with the same attributes, stand in random order.
+    """
+    order = generator.random(scores.shape)
+    rows = np.arange(len(targets))
+    own, place = scores[rows, targets][:, None], order[rows, targets][:, None]
+    before = (scores > own) | ((scores == own) & (order < place))
+    for row, places in zip(before, met, strict=True):
+        row[places] = False
+    ranks: NDArray[np.int64] = before.sum(axis=1, dtype=np.int64) + 1
+    return ranks
+
+
+def _only(dataset: Dataset, interactions: Interactions, whole: Sequences, kept: NDArray[np.bool_]) -> Interactions:
+    """The interactions of the mask alone; whole is compact."""
+    owners = np.repeat(np.arange(len(whole)), whole.lengths)[kept]
+    nothing = [None] * int(kept.sum())
+    frame = pl.DataFrame(
+        {
+            "user_id": pl.Series(dataset.users, dtype=pl.String).gather(owners),
+            "item_id": pl.Series(dataset.vocabulary.ids, dtype=pl.String).gather(whole.items[kept]),
+            "timestamp": nothing if whole.timestamps is None else whole.timestamps[kept],
+            "value": nothing if whole.values is None else whole.values[kept],
+        },
+        schema=interactions.frame.schema,
+    )
+    if interactions.has_timestamps:
+        frame = frame.sort("timestamp", maintain_order=True)
+    return Interactions(frame, interactions.report, interactions.has_timestamps, interactions.sha256)
+
+
+def _sequences(vocabulary: Vocabulary, histories: list[list[str]]) -> Sequences:
+    """Histories in a vocabulary that may lack some of their items."""
+    rows = [vocabulary.encode(history) for history in histories]
+    rows = [row[row > 0] for row in rows]
+    lengths = np.array([len(row) for row in rows], np.int64)
+    ends = np.cumsum(lengths)
+    return Sequences(np.concatenate(rows), ends - lengths, ends)
+
+
+def _of(attributes: Attributes, row: int) -> dict[str, object]:
+    return {name: column[row] for name, column in attributes.columns.items()}
