@@ -125,11 +125,10 @@ class Runtime:
         k = min(k, self.bundle.manifest.items if among is None else len(among))
         parts: Iterable[tuple[slice, Subset | None]]
         # Alone, a query's scores are few to write, and a run over the whole matrix reads it at the memory's own rate.
-        if among is not None:
-            parts = [(slice(None), among.subset)]
-        elif self._scan is None or whole or (len(vectors) == 1 and self._scan.exact):
-            step = max(1, _CELLS // len(self.bundle.items))
-            parts = ((slice(begin, begin + step), None) for begin in range(0, len(vectors), step))
+        if among is not None or self._scan is None or whole or (len(vectors) == 1 and self._scan.exact):
+            subset = None if among is None else among.subset
+            step = max(1, _CELLS // len(self.bundle.items if subset is None else subset.rows))
+            parts = ((slice(begin, begin + step), subset) for begin in range(0, len(vectors), step))
         else:
             parts = self._subsets(self._scan, vectors, excluded, k, sequences)
         found = [

@@ -42,6 +42,8 @@ from service.slot import Slot
 
 logger = logging.getLogger(__name__)
 
+_ASIDE = 4  # requests with filters, candidates or explanations that are ranked together
+
 
 @asynccontextmanager
 async def running(settings: Settings, store_url: str, metrics: Metrics | None = None) -> AsyncIterator[ASGIApp]:
@@ -98,11 +100,21 @@ async def running(settings: Settings, store_url: str, metrics: Metrics | None = 
             on_batch=metrics.batch_size.observe,
         )
         await stack.enter_async_context(batcher)
-        metrics.batcher_started(lambda: batcher.waiting, lambda: batcher.alive)
+        # What takes longer, and comes rarely, waits in a queue of its own and a few at a time, so that plain requests
+        # wait behind a few of these at most.
+        aside = Batcher(
+            recommender.recommend,
+            max_batch=_ASIDE,
+            max_waiting=settings.max_waiting,
+            stuck_s=settings.stuck_s,
+            on_batch=metrics.batch_size.observe,
+        )
+        await stack.enter_async_context(aside)
+        metrics.batcher_started(lambda: batcher.waiting + aside.waiting, lambda: batcher.alive and aside.alive)
         intake = Intake(store, lambda: slot.engine, metrics, max_waiting=settings.max_waiting)
         await stack.enter_async_context(intake)
         keys = Keys(settings.api_key_hashes, trusted_network=settings.trusted_network)
-        services = Services(keys, slot, batcher, intake, items, metrics)
+        services = Services(keys, slot, batcher, aside, intake, items, metrics)
         yield HotRoutes(create_app(services), services)
 
 

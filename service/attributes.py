@@ -6,6 +6,7 @@ special case.
 """
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.sequence import PADDING
+from service.errors import shorten
 from service.filters import Mask, Order, UnknownAttribute, Value
 
 _COMPARE: dict[Order, Callable[[NDArray[np.float64], float], Mask]] = {
@@ -55,6 +57,7 @@ class ItemAttributes:
         self._elsewhere = elsewhere
         self._base = columns or {}
         self._changed: dict[int, Mapping[str, Any]] = {}  # rows with attributes of their own instead of the bundle's
+        self._named: Counter[str] = Counter()  # how many of these have an attribute of a name
         self._columns: dict[str, _Column] = {}
         self._lock = threading.Lock()
 
@@ -68,10 +71,11 @@ class ItemAttributes:
         """Give items other attributes, or with None those of the bundle again."""
         with self._lock:
             for row, attributes in changes.items():
-                if attributes is None:
-                    self._changed.pop(row, None)
-                else:
+                self._named.subtract(self._changed.pop(row, {}).keys())
+                if attributes is not None:
                     self._changed[row] = attributes
+                    self._named.update(attributes.keys())
+            self._named = +self._named  # without those that none has any more
             for name, column in self._columns.items():
                 column.replace({row: self.of(row).get(name) for row in changes})
 
@@ -86,11 +90,10 @@ class ItemAttributes:
             return self._column(name).compared(order, bound)
 
     def _column(self, name: str) -> "_Column":
+        if not (name in self._base or self._named[name] or self._elsewhere(name)):
+            listed = ", ".join(sorted({*self._base, *+self._named})[:_LISTED]) or "none"
+            raise UnknownAttribute(f"no item has an attribute {shorten(name)}; there are {listed}")
         if name not in self._columns:
-            known = {*self._base, *(key for attributes in self._changed.values() for key in attributes)}
-            if name not in known and not self._elsewhere(name):
-                listed = ", ".join(sorted(known)[:_LISTED]) or "none"
-                raise UnknownAttribute(f"no item has such an attribute; there are {listed}")
             base = self._base.get(name, [None] * self.rows)
             values = [(row, value) for row, value in enumerate(base) if row not in self._changed]
             values += [(row, attributes.get(name)) for row, attributes in self._changed.items()]

@@ -90,6 +90,9 @@ class Batcher(Generic[Call, Answer]):
         if self._worker is None or self._worker.done():
             raise Closed("the service is shutting down")
         if len(self._waiting) >= self._max_waiting:
+            # Those whose caller has gone, or whose time is up, keep nobody out.
+            self._waiting = deque(entry for entry in self._waiting if not entry[1].done())
+        if len(self._waiting) >= self._max_waiting:
             raise Overloaded(f"{self._max_waiting} requests are waiting already")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Answer] = loop.create_future()

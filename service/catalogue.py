@@ -19,6 +19,7 @@ from service.filters import Filter
 
 _KEPT_BYTES = 256 << 20  # of gathered rows
 _KEPT = 256  # filters
+_KEPT_SIZE = 64  # values in one that is kept
 
 
 class Catalogue:
@@ -34,8 +35,9 @@ class Catalogue:
         self.attributes = ItemAttributes(bundle.attributes, len(bundle.items), elsewhere=self.cold.has_attribute)
         self._available = np.ones(len(bundle.items), np.bool_)
         self._available[PADDING] = False
-        self._whole = True  # everything is available
-        self._kept: OrderedDict[Filter | None, Selection] = OrderedDict()
+        self.unavailable = 0  # items
+        self._here: Selection | None = None  # those that are available, if some are not
+        self._kept: OrderedDict[Filter, Selection] = OrderedDict()
         self._bytes = 0  # of these
         self._lock = threading.Lock()
 
@@ -49,7 +51,8 @@ class Catalogue:
         with self._lock:
             for row, state in known.items():
                 self._available[row] = state.available
-            self._whole = bool(self._available[1:].all())
+            self.unavailable = int(np.count_nonzero(~self._available[1:]))
+            self._here = None
             self._kept.clear()
             self._bytes = 0
 
@@ -66,13 +69,17 @@ class Catalogue:
                 mask &= wanted.mask(self.attributes)
             return Selection.gathered(np.flatnonzero(mask), self._items)
         with self._lock:
-            if wanted is None and self._whole:
-                return None
+            if wanted is None:
+                if self._here is None and self.unavailable:
+                    self._here = Selection.of(self._available, self._items)
+                return self._here
             if wanted in self._kept:
                 self._kept.move_to_end(wanted)
                 return self._kept[wanted]
-            mask = self._available if wanted is None else self._available & wanted.mask(self.attributes)
-            found = self._kept[wanted] = Selection.of(mask, self._items)
+            found = Selection.of(self._available & wanted.mask(self.attributes), self._items)
+            if wanted.size > _KEPT_SIZE:  # made for one request, more likely than not
+                return found
+            self._kept[wanted] = found
             self._bytes += found.nbytes
             while len(self._kept) > 1 and (self._bytes > _KEPT_BYTES or len(self._kept) > _KEPT):
                 _, oldest = self._kept.popitem(last=False)

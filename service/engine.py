@@ -25,6 +25,7 @@ _BRIEF_S = 0.01  # of a full batch: handing it to a thread and back would cost a
 _BRIEF_K = 50  # what the warm-up says nothing about is not brief: more items than these for one query,
 _BRIEF_WIDTH = 128  # more ids excluded,
 _BRIEF_TAIL = 1000  # and more items that are newer than the model
+_RARE = 16  # times fewer than all: items that are sorted by themselves
 _REASONS = 3  # events told of an item
 _NONE: NDArray[np.int64] = np.empty(0, np.int64)
 
@@ -160,6 +161,8 @@ class Engine:
         they are for a score."""
         excluded, among, order = query.excluded, query.among, self._by_popularity
         size = query.k + len(excluded)
+        if among is not None and len(among) * _RARE < len(order):  # they would be found late in the order of all
+            order = among.rows[np.argsort(-self.bundle.popularity[among.rows], kind="stable")]
         while True:
             chosen = order[:size]
             if len(excluded):
@@ -175,29 +178,25 @@ class Engine:
         """For every query and every item it got, the events that moved the item's score most.
 
         An event's effect is what the score loses when that event alone is left out; of the newest events the model
-        reads, each is left out once, all of them encoded as one batch. Of cold items none is told.
+        reads, each is left out once, those of one query encoded together. Of cold items none is told.
         """
-        length = self.bundle.manifest.length
-        places = [range(max(0, len(query.sequence) - length), len(query.sequence)) for query in queries]
-        variants = [_without(query, place) for query, own in zip(queries, places, strict=True) for place in own]
-        vectors = self._encode(variants) if variants else np.empty((0, self.bundle.manifest.dim), np.float32)
-        found, begin = [], 0
-        for ranking, own in zip(rankings, places, strict=True):
-            rows = slice(begin, begin + len(own))
-            begin += len(own)
-            found.append(self._reasons(ranking, own, variants[rows], vectors[rows]))
-        return found
+        return [self._reasons(query, ranking) for query, ranking in zip(queries, rankings, strict=True)]
 
-    def _reasons(
-        self, ranking: Ranking, places: range, variants: Sequence[Query], vectors: NDArray[np.float32]
-    ) -> list[list[Reason]]:
+    def _reasons(self, query: Query, ranking: Ranking) -> list[list[Reason]]:
+        length = len(query.sequence)
+        places = range(max(0, length - self.bundle.manifest.length), length)
+        variants = [_without(query, place) for place in places]
         known = np.array(ranking.indices, np.int64) > 0
         items = np.array(ranking.indices, np.int64)[known]
-        if not (len(items) and len(variants)):
+        if not (len(items) and variants):
             return [[] for _ in known]
         among = Selection.gathered(np.sort(items), self.bundle.items)
         indices, scores = self._runtime.rank(
-            vectors, [_NONE] * len(variants), len(items), [variant.sequence for variant in variants], among=among
+            self._encode(variants),
+            [_NONE] * len(variants),
+            len(items),
+            [variant.sequence for variant in variants],
+            among=among,
         )
         without = np.take_along_axis(scores, np.argsort(indices, axis=1), axis=1)  # by item
         effects = np.array(ranking.scores)[known] - without[:, np.searchsorted(among.rows, items)]  # (variants, items)
@@ -237,7 +236,7 @@ class Engine:
             and len(queries) <= _WARM_UP_BATCHES[-1]
             and all(
                 query.k <= _BRIEF_K
-                and len(query.excluded) <= _BRIEF_WIDTH
+                and len(query.excluded) + self.catalogue.unavailable <= _BRIEF_WIDTH
                 and query.among is None
                 and (query.cold is None or len(query.cold.tail) <= _BRIEF_TAIL)
                 for query in queries

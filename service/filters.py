@@ -60,6 +60,11 @@ class Group:
     every: bool
     parts: tuple[Filter, ...]
 
+    @property
+    def size(self) -> int:
+        """Values it compares with."""
+        return sum(part.size for part in self.parts)
+
     def mask(self, items: Attributes) -> Mask:
         found = np.full(items.rows, self.every)
         for part in self.parts:
@@ -76,16 +81,28 @@ class Not:
 
     part: Filter
 
+    @property
+    def size(self) -> int:
+        return self.part.size
+
     def mask(self, items: Attributes) -> Mask:
         return ~self.part.mask(items)
 
 
 @dataclass(frozen=True, slots=True)
 class Among:
-    """An attribute that is one of some values."""
+    """An attribute that is one of some values, each with its type: True equals 1, and is not the same."""
 
     name: str
-    values: tuple[Value, ...]
+    typed: tuple[tuple[type, Value], ...]
+
+    @property
+    def size(self) -> int:
+        return len(self.typed)
+
+    @property
+    def values(self) -> tuple[Value, ...]:
+        return tuple(value for _, value in self.typed)
 
     def mask(self, items: Attributes) -> Mask:
         return items.among(self.name, self.values)
@@ -98,6 +115,10 @@ class Compared:
     name: str
     order: Order
     bound: float
+
+    @property
+    def size(self) -> int:
+        return 1
 
     def mask(self, items: Attributes) -> Mask:
         return items.compared(self.name, self.order, self.bound)
@@ -141,17 +162,17 @@ class _Parser:
         if operator in _ORDERS:
             return Compared(name, cast(Order, operator), _number(wanted, inside))
         if operator == "eq":
-            return Among(name, (_value(wanted, inside),))
+            return Among(name, (_typed(wanted, inside),))
         if not isinstance(wanted, list) or not 1 <= len(wanted) <= MAX_VALUES:
             raise FilterError(inside, wanted, f"must be a list of 1 to {MAX_VALUES} values")
-        return Among(name, tuple(_value(one, f"{inside}.{number}") for number, one in enumerate(wanted)))
+        return Among(name, tuple(_typed(one, f"{inside}.{number}") for number, one in enumerate(wanted)))
 
 
-def _value(raw: object, where: str) -> Value:
+def _typed(raw: object, where: str) -> tuple[type, Value]:
     if isinstance(raw, bool | str):
-        return raw
+        return type(raw), raw
     if isinstance(raw, int | float):
-        return _number(raw, where)
+        return float, _number(raw, where)
     raise FilterError(where, raw, "must be a string, a number, true or false")
 
 

@@ -94,7 +94,8 @@ class HotRoutes:
         """The answer to one parsed query."""
         wish = self._wish(query)
         try:
-            found = await self._services.batcher.submit(wish, timeout_s=timeout_s)
+            batcher = self._services.batcher if wish.plain else self._services.aside
+            found = await batcher.submit(wish, timeout_s=timeout_s)
         except Overloaded as error:
             raise unavailable("overloaded", f"{error}; come back later") from error
         except Expired as error:
@@ -104,7 +105,8 @@ class HotRoutes:
         except NoModel as error:
             raise unavailable("no_model", NO_MODEL, retry_after_s=5) from error
         except UnknownAttribute as error:
-            raise _bad_filter("filter", shorten(query), str(error)) from error
+            asked = query["filter"] if isinstance(query, dict) else query
+            raise _bad_filter("filter", shorten(asked), str(error)) from error
         items: list[dict[str, object]] = [
             {"item_id": item, "score": score, "source": found.source} for item, score in found.items
         ]

@@ -114,12 +114,22 @@ class LiveItems:
             version = await self._store.version()
             if version < self._version:  # the store has been emptied, or is another one
                 logger.warning("the states of items have been set back; reading all of them again")
-                await self._apply(dict.fromkeys(self._states, AS_IN_BUNDLE))
-                self._version = 0
+                states = await self._all(version)  # before any is given up
+                await self._apply(dict.fromkeys(self._states.keys() - states.keys(), AS_IN_BUNDLE) | states)
+                self._version = version
             while self._version < version:
                 upto, states = await self._store.since(self._version)
                 await self._apply(states)
                 self._version = max(upto, self._version + 1) if states else version
+
+    async def _all(self, version: int) -> dict[str, ItemState]:
+        found: dict[str, ItemState] = {}
+        at = 0
+        while at < version:
+            upto, states = await self._store.since(at)
+            found |= states
+            at = max(upto, at + 1) if states else version
+        return found
 
     async def _apply(self, states: Mapping[str, ItemState]) -> None:
         for item, state in states.items():

@@ -105,7 +105,11 @@ class Recommender:
         stored = await self._stored(users, rated=any(engine.reads_values for engine in by_engine))
         answers: list[Answer] = [NoModel()] * len(wishes)
         for engine, numbers in by_engine.items():
-            found = await self._by_one(engine, [wishes[number] for number in numbers], stored)
+            try:
+                found = await self._by_one(engine, [wishes[number] for number in numbers], stored)
+            except Exception as error:  # it is that engine's, and not those of others in the batch
+                logger.exception("%s failed a batch of %d", engine.version, len(numbers))
+                found = [error] * len(numbers)
             for number, answer in zip(numbers, found, strict=True):
                 answers[number] = answer
         degraded = sum(isinstance(answer, Recommendation) and answer.degraded for answer in answers)

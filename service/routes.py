@@ -52,6 +52,7 @@ class Services:
     keys: Keys
     slot: Slot
     batcher: Batcher[Wish, Recommendation]
+    aside: Batcher[Wish, Recommendation]  # for wishes that are not plain
     intake: Intake
     items: LiveItems
     metrics: Metrics
@@ -222,7 +223,7 @@ async def rollback(request: Request) -> Response:
 async def healthz(request: Request) -> Response:
     """Whether the scoring worker of the process that answers lives; restart it if not, as several workers do."""
     services: Services = request.app.state.services
-    if not services.batcher.alive:
+    if not (services.batcher.alive and services.aside.alive):
         raise unavailable("unhealthy", "the scoring worker has stopped or is stuck; restart the service")
     return _json({"status": "ok"})
 

@@ -190,7 +190,9 @@ class Slot:
 
     def _swap(self, engine: Engine) -> None:
         before = self.engine
-        self._before, self.engine = before, engine
+        if before is None or before.version != engine.version:
+            self._before = before
+        self.engine = engine
         self.refused = None
         self._on_load(engine)
         logger.info("%s serves now (before: %s)", engine.version, before.version if before else "none")

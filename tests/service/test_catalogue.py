@@ -41,6 +41,12 @@ def test_what_is_kept_is_bounded_in_number_and_in_memory(catalogue: Catalogue, m
     assert catalogue._bytes == sum(kept.nbytes for kept in catalogue._kept.values())
 
 
+def test_a_filter_with_many_values_is_not_kept(catalogue: Catalogue) -> None:
+    many = parse({"in": {"n": list(range(1, 66))}})
+    assert catalogue.selection(many) is not catalogue.selection(many)
+    assert not catalogue._kept
+
+
 def test_nothing_is_selected_where_nothing_is_left_out(catalogue: Catalogue) -> None:
     assert catalogue.selection(None) is None
     catalogue.change({"i2": ItemState(available=False), "unheard of": ItemState(available=False)})

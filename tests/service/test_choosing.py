@@ -142,6 +142,15 @@ def test_rankings_of_random_filters_equal_a_slow_search(
         assert items(client, **body, candidates=[f"i{item}" for item in candidates]) == expected
 
 
+def test_true_is_not_one_whichever_is_asked_first(
+    start_service: Callable[..., httpx.Client], make_bundle: Callable[..., Path], store_url: str
+) -> None:
+    make_bundle("v1", attributes={"flag": [None, *[True, 1, False, 0] * 3]})
+    client = start_service(store_url)
+    for flag, expected in ((True, [1, 5, 9]), (1, [2, 6, 10]), (0, [4, 8, 12]), (False, [3, 7, 11])):
+        assert items(client, k=12, filter={"eq": {"flag": flag}}) == expected
+
+
 def test_candidates_are_all_that_is_ranked(shop: httpx.Client) -> None:
     assert items(shop, history=["i1"], candidates=["i9", "i4", "i1", "unheard of"], k=12) == [4, 9]
     assert items(shop, candidates=["i9", "i4", "i4"], k=12) == [4, 9]

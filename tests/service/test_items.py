@@ -141,10 +141,14 @@ async def test_changes_are_read_in_pages_and_each_once(store_url: str, monkeypat
     assert (found, version, pages) == (expected, 5, 2)
     assert await store.since(version) == (5, {})
     monkeypatch.setattr("service.items.MAX_KEPT", len(expected))
-    await store.put({"x0": ItemState()})  # known already
+    gone = ItemState(available=False)
+    await store.put({"x0": gone})  # known already
     with pytest.raises(TooManyItems):
-        await store.put({"y": ItemState(available=False)})
+        await store.put({"y": gone})
     assert await store.version() == 6
+    await store.put({"x0": ItemState()})  # which makes room
+    await store.put({"y": gone})
+    assert await store.since(6) == (8, {"x0": ItemState(), "y": gone})
     await connection.aclose()
     assert MAX_KEPT >= 1_000_000
 
@@ -165,7 +169,7 @@ async def test_a_store_that_was_emptied_takes_its_states_with_it(store_url: str)
         with redis.Redis.from_url(store_url) as server:
             server.flushall()
         await live.put({"b": gone})
-    assert told == [{"a": gone, "b": gone}, {"c": gone}, dict.fromkeys("abc", ItemState()), {"b": gone}]
+    assert told == [{"a": gone, "b": gone}, {"c": gone}, {"a": ItemState(), "c": ItemState(), "b": gone}]
     await connection.aclose()
 
 
