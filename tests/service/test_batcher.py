@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from service.batcher import Batcher, Closed, Overloaded
+from service.batcher import Batcher, Closed, Expired, Overloaded
 
 pytestmark = pytest.mark.anyio
 
@@ -89,6 +89,27 @@ async def test_the_surplus_is_refused_at_once_and_those_who_wait_are_answered() 
             await asyncio.wait_for(batches.submit(4), 0.1)
         work.gate.set()
         assert await asyncio.gather(*tasks) == [2, 4, 6]
+
+
+async def test_those_whose_time_is_up_are_never_run_and_keep_nobody_out() -> None:
+    work = Work()
+    async with batcher(work, max_waiting=2) as batches:
+        tasks = await submit(batches, 1)
+        late = [asyncio.create_task(batches.submit(number, timeout_s=0.01)) for number in (2, 3)]
+        assert [type(error) for error in await asyncio.gather(*late, return_exceptions=True)] == [Expired, Expired]
+        tasks += await submit(batches, 4, 5)
+        work.gate.set()
+        assert await asyncio.gather(*tasks) == [2, 8, 10]
+    assert work.batches == [[1], [4, 5]]
+
+
+async def test_a_call_may_fail_alone() -> None:
+    async def run(calls: Sequence[int]) -> list[int | Exception]:
+        return [ValueError("unlucky") if call == 13 else call for call in calls]
+
+    async with Batcher(run, max_batch=9, max_waiting=9, stuck_s=30) as batches:
+        found = await asyncio.gather(*(batches.submit(call) for call in (1, 13, 2)), return_exceptions=True)
+    assert [found[0], type(found[1]), found[2]] == [1, ValueError, 2]
 
 
 async def test_a_failed_batch_fails_its_members_only() -> None:

@@ -195,6 +195,7 @@ def test_the_version_before_may_still_be_asked_for(
     assert "v1" in missing.json()["detail"]
     assert client.post("/models/v2/promote").status_code == 200
     assert Registry(artifacts).current() == "v2"
+    assert client.post("/models/v2/promote").status_code == 200  # which it is already
     mixed = {"queries": [{"history": ["i1"], "k": 1, "model_version": version} for version in ("v1", "v2")]}
     results = client.post("/recommend/batch", json=mixed).json()["results"]
     assert [(one["model_version"], one["items"][0]["item_id"]) for one in results] == [("v1", "i2"), ("v2", "i6")]
