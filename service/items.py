@@ -7,6 +7,7 @@ only what has changed since it last looked; while the store is away, what it kno
 import asyncio
 import contextlib
 import logging
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -83,6 +84,8 @@ class LiveItems:
         self._poll_s = poll_s
         self._states: dict[str, ItemState] = {}
         self._version = 0
+        self._changes = 0  # how often they have been others
+        self._told: tuple[weakref.ref[Engine], int] | None = None  # which engine was told last, and of which of these
         self._reading = asyncio.Lock()
         self._watcher: asyncio.Task[None] | None = None
 
@@ -100,13 +103,19 @@ class LiveItems:
                 await self._watcher
 
     def prepare(self, engine: Engine) -> None:
-        """Tell an engine that starts to serve, or will, all that is known. Safe for threads."""
-        engine.catalogue.change(dict(self._states))
+        """Tell an engine that starts to serve, or will, all that is known; again only if that has changed since.
+
+        Safe for threads.
+        """
+        changes = self._changes
+        if self._told is None or self._told[0]() is not engine or self._told[1] != changes:
+            engine.catalogue.change(dict(self._states))
+            self._told = weakref.ref(engine), changes
 
     async def put(self, states: Mapping[str, ItemState]) -> None:
         """Store states; when this returns, this process serves by them. Raises StoreUnavailable, TooManyItems."""
         await self._store.put(states)
-        await self.refresh()
+        await self._look()  # they are stored whatever comes of this; the watch goes on looking
 
     async def refresh(self) -> None:
         """Take over what has changed. Raises StoreUnavailable."""
@@ -132,6 +141,10 @@ class LiveItems:
         return found
 
     async def _apply(self, states: Mapping[str, ItemState]) -> None:
+        states = {item: state for item, state in states.items() if self._states.get(item, AS_IN_BUNDLE) != state}
+        if not states:
+            return
+        self._changes += 1
         for item, state in states.items():
             self._states.pop(item, None)  # what was said last comes last
             if state != AS_IN_BUNDLE:
