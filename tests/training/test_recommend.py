@@ -49,7 +49,8 @@ def served(bundle: Bundle, history: list[str], k: int) -> list[tuple[str, float,
     engine = Engine(Runtime(bundle, device="cpu", threads=1))
     sequence = bundle.indices(history)
     source = "model" if len(sequence) else "popular"
-    ranking = engine.rank([Query(sequence, sequence, k)])[0] if len(sequence) else engine.popular(sequence, k)
+    query = Query(sequence, sequence, k)
+    ranking = engine.rank([query])[0] if len(sequence) else engine.popular(query)
     return [(bundle.ids[index], score, source) for index, score in zip(ranking.indices, ranking.scores, strict=True)]
 
 
