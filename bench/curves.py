@@ -88,7 +88,7 @@ _RECORDED: dict[str, dict[int, tuple[float, float]]] = {
     "exact scan": {1_000_000: (10.9, 50.7), 10_000_000: (102, 550)},
     "int8 scan": {100_000: (1.45, 7.8), 1_000_000: (10.0, 22.4), 10_000_000: (80, 198)},
 }
-_RECORDED_RATES = 12_000, 3_844.0, 1_802.0  # items, requests and events a second of a worker: `./run bench serving`
+_RECORDED_RATES = 12_000, 4_216.0, 7_434.0  # items, requests and events a second of a worker: `./run bench serving`
 
 
 def measured(folder: Path) -> Measured:
