@@ -86,6 +86,7 @@ class LiveItems:
         self._version = 0
         self._changes = 0  # how often they have been others
         self._told: tuple[weakref.ref[Engine], int] | None = None  # which engine was told last, and of which of these
+        self._blind = False  # the last look found no store
         self._reading = asyncio.Lock()
         self._watcher: asyncio.Task[None] | None = None
 
@@ -156,7 +157,11 @@ class LiveItems:
         try:
             await self.refresh()
         except StoreUnavailable as error:
-            logger.debug("what was said about items could not be read: %s", error)
+            if not self._blind:  # once, and not four times a second
+                logger.warning("what is said about items cannot be followed until the store answers again: %s", error)
+            self._blind = True
+        else:
+            self._blind = False
 
     async def _watch(self) -> None:
         while True:
