@@ -51,7 +51,7 @@ def bench_serving(plan: Plan, folder: Path, say: Say = lambda _: None) -> tuple[
         "second worker": "the memory of processes is not to be had",
     }
     if not has_workers():
-        reasons |= dict.fromkeys(("service, two workers", "second worker"), "the service has no --workers")
+        reasons |= dict.fromkeys(("service, two workers", "second worker"), "several workers on one port need Linux")
     taken = _small(plan, folder, say)
     notes.append(_about(f"{plan.items:,} items", taken))
     found += rows(goals.SMALL, taken, reasons, title=f"{plan.items:,} items")
@@ -67,7 +67,7 @@ def bench_serving(plan: Plan, folder: Path, say: Say = lambda _: None) -> tuple[
         title = f"{plan.items:,} items, histories in the body"
         notes += [_about(title, of_peers), *works(), *(f"{name} did not run: {why}" for name, why in missing.items())]
         by_peer = {f"{part}peer {name}": why for name, why in missing.items() for part in ("", "p99 of ")}
-        by_peer |= {"p99 of service": "the service has no --workers"}
+        by_peer |= {"p99 of service": "several workers on one port need Linux"}
         found += rows(MEASURES, of_peers, by_peer | reasons, title=title)
     return found, notes
 
