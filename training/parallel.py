@@ -11,6 +11,10 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
+
+# Before there is a group: this module's functions keep the group of the moment it is imported as a default, an
+# optimiser's first step imports it, and a group kept past its end has threads that can abort a process that leaves.
+import torch.distributed.nn
 from torch import Tensor, distributed, nn
 
 T = TypeVar("T")

@@ -92,6 +92,31 @@ def test_two_processes_continue_what_two_began_and_one_may_not_be_joined(
     assert all(torch.equal(tensor, continued[name]) for name, tensor in whole.items())
 
 
+def test_a_group_takes_its_threads_with_it() -> None:
+    """A thread of gloo's that outlives the group can abort the interpreter while it is leaving."""
+    script = """
+from pathlib import Path
+import torch
+from training.parallel import joined
+
+with joined():
+    weight = torch.nn.Parameter(torch.ones(2))
+    weight.sum().backward()
+    torch.optim.AdamW([weight]).step()
+print([name for name in (path.read_text() for path in Path("/proc/self/task").glob("*/comm")) if "gloo" in name])
+"""
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | alone | {"MASTER_PORT": "0", "TORCHELASTIC_RUN_ID": "one", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
+
+
 @pytest.fixture
 def split(walks: Callable[..., pl.DataFrame]) -> Any:
     return split_leave_one_out(build_dataset(interactions_from_frame(walks(25, ITEMS), source="walks")))
