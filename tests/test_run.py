@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ["demo", "serve", "train", "test", "check", "bench", "setup", "help"]
+COMMANDS = ["demo", "serve", "train", "test", "check", "reliability", "bench", "setup", "help"]
 TOOLS = ["cat", "cksum", "cp", "dirname", "grep", "mkdir", "rm", "uname"]
 PROJECT = ["run", "pyproject.toml", "constraints.txt", "constraints-peers.txt"]
 PROJECT += ["constraints-peers-serving.txt", "requirements.py"]

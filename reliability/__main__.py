@@ -1,0 +1,43 @@
+"""`python -m reliability`: try every promise under faults; see ./run reliability."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from reliability import report
+from reliability.promise import promises, tried
+
+_ABOUT = """Break things while the service works, and count: one line for each figure, with its bound and whether it was
+kept. Writes docs/reliability.md and reliability.json when all promises were tried in full."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0 if every promise that could be tried was kept, 1 if one was not, 2 for a wrong command line."""
+    every = list(promises())
+    names = ", ".join(promise.name for promise in every)
+    parser = argparse.ArgumentParser(prog="./run reliability", description=_ABOUT, epilog=f"promises: {names}")
+    parser.add_argument("names", nargs="*", metavar="PROMISE", help="only these (all)")
+    parser.add_argument("--quick", action="store_true", help="the short forms that ./run test tries; writes nothing")
+    parser.add_argument("--output", type=Path, default=Path(), help="folder for both files (this one)")
+    options = parser.parse_args(arguments)
+    if unknown := set(options.names) - {promise.name for promise in every}:
+        parser.error(f"no promise is called {', '.join(sorted(unknown))}; there are {names}")
+    outcomes = []
+    for promise in every:
+        if not options.names or promise.name in options.names:
+            outcomes.append(tried(promise, full=not options.quick))
+            print(report.line(outcomes[-1]), flush=True)
+    broken = [outcome.promise.name for outcome in outcomes if not outcome.skipped and not outcome.kept]
+    print(
+        f"\n{len(outcomes) - len(broken)} of {len(outcomes)} promises kept{'; not: ' if broken else ''}{', '.join(broken)}"
+    )
+    if not options.quick and not options.names:
+        (options.output / "docs").mkdir(parents=True, exist_ok=True)
+        written = report.page(outcomes, command="./run reliability")
+        (options.output / "docs" / "reliability.md").write_text(written, encoding="utf-8")
+        (options.output / "reliability.json").write_text(report.dumped(outcomes, full=True), encoding="utf-8")
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""The page and the file of what came of every promise."""
+
+import json
+import platform
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from reliability.promise import Finding, Outcome
+
+HEADER = ("promise", "figure", "bound", "met")
+
+
+def rows(outcome: Outcome) -> list[tuple[str, str, str, str]]:
+    """Lines of the table for one promise."""
+    if outcome.skipped:
+        return [(outcome.promise.title, f"not tried: {outcome.skipped}", "", "-")]
+    found = [(finding.name, _figure(finding), finding.bound, _met(finding.met)) for finding in outcome.findings]
+    return found + ([(outcome.promise.title, outcome.failure, "", _met(False))] if outcome.failure else [])
+
+
+def line(outcome: Outcome) -> str:
+    """What is printed as soon as a promise has been tried."""
+    head = f"{outcome.promise.title} ({outcome.seconds:.0f} s)"
+    return "\n".join([head, *("  " + "   ".join(cell for cell in row if cell) for row in rows(outcome))])
+
+
+def page(outcomes: Sequence[Outcome], *, command: str) -> str:
+    """docs/reliability.md."""
+    said = [
+        "# Reliability",
+        "",
+        f"Written by `{command}` on {datetime.now(UTC):%Y-%m-%d}, on {_machine()}; never by hand.",
+        "Every line was measured while something was being broken; a figure outside its bound is a promise not kept.",
+    ]
+    for outcome in outcomes:
+        said += ["", f"## {outcome.promise.title}", "", _row(HEADER), "| --- | ---: | --- | --- |"]
+        said += [_row(row) for row in rows(outcome)]
+        said += ["", f"{outcome.seconds:.0f} s."]
+    return "\n".join(said) + "\n"
+
+
+def record(outcomes: Sequence[Outcome], *, full: bool) -> dict[str, Any]:
+    """reliability.json."""
+    return {
+        "full": full,
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": _machine(),
+        "promises": [
+            {
+                "name": outcome.promise.name,
+                "title": outcome.promise.title,
+                "kept": None if outcome.skipped else outcome.kept,
+                "seconds": round(outcome.seconds, 1),
+                **({"skipped": outcome.skipped} if outcome.skipped else {}),
+                **({"failure": outcome.failure} if outcome.failure else {}),
+                "findings": [
+                    {
+                        "name": finding.name,
+                        "figure": finding.figure,
+                        "unit": finding.unit,
+                        "least": finding.least,
+                        "most": finding.most,
+                        "met": finding.met,
+                    }
+                    for finding in outcome.findings
+                ],
+            }
+            for outcome in outcomes
+        ],
+    }
+
+
+def dumped(outcomes: Sequence[Outcome], *, full: bool) -> str:
+    return json.dumps(record(outcomes, full=full), indent=2, ensure_ascii=False) + "\n"
+
+
+def _machine() -> str:
+    return f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
+
+
+def _figure(finding: Finding) -> str:
+    return f"{finding.figure:,.6g}{' ' if finding.unit else ''}{finding.unit}"
+
+
+def _met(met: bool) -> str:
+    return "yes" if met else "**no**"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"

@@ -1,0 +1,59 @@
+"""The quick form of every promise is kept, and the runner says so when one is not."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from reliability import report
+from reliability.promise import CannotTryError, Finding, Outcome, Promise, promises, tried
+
+
+@pytest.mark.parametrize("promise", list(promises()), ids=lambda promise: promise.name)
+def test_the_promise_is_kept(promise: Promise) -> None:
+    outcome = tried(promise, full=False)
+    if outcome.skipped:
+        pytest.skip(f"not tried: {outcome.skipped}")
+    assert outcome.kept, report.line(outcome)
+
+
+@pytest.mark.parametrize(
+    ("finding", "met", "bound"),
+    [
+        (Finding("lost", 0, most=0), True, "at most 0"),
+        (Finding("lost", 1, most=0), False, "at most 0"),
+        (Finding("lost", 1, least=1, most=40), True, "at least 1 and at most 40"),
+        (Finding("lost", 0, least=1, most=40), False, "at least 1 and at most 40"),
+        (Finding("stored", 10_000, least=10_000, most=10_000), True, "10,000"),
+        (Finding("time", math.nan, most=1), False, "at most 1"),
+    ],
+)
+def test_a_finding_is_met_within_its_bounds(finding: Finding, met: bool, bound: str) -> None:
+    assert (finding.met, finding.bound) == (met, bound)
+
+
+def test_an_error_is_a_promise_not_kept_and_what_cannot_be_tried_is_said() -> None:
+    def breaks(full: bool, folder: Path) -> list[Finding]:
+        raise RuntimeError("the store did not start")
+
+    def lacks(full: bool, folder: Path) -> list[Finding]:
+        raise CannotTryError("there is no redis-server")
+
+    broken = tried(Promise("a", "A", breaks), full=False)
+    assert (broken.kept, broken.failure) == (False, "RuntimeError: the store did not start")
+    skipped = tried(Promise("b", "B", lacks), full=False)
+    assert skipped.skipped == "there is no redis-server"
+    assert not tried(Promise("c", "C", lambda full, folder: []), full=False).kept
+
+    written = report.page([broken, skipped], command="./run reliability")
+    assert "| A | RuntimeError: the store did not start |  | **no** |" in written
+    assert "| B | not tried: there is no redis-server |  | - |" in written
+
+
+def test_the_record_has_what_the_page_has() -> None:
+    promise = Promise("c", "Kills", lambda full, folder: [])
+    outcome = Outcome(promise, (Finding("lost", 3, most=0), Finding("sent", 10_000, least=10_000)), seconds=1.0)
+    (of,) = report.record([outcome], full=True)["promises"]
+    assert of["kept"] is False
+    assert [finding["met"] for finding in of["findings"]] == [False, True]
+    assert "| lost | 3 | at most 0 | **no** |" in report.page([outcome], command="x")
