@@ -28,9 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
             outcomes.append(tried(promise, full=not options.quick))
             print(report.line(outcomes[-1]), flush=True)
     broken = [outcome.promise.name for outcome in outcomes if not outcome.skipped and not outcome.kept]
-    print(
-        f"\n{len(outcomes) - len(broken)} of {len(outcomes)} promises kept{'; not: ' if broken else ''}{', '.join(broken)}"
-    )
+    not_kept = f"; not: {', '.join(broken)}" if broken else ""
+    print(f"\n{len(outcomes) - len(broken)} of {len(outcomes)} promises kept{not_kept}")
     if not options.quick and not options.names:
         (options.output / "docs").mkdir(parents=True, exist_ok=True)
         written = report.page(outcomes, command="./run reliability")
