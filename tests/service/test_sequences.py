@@ -1,16 +1,12 @@
 """The sequence store against a real server, compared with a few slow lines of Python."""
 
 import asyncio
-import itertools
 import logging
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
-from operator import attrgetter
 
 import pytest
 import redis
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from models import eventlog
 from service.sequences import AppendResult, Event, HistoryEvent, SequenceStore, StoreSettings, StoreUnavailable
@@ -132,41 +128,6 @@ async def test_an_impression_goes_to_the_log_only(store_url: str, client: redis.
         await store.append([event("a", 1, type_="buy"), event("b", 2, type_="impression"), event("c", 3)])
         assert await store.histories(["ann"]) == [["item-a"]]
     assert [e.event_id for e in eventlog.read_events(client)] == ["a", "b", "c"]
-
-
-@st.composite
-def arrivals(draw: st.DrawFn) -> tuple[list[Event], list[list[Event]]]:
-    """Distinct events, and requests in which each of them arrives at least once, in any order."""
-    one = st.builds(
-        event,
-        st.sampled_from(["a", "B", "_", "é", "aa", "b", "Z", "0", "日", "\0", "ab", "zz"]),
-        st.integers(0, 4),
-        user=st.sampled_from(["ann", "bob"]),
-        type_=st.sampled_from(["interaction", "interaction", "impression"]),
-    )
-    events = draw(st.lists(one, min_size=1, max_size=16, unique_by=lambda e: (e.user_id, e.event_id)))
-    repeated = draw(st.lists(st.sampled_from(events), max_size=8))
-    stream = draw(st.permutations(events + repeated))
-    cuts = sorted(draw(st.lists(st.integers(0, len(stream)), max_size=6)))
-    return events, [stream[a:b] for a, b in itertools.pairwise([0, *cuts, len(stream)])]
-
-
-@given(arrivals())
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-async def test_order_splitting_and_repetition_change_nothing(
-    store_url: str, arrived: tuple[list[Event], list[list[Event]]]
-) -> None:
-    events, requests = arrived
-    client = redis.Redis.from_url(store_url)
-    client.flushall()
-    async with SequenceStore.connect(store_url, StoreSettings(history_length=4)) as store:
-        results = [await store.append(request) for request in requests]
-        assert await store.histories(["ann", "bob"]) == [oracle(events, user, 4) for user in ("ann", "bob")]
-    assert sum(r.accepted for r in results) == len(events)
-    assert sum(r.duplicates for r in results) == sum(map(len, requests)) - len(events)
-    key = attrgetter("user_id", "event_id")
-    assert sorted(eventlog.read_events(client), key=key) == sorted(events, key=key)
-    client.close()
 
 
 async def test_a_batch_of_a_thousand_in_reverse_is_what_it_would_be_one_by_one(store: SequenceStore) -> None:
