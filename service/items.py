@@ -43,7 +43,7 @@ class ItemStore:
         """Store states by item id, at most 1,000, in one step. Raises TooManyItems, and nothing is stored then."""
         packed = [(item, _packed(state)) for item, state in states.items()]
         call = (*_KEYS, MAX_KEPT, msgpack.packb(packed, use_bin_type=False))
-        (version,) = await self._connection.write(lambda client: self._script.run(client, [call]))
+        (version,) = await self._connection.run(self._script, [call])
         if isinstance(version, Exception):
             raise StoreUnavailable(f"Redis refused: {version}") from version
         if not version:
