@@ -154,6 +154,7 @@ class Store(Process):
     def answers(self) -> bool:
         try:
             with self.client() as client:
+                client.ping()  # refused while it reads its files
                 found: Any = client.info("server")
         except redis.RedisError:
             return False

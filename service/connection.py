@@ -118,8 +118,9 @@ class Script:
         for call in calls:
             pipeline.execute_command("EVALSHA", self._sha, self._keys, *call)
         if replicas:
-            # WAIT counts who has what this connection has written, and a repeated call writes nothing: without a write
-            # behind it, it would be acknowledged although its first try may have reached nobody.
+            # WAIT is documented to count who has what this connection has written, and a repeated call writes nothing,
+            # on a new connection perhaps: so that it is not acknowledged before its first try has reached anybody,
+            # something is written behind it.
             tag = bytes(calls[-1][0]).partition(b"}")[0]
             pipeline.execute_command("SET", tag + b"}:wait", b"", "EX", 60)
             pipeline.execute_command("WAIT", replicas, wait_ms)
