@@ -63,13 +63,21 @@ class Process:
 
     def start(self) -> None:
         """Start it and wait until it answers. Raises RuntimeError with the end of what it said."""
+        self.launch()
+        self.wait_until_it_answers()
+
+    def launch(self) -> None:
+        """Start it."""
         with (self.folder / f"{self.name}.log").open("ab") as log:
             self.process = subprocess.Popen(  # noqa: S603 - our own programs
                 self.command(), cwd=ROOT, env=self.environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
+
+    def wait_until_it_answers(self) -> None:
+        """Raises RuntimeError with the end of what it said."""
         until = time.monotonic() + _START_S
         while not self.answers():
-            if self.process.poll() is not None or time.monotonic() > until:
+            if not self.alive or time.monotonic() > until:
                 self.kill()
                 raise RuntimeError(f"{self.name} did not start: {self.said()[-1500:]}")
             time.sleep(0.01)

@@ -24,9 +24,9 @@ def check(full: bool, folder: Path) -> list[Finding]:
     cuts = 5 if full else 1
     library = compiled("fsync_shim", folder)
     chance = random.Random(2)
-    durable = _cuts(folder, library, "durable", "always", cuts, chance)
+    durable = _cuts(folder, library, "durable", cuts, chance)
     seconds = max(cuts, 2)  # one may come right after a sync
-    fast = _cuts(folder, library, "fast", "everysec", seconds, chance)
+    fast = _cuts(folder, library, "fast", seconds, chance)
     # The server may put a sync off while the one before it runs, which a busy machine makes long.
     window_s = 1.1 if full else 3.0
     return [
@@ -47,10 +47,11 @@ class _Found:
     oldest_s: float  # how long before its cut a lost event was acknowledged, at most
 
 
-def _cuts(folder: Path, library: Path, durability: str, sync: str, cuts: int, chance: random.Random) -> _Found:
+def _cuts(folder: Path, library: Path, durability: str, cuts: int, chance: random.Random) -> _Found:
     folder /= durability
     folder.mkdir()
     notes = folder / "synced"
+    sync = "everysec" if durability == "fast" else "always"
     ledger, stream, oldest_s = Ledger(), events(users=400), 0.0
     store = Store(
         folder, options={"appendfsync": sync}, environment={"LD_PRELOAD": str(library), "FSYNC_SHIM_LOG": str(notes)}
