@@ -101,6 +101,11 @@ class Ledger:
     def sent(self) -> int:
         return len(self._sent)
 
+    @property
+    def unacknowledged(self) -> list[Sent]:
+        """What was sent and may have been stored or not."""
+        return [event for event_id, event in self._sent.items() if event_id not in self._acknowledged]
+
     def refuse(self) -> None:
         with self._lock:
             self.refused += 1

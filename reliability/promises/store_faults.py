@@ -103,7 +103,7 @@ def _right(answer: Answer, fault: _Fault) -> bool:
     if answer.status != 200 or not answer.body["items"]:
         return False
     if fault.reads:
-        return answer.body["degraded"] == [] and answer.body["history_length"] > 0
+        return bool(answer.body["degraded"] == [] and answer.body["history_length"] > 0)
     return bool(answer.body["degraded"] == ["state_store"])
 
 
