@@ -24,6 +24,7 @@ from service.engine import Engine
 from service.hot import HotRoutes
 from service.intake import Intake
 from service.items import ItemStore, LiveItems
+from service.meetings import Meetings
 from service.metrics import Metrics
 from service.recommender import Recommender
 from service.requests import RequestScope
@@ -74,7 +75,8 @@ async def running(settings: Settings, store_url: str, metrics: Metrics | None = 
         raise BadSettings(f"redis is not the URL of a Redis server: {error}") from error
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(store)
-        items = LiveItems(ItemStore(store.connection), lambda: slot.resident().values(), poll_s=settings.poll_s)
+        item_store = ItemStore(store.connection)
+        items = LiveItems(item_store, lambda: slot.resident().values(), poll_s=settings.poll_s)
         slot = Slot(
             settings.artifacts,
             device=settings.device,
@@ -111,7 +113,16 @@ async def running(settings: Settings, store_url: str, metrics: Metrics | None = 
         )
         await stack.enter_async_context(aside)
         metrics.batcher_started(lambda: batcher.waiting + aside.waiting, lambda: batcher.alive and aside.alive)
-        intake = Intake(store, lambda: slot.engine, metrics, max_waiting=settings.max_waiting)
+        meetings = Meetings(store, item_store, items, lambda: slot.engine)
+        if settings.cold_share:
+            await stack.enter_async_context(meetings)
+        intake = Intake(
+            store,
+            lambda: slot.engine,
+            metrics,
+            max_waiting=settings.max_waiting,
+            on_unknown=meetings.stored if settings.cold_share else lambda events: None,
+        )
         await stack.enter_async_context(intake)
         keys = Keys(settings.api_key_hashes, trusted_network=settings.trusted_network)
         services = Services(keys, slot, batcher, aside, intake, items, metrics)
