@@ -11,7 +11,7 @@ from bench import machine, report
 from bench.child import ChildError
 from bench.servers import ServerError
 from bench.serving import QUICK, Plan, bench_serving
-from models.bundle import BundleError
+from models.manifest import BundleError
 from models.registry import RegistryError
 from service.embedded import EmbeddedStoreError
 

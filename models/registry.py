@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from models.bundle import MANIFEST, VERSION_NAME, BundleError, Manifest, read_bundle, read_manifest, sync
+from models.bundle import read_bundle
+from models.draft import sync
+from models.manifest import MANIFEST, VERSION_NAME, BundleError, Manifest, read_manifest
 
 CURRENT = "CURRENT"
 _KEPT = 50  # promotions remembered, far more than anyone rolls back

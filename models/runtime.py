@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.binding import BoundSession, Resident
-from models.bundle import Bundle, BundleError
+from models.bundle import Bundle
 from models.device import CPU, CUDA, Device, open_session
+from models.manifest import BundleError
 from models.neighbours import recent
 from models.scan import GROUP, Scan
 from models.selection import Selection

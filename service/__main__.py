@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from models.bundle import BundleError
 from models.device import DeviceError, check_installation
+from models.manifest import BundleError
 from service import logs
 from service.auth import new_key
 from service.settings import BadSettings, Settings, load

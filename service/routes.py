@@ -10,8 +10,8 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 from pydantic import ValidationError
 
-from models.bundle import BundleError
 from models.device import DeviceError
+from models.manifest import BundleError
 from models.registry import Registry, RegistryError
 from service import metrics as prometheus
 from service.attributes import ItemState

@@ -18,8 +18,8 @@ from typing import Any
 import orjson
 import uvloop
 
-from models.bundle import BundleError
 from models.device import DeviceError
+from models.manifest import BundleError
 from service import logs
 from service.app import running
 from service.metrics import Metrics

@@ -71,7 +71,9 @@ def write_tiny(
     (rows, dim) the table (rows, dim) holds vectors instead of scores. scan: "exact" or "approximate" for a bundle that
     scans its catalogue.
     """
-    from models.bundle import Content, DataWindow, Golden, Manifest, Parity, Scoring, write_bundle
+    from models.bundle import Golden
+    from models.draft import Content, write_bundle
+    from models.manifest import DataWindow, Manifest, Parity, Scoring
     from models.scan import Quantised
     from training.ranker import build_ranker, build_scan
 

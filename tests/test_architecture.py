@@ -16,6 +16,8 @@ TORCH_FREE = (
     "__main__",
     "binding",
     "bundle",
+    "manifest",
+    "draft",
     "device",
     "registry",
     "runtime",

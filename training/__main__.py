@@ -7,9 +7,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from models.bundle import MANIFEST, BundleError, read_bundle
+from models.bundle import read_bundle
 from models.device import DeviceError
 from models.eventlog import SEQUENCE_TYPES, EventLogError
+from models.manifest import MANIFEST, BundleError
 from models.registry import Registry, RegistryError
 from models.runtime import Runtime
 from training.activations import activations_table, compare_activations

@@ -18,19 +18,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.bundle import (
-    ENCODER,
-    ITEMS,
-    QUANTISED,
-    RANKER,
-    SCAN,
-    Bundle,
-    DataWindow,
-    Golden,
-    Manifest,
-    Parity,
-    Scoring,
-)
+from models.bundle import Bundle, Golden
+from models.manifest import ENCODER, ITEMS, QUANTISED, RANKER, SCAN, DataWindow, Manifest, Parity, Scoring
 from models.runtime import Runtime, cpu_quota, overlap
 from models.sasrec import SASRecConfig
 from models.scan import Quantised
