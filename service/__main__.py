@@ -186,7 +186,7 @@ def _embedded(settings: Settings) -> Iterator["EmbeddedStore | None"]:
         return
     from service.embedded import EmbeddedStore, EmbeddedStoreError  # noqa: PLC0415 - needs an extra package
 
-    embedded = EmbeddedStore(settings.store_folder)
+    embedded = EmbeddedStore(settings.store_folder, sync_every_write=settings.durability != "fast")
     try:
         embedded.__enter__()
     except EmbeddedStoreError as error:

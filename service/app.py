@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 from models import VERSION
 from models.eventlog import PARTITIONS
 from models.runtime import cpu_quota
-from service import errors
+from service import durability, errors
 from service.auth import Keys
 from service.batcher import Batcher
 from service.engine import Engine
@@ -90,7 +90,11 @@ async def running(settings: Settings, store_url: str, metrics: Metrics | None = 
         )
         await stack.enter_async_context(slot)
         await stack.enter_async_context(items)
-        if (warning := await store.durability()) is not None:
+        try:
+            warning = await durability.check(store.connection, settings.durability, settings.replicas)
+        except durability.NotDurable as error:
+            raise BadSettings(str(error)) from error
+        if warning is not None:
             logger.warning("%s", warning)
         scoring = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="scoring"))
         recommender = Recommender(store, lambda: slot.engine, scoring, metrics)
@@ -134,6 +138,7 @@ def _store_settings(settings: Settings) -> StoreSettings:
         history_length=settings.history_length,
         sequence_types=settings.sequence_types,
         log_max_events=math.ceil(settings.log_max_events / PARTITIONS),
+        replicas=settings.replicas if settings.durability == "replicated" else 0,
     )
 
 

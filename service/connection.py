@@ -19,6 +19,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from service.breaker import Breaker
+
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
@@ -31,20 +33,29 @@ class StoreUnavailable(Exception):  # noqa: N818 - a condition of the world, as 
     """Redis did not do what was asked; nothing may be counted as stored. The message says why."""
 
 
+class StillUnavailable(StoreUnavailable):
+    """As was already known, and said in the log, so that nothing was tried."""
+
+
 class Connection:
     """Connections to one server, made at the first call, so that the server may come later.
 
     Safe for any number of tasks of one event loop. Every call raises StoreUnavailable within two attempts' timeouts,
-    and works again as soon as the server does.
+    those after it at once, and calls work again a moment after the server does.
     """
 
-    def __init__(self, url: str, *, read_timeout_s: float, write_timeout_s: float, max_connections: int) -> None:
+    def __init__(
+        self, url: str, *, read_timeout_s: float, write_timeout_s: float, max_connections: int, replicas: int = 0
+    ) -> None:
         """At a redis://, rediss:// or unix:// URL; a timeout is that of one attempt, of which there are two.
 
-        max_connections: for reads and for writes each. Raises ValueError if the URL is not one.
+        max_connections: for reads and for writes each; replicas: how many must have what a script has written before
+        it counts. Raises ValueError if the URL is not one.
         """
-        self._reads = _Way(url, read_timeout_s, max_connections)
-        self._writes = _Way(url, write_timeout_s, max_connections)
+        self._reads = _Way("reads", url, read_timeout_s, max_connections)
+        self._writes = _Way("writes", url, write_timeout_s, max_connections)
+        self._replicas = replicas
+        self._wait_ms = int(write_timeout_s * 1000 / 2)  # for replicas: less than the call has
 
     async def read(self, command: Callable[[redis.asyncio.Redis], Awaitable[T]]) -> T:
         """Result of a command that changes nothing."""
@@ -54,9 +65,18 @@ class Connection:
         """Result of a command that may be repeated: it must change nothing the second time."""
         return await self._writes.call(command)
 
+    async def run(self, script: Script, calls: list[tuple[Any, ...]]) -> list[Any]:
+        """For each call's keys and arguments the script's reply, or what the server refused it with.
+
+        It may be repeated, as a write. Raises StoreUnavailable, also when all of it is written and too few replicas
+        have it: nothing may be acknowledged then, and the same calls may be made again.
+        """
+        return await self.write(lambda client: script.run(client, calls, self._replicas, self._wait_ms))
+
     async def aclose(self) -> None:
         """Close all connections; calls under way fail."""
         for way in (self._reads, self._writes):
+            await way.breaker.aclose()
             try:
                 await way.client.aclose(close_connection_pool=True)
             except (RedisError, OSError) as error:  # closing a connection to a dead server is still closing it
@@ -70,40 +90,64 @@ class Script:
         self._source, self._keys = source, keys
         self._sha = hashlib.sha1(source, usedforsecurity=False).hexdigest()
 
-    async def run(self, client: redis.asyncio.Redis, calls: list[tuple[Any, ...]]) -> list[Any]:
-        """For each call's keys and arguments a reply, or what the server refused it with; all in one round trip, or a
-        second one if the server does not know the script yet."""
-        replies = await self._evalsha(client, calls)
+    async def run(
+        self, client: redis.asyncio.Redis, calls: list[tuple[Any, ...]], replicas: int = 0, wait_ms: int = 0
+    ) -> list[Any]:
+        """Replies, or what the server refused a call with; all in one round trip, or a second one if the server does
+        not know the script yet. Raises StoreUnavailable if not so many replicas have them within wait_ms."""
+        replies = await self._evalsha(client, calls, replicas, wait_ms)
         unknown = [index for index, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
         if unknown:  # the server has restarted, or an operator has flushed its scripts
-            again = await self._evalsha(client, [calls[index] for index in unknown], load=True)
+            again = await self._evalsha(client, [calls[index] for index in unknown], replicas, wait_ms, load=True)
             for index, reply in zip(unknown, again, strict=True):
                 replies[index] = reply
         return replies
 
     async def _evalsha(
-        self, client: redis.asyncio.Redis, calls: list[tuple[Any, ...]], *, load: bool = False
+        self,
+        client: redis.asyncio.Redis,
+        calls: list[tuple[Any, ...]],
+        replicas: int,
+        wait_ms: int,
+        *,
+        load: bool = False,
     ) -> list[Any]:
         pipeline = client.pipeline(transaction=False)
         if load:
             pipeline.execute_command("SCRIPT LOAD", self._source)
         for call in calls:
             pipeline.execute_command("EVALSHA", self._sha, self._keys, *call)
+        if replicas:
+            # WAIT is documented to count who has what this connection has written, and a repeated call writes nothing,
+            # on a new connection perhaps: so that it is not acknowledged before its first try has reached anybody,
+            # something is written behind it.
+            tag = bytes(calls[-1][0]).partition(b"}")[0]
+            pipeline.execute_command("SET", tag + b"}:wait", b"", "EX", 60)
+            pipeline.execute_command("WAIT", replicas, wait_ms)
         replies = await pipeline.execute(raise_on_error=False)
-        return replies[1:] if load else replies
+        if load:
+            replies = replies[1:]
+        if replicas:
+            *replies, _, reached = replies
+            if not isinstance(reached, int) or reached < replicas:
+                raise StoreUnavailable(f"{reached} of {replicas} replica(s) had the write within {wait_ms} ms")
+        return list(replies)
 
 
 class _Way:
     """One kind of call: its client, its deadline and its bound."""
 
-    def __init__(self, url: str, timeout_s: float, places: int) -> None:
+    def __init__(self, name: str, url: str, timeout_s: float, places: int) -> None:
         self.client = _client(url, timeout_s)
+        self.breaker = Breaker(name, self._answers)
         self._timeout_s = timeout_s
         self._places = asyncio.Semaphore(places)  # ours, because a cancelled caller cannot leak its place in it
 
     async def call(self, command: Callable[[redis.asyncio.Redis], Awaitable[T]]) -> T:
         failure: Exception | None = None
         for _ in range(ATTEMPTS):
+            if self.breaker.reason is not None:  # another call may have found out meanwhile
+                raise StillUnavailable(self.breaker.reason) from failure
             try:
                 async with asyncio.timeout(self._timeout_s), self._places:
                     return await command(self.client)
@@ -111,8 +155,20 @@ class _Way:
                 failure = error
             except RedisError as error:  # an answer, and no better the second time
                 raise StoreUnavailable(f"Redis refused: {error}") from error
-        reason = str(failure) or f"no answer within {self._timeout_s * 1000:.0f} ms"
-        raise StoreUnavailable(f"Redis cannot be reached ({ATTEMPTS} attempts): {reason}") from failure
+        said = str(failure) or f"no answer within {self._timeout_s * 1000:.0f} ms"
+        reason = f"Redis cannot be reached ({ATTEMPTS} attempts): {said}"
+        self.breaker.open(reason)
+        raise StoreUnavailable(reason) from failure
+
+    async def _answers(self) -> bool:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self.client.ping()
+        except CONNECTION_ERRORS:
+            return False
+        except RedisError as error:  # a refusal is an answer
+            logger.debug("the store answers a PING with %s", error)
+        return True
 
 
 def _client(url: str, timeout_s: float) -> redis.asyncio.Redis:

@@ -15,7 +15,7 @@ import orjson
 from pydantic import ValidationError
 
 from service.batcher import Batcher, Closed, Overloaded
-from service.connection import StoreUnavailable
+from service.connection import StillUnavailable, StoreUnavailable
 from service.engine import Engine
 from service.errors import Problem, describe, field_errors, shorten, unavailable
 from service.metrics import Metrics
@@ -96,7 +96,8 @@ class Intake:
             raise unavailable("shutting_down", f"{error}; send the same events again") from error
         except StoreUnavailable as error:
             self._metrics.store_write_errors.inc()
-            logger.warning("events were not stored: %s", error)
+            if not isinstance(error, StillUnavailable):
+                logger.warning("events were not stored: %s", error)
             raise unavailable(
                 "store_unavailable", "the events could not be stored; send the same events again"
             ) from error

@@ -49,7 +49,7 @@ class ItemStore:
         """Store states by item id, at most 1,000, in one step. Raises TooManyItems, and nothing is stored then."""
         packed = [(item, _packed(state)) for item, state in states.items()]
         call = (*_KEYS, MAX_KEPT, msgpack.packb(packed, use_bin_type=False))
-        (version,) = await self._connection.write(lambda client: self._put.run(client, [call]))
+        (version,) = await self._connection.run(self._put, [call])
         if isinstance(version, Exception):
             raise StoreUnavailable(f"Redis refused: {version}") from version
         if not version:
@@ -62,7 +62,7 @@ class ItemStore:
         """
         packed = [(item, msgpack.packb(context)) for item, context in contexts]
         call = (*_CONTEXT_KEYS, MAX_COLD, FULL, msgpack.packb(packed, use_bin_type=False))
-        (version,) = await self._connection.write(lambda client: self._meet.run(client, [call]))
+        (version,) = await self._connection.run(self._meet, [call])
         if isinstance(version, Exception):
             raise StoreUnavailable(f"Redis refused: {version}") from version
 

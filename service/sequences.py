@@ -45,6 +45,7 @@ class StoreSettings:
     read_timeout_s: float = 0.05  # per attempt, of which there are two; far above a healthy read
     write_timeout_s: float = 0.5  # per attempt; a write waits for the disk
     max_connections: int = 16  # for reads and for writes each
+    replicas: int = 0  # that must have an event before it counts as stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ class HistoryEvent:
 class SequenceStore:
     """The sequence store, open while it is entered: `async with SequenceStore.connect(url) as store`.
 
-    Every call raises StoreUnavailable within two attempts' timeouts, and works again as soon as the server does.
+    Every call raises StoreUnavailable within two attempts' timeouts, and works again a moment after the server does.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class SequenceStore:
             read_timeout_s=settings.read_timeout_s,
             write_timeout_s=settings.write_timeout_s,
             max_connections=settings.max_connections,
+            replicas=settings.replicas,
         )
         return cls(connection, settings, clock=clock)
 
@@ -128,7 +130,7 @@ class SequenceStore:
                 by_user.setdefault(event.user_id, []).append(event)
             calls += [self._append_call(user_id, of_user) for user_id, of_user in by_user.items()]
             ends.append(len(calls))
-        replies = await self.connection.write(lambda client: self._script.run(client, calls)) if calls else []
+        replies = await self.connection.run(self._script, calls) if calls else []
         begins = [0, *ends[:-1]]
         return [
             _result(len(events), replies[begin:end]) for events, begin, end in zip(groups, begins, ends, strict=True)
@@ -176,23 +178,6 @@ class SequenceStore:
     async def ping(self) -> None:
         """Return if the server answers within the timeout of a read, and raise StoreUnavailable if not."""
         await self.connection.read(lambda client: client.ping())
-
-    async def durability(self) -> str | None:
-        """What to warn an operator of if acknowledged events might not survive a crash of the server, else None."""
-        try:
-            found: Any = await self.connection.write(lambda client: client.config_get("append*"))
-        except StoreUnavailable as error:
-            return f"could not check that the sequence store keeps acknowledged events over a crash: {error}"
-        server = {_text(name): _text(value) for name, value in found.items()}
-        wrong = {
-            name: server.get(name, "unknown")
-            for name, safe in (("appendonly", "yes"), ("appendfsync", "always"))
-            if server.get(name) != safe
-        }
-        if not wrong:
-            return None
-        said = ", ".join(f"{name} is {value}" for name, value in wrong.items())
-        return f"acknowledged events can be lost when Redis crashes: {said}; set appendonly yes and appendfsync always"
 
     def _append_call(self, user_id: str, events: list[Event]) -> tuple[Any, ...]:
         """Keys and arguments of the script for one user."""
@@ -258,7 +243,3 @@ def _unpack(value: bytes, user_id: str) -> list[Any]:
         logger.error("a history in partition %d is not readable and counts as empty: %s", partition, error)
         return []
     return flat
-
-
-def _text(value: bytes | str) -> str:
-    return value.decode() if isinstance(value, bytes) else value

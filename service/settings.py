@@ -17,6 +17,7 @@ from models.device import Device
 
 PREFIX = "RECSERVE_"
 Scope = Literal["recommend", "events", "items", "admin"]
+Durability = Literal["fast", "durable", "replicated"]
 KeyHash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -36,6 +37,8 @@ class Settings(BaseSettings):
     redis: str | None = Field(None, repr=False)  # a URL, which may hold a password
     embedded: bool = False  # start a store of our own
     data: Path | None = None  # of the embedded store; artifacts/store by default
+    durability: Durability = "durable"  # what an acknowledged event outlives; see docs/settings.md
+    replicas: int = Field(1, ge=1, le=16)  # that must have an event before it is acknowledged, if replicated
     device: Device = "auto"
     threads: int | None = Field(None, ge=1)  # of one ranking; default: 1 if that is quick, else CPU quota / workers
     max_batch: int = Field(64, ge=1, le=1024)
@@ -67,6 +70,8 @@ class Settings(BaseSettings):
             )
         if self.data is not None and not self.embedded:
             raise ValueError("data is where the embedded store keeps its files; it does nothing without --embedded")
+        if self.embedded and self.durability == "replicated":
+            raise ValueError("durability replicated needs replicas, which the embedded store has none of; use --redis")
         if not (self.api_key_hashes or self.trusted_network or self.loopback):
             raise ValueError(
                 f"host {self.host} is reachable from other machines and no key is configured; make one with "

@@ -10,33 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-
-def last_item_encoder(table: np.ndarray) -> bytes:
-    """Graph whose vector is the table's row of a history's last item; row 0 is that of an empty history."""
-    from onnx import TensorProto, helper, numpy_helper
-
-    nodes = [
-        helper.make_node("Sub", ["lengths", "one"], ["shifted"]),
-        helper.make_node("Max", ["shifted", "zero"], ["last"]),  # an empty history is a row of padding
-        helper.make_node("Unsqueeze", ["last", "axis"], ["column"]),
-        helper.make_node("GatherElements", ["sequences", "column"], ["item"], axis=1),
-        helper.make_node("Squeeze", ["item", "axis"], ["index"]),
-        helper.make_node("Gather", ["table", "index"], ["vectors"], axis=0),
-    ]
-    constants = [
-        numpy_helper.from_array(np.array(1), "one"),
-        numpy_helper.from_array(np.array(0), "zero"),
-        numpy_helper.from_array(np.array([1]), "axis"),
-        numpy_helper.from_array(table.astype(np.float32), "table"),
-    ]
-    inputs = [
-        helper.make_tensor_value_info("sequences", TensorProto.INT64, ["batch", "length"]),
-        helper.make_tensor_value_info("lengths", TensorProto.INT64, ["batch"]),
-    ]
-    outputs = [helper.make_tensor_value_info("vectors", TensorProto.FLOAT, ["batch", table.shape[1]])]
-    graph = helper.make_graph(nodes, "last_item", inputs, outputs, constants)
-    opset = helper.make_opsetid("", 20)
-    return helper.make_model(graph, opset_imports=[opset], ir_version=10).SerializeToString()
+from reliability.bundle import last_item_encoder
 
 
 def succession(items: int, step: int) -> np.ndarray:

@@ -1,0 +1,65 @@
+"""What an acknowledgement outlives: whether the store is set to what the setting promises, checked at start.
+
+A server that loses what it acknowledged looks like any other until the day it does, so that a service which promises
+more than its server keeps does not start. What cannot be checked is warned about instead: providers forbid CONFIG, and
+the store may come later.
+"""
+
+from typing import Any
+
+from service.connection import Connection, StoreUnavailable
+from service.settings import Durability
+
+_SYNCED: dict[Durability, tuple[str, ...]] = {
+    "fast": ("everysec", "always"),
+    "durable": ("always",),
+    "replicated": ("always",),
+}
+
+
+class NotDurable(Exception):  # noqa: N818 - a condition of the server
+    """The server keeps less than the mode promises; the message says what to set."""
+
+
+async def check(connection: Connection, durability: Durability, replicas: int) -> str | None:
+    """What an operator should know although the service may start, else None.
+
+    replicas: that `replicated` waits for. Raises NotDurable.
+    """
+    try:
+        server = _texts(await connection.write(lambda client: client.config_get("append*")))
+    except StoreUnavailable as error:
+        return f"could not check that the sequence store keeps acknowledged events (durability {durability}): {error}"
+    appendonly, appendfsync = (server.get(name, "unknown") for name in ("appendonly", "appendfsync"))
+    safe = _SYNCED[durability]
+    if appendonly != "yes" or appendfsync not in safe:
+        weaker = "" if durability == "fast" else ", or ask for less with RECSERVE_DURABILITY=fast"
+        raise NotDurable(
+            f"durability is {durability} and the store could lose acknowledged events when it crashes: its appendonly "
+            f"is {appendonly} and its appendfsync {appendfsync}; set appendonly yes and appendfsync "
+            f"{' or '.join(safe)} there{weaker}"
+        )
+    if durability != "replicated":
+        return None
+    try:
+        found: Any = await connection.write(lambda client: client.info("replication"))
+    except StoreUnavailable as error:
+        return f"could not check how many replicas the sequence store has: {error}"
+    if found["role"] != "master":
+        raise NotDurable(f"the store is a {found['role']} and takes no events; give redis the URL of the primary")
+    online = sum(_online(value) for name, value in found.items() if name.startswith("slave"))
+    if online < replicas:
+        return f"events are refused until {replicas} replica(s) of the sequence store are online; {online} are"
+    return None
+
+
+def _online(replica: object) -> bool:
+    return isinstance(replica, dict) and replica.get("state") == "online"
+
+
+def _texts(found: Any) -> dict[str, str]:
+    return {_text(name): _text(value) for name, value in found.items()}
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value
