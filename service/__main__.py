@@ -119,10 +119,12 @@ async def _run(settings: Settings, embedded: "EmbeddedStore | None", listener: s
         logger.info("stopped")
         return supervisor.status
     from service.app import running  # noqa: PLC0415
+    from service.metrics import Metrics  # noqa: PLC0415
     from service.server import CannotListen, Server  # noqa: PLC0415
 
-    async with running(settings, store_url) as app:
-        server = Server(app, settings, lambda: logger.info("serving on %s", url))
+    metrics = Metrics()
+    async with running(settings, store_url, metrics) as app:
+        server = Server(app, settings, metrics, lambda: logger.info("serving on %s", url))
         _stop_in_time(server, embedded)
         try:
             await server.serve(sockets=[listener])

@@ -104,6 +104,7 @@ async def running(settings: Settings, store_url: str, metrics: Metrics | None = 
             max_waiting=settings.max_waiting,
             stuck_s=settings.stuck_s,
             on_batch=metrics.batch_size.observe,
+            on_abandoned=metrics.abandoned.inc,
         )
         await stack.enter_async_context(batcher)
         # What takes longer, and comes rarely, waits in a queue of its own and a few at a time, so that plain requests
@@ -114,6 +115,7 @@ async def running(settings: Settings, store_url: str, metrics: Metrics | None = 
             max_waiting=settings.max_waiting,
             stuck_s=settings.stuck_s,
             on_batch=metrics.batch_size.observe,
+            on_abandoned=metrics.abandoned.inc,
         )
         await stack.enter_async_context(aside)
         metrics.batcher_started(lambda: batcher.waiting + aside.waiting, lambda: batcher.alive and aside.alive)

@@ -24,7 +24,7 @@ from service.intake import Intake
 from service.items import LiveItems, TooManyItems
 from service.metrics import Metrics
 from service.recommender import Recommendation, Wish
-from service.requests import headers_of, parse_json, read_body
+from service.requests import headers_of, parse_json, read_body, refuse_body
 from service.schemas import (
     MAX_K,
     BatchResponse,
@@ -184,13 +184,18 @@ async def models(request: Request) -> Response:
 
 
 @router.post(
-    "/models/{version}/promote", tags=["models"], responses=_problems(401, 403, 404, 409, 503), openapi_extra=_ADMIN
+    "/models/{version}/promote",
+    tags=["models"],
+    responses=_problems(400, 401, 403, 404, 409, 413, 422, 503),
+    openapi_extra=_ADMIN,
 )
 async def promote(version: str, request: Request) -> Response:
     """Test a version and serve it. When this answers, it serves here; other workers notice within a second."""
     services: Services = request.app.state.services
     with services.metrics.observed("promote"):
-        services.keys.require(headers_of(request.scope), "admin")
+        headers = headers_of(request.scope)
+        services.keys.require(headers, "admin")
+        await refuse_body(headers, request.receive)
         if not _VERSION.fullmatch(version):
             raise Problem("version_not_found", "a version is 1 to 100 letters, digits, dots, dashes and underscores")
         try:
@@ -203,12 +208,16 @@ async def promote(version: str, request: Request) -> Response:
             raise _unwritable(error) from error
 
 
-@router.post("/models/rollback", tags=["models"], responses=_problems(401, 403, 409, 503), openapi_extra=_ADMIN)
+@router.post(
+    "/models/rollback", tags=["models"], responses=_problems(400, 401, 403, 409, 413, 422, 503), openapi_extra=_ADMIN
+)
 async def rollback(request: Request) -> Response:
     """Serve the champion before this one again; other workers notice within a second."""
     services: Services = request.app.state.services
     with services.metrics.observed("rollback"):
-        services.keys.require(headers_of(request.scope), "admin")
+        headers = headers_of(request.scope)
+        services.keys.require(headers, "admin")
+        await refuse_body(headers, request.receive)
         try:
             return _promoted(await services.slot.rollback())
         except RegistryError as error:

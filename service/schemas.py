@@ -61,12 +61,8 @@ def _milliseconds(value: object) -> object:
 
 
 def _writable(properties: dict[str, JsonValue]) -> dict[str, JsonValue]:
-    """Refuses what is too large or cannot be written as JSON again."""
-    try:
-        size = len(orjson.dumps(properties))
-    except TypeError:  # the writer's depth limit is a quarter of the parser's
-        raise PydanticCustomError("too_deep", "must not be nested more than 250 deep") from None
-    if size > MAX_PROPERTIES_BYTES:
+    """Refuses what is too large; what came as a body is never too deep to be written again."""
+    if len(orjson.dumps(properties)) > MAX_PROPERTIES_BYTES:
         raise PydanticCustomError("too_long", f"must be at most {MAX_PROPERTIES_BYTES} bytes of JSON")
     return properties
 

@@ -45,6 +45,7 @@ class Settings(BaseSettings):
     max_waiting: int = Field(1024, ge=1)  # requests of one worker; at 1,000 rankings a second, a second's wait
     poll_s: float = Field(0.25, gt=0, le=60)  # how soon a promotion is noticed
     stuck_s: float = Field(30, gt=0)  # a batch that takes longer makes /healthz fail, and one of several workers end
+    receive_s: float = Field(10, gt=0)  # a client has to send the head of a request, and again its body
     drain_s: float = Field(10, ge=0)  # for requests under way when told to stop
     cold_share: float = Field(0.1, ge=0, le=1)  # of an answer, rounded down, for items that are newer than the model
     history_length: int = Field(50, ge=1, le=1000)  # newest events kept for each user
