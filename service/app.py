@@ -24,6 +24,7 @@ from service.engine import Engine
 from service.hot import HotRoutes
 from service.intake import Intake
 from service.items import ItemStore, LiveItems
+from service.limits import Limits
 from service.metrics import Metrics
 from service.recommender import Recommender
 from service.requests import RequestScope
@@ -113,8 +114,9 @@ async def running(settings: Settings, store_url: str, metrics: Metrics | None = 
         metrics.batcher_started(lambda: batcher.waiting + aside.waiting, lambda: batcher.alive and aside.alive)
         intake = Intake(store, lambda: slot.engine, metrics, max_waiting=settings.max_waiting)
         await stack.enter_async_context(intake)
-        keys = Keys(settings.api_key_hashes, trusted_network=settings.trusted_network)
-        services = Services(keys, slot, batcher, aside, intake, items, metrics)
+        limits = Limits(store.connection, workers=settings.workers)
+        keys = await stack.enter_async_context(Keys(settings, on_change=limits.keep))
+        services = Services(keys, limits, slot, batcher, aside, intake, items, metrics)
         yield HotRoutes(create_app(services), services)
 
 

@@ -29,6 +29,7 @@ TABLE: dict[str, tuple[int, str]] = {
     "body_too_large": (413, "The body is too large"),
     "invalid_request": (422, "The request is not valid"),
     "no_valid_event": (422, "No event could be accepted"),
+    "rate_limited": (429, "The key has made all requests it may for now"),
     "internal_error": (500, "The service made a mistake"),
     "artifacts_unavailable": (503, "The artifacts folder cannot be changed"),
     "no_model": (503, "No model is loaded"),
