@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from service.__main__ import main
 from service.keyfile import SCOPES, KeyFileError, KeyFolder, Limit
 from tests.service.processes import ROOT, refused
 
@@ -92,7 +93,7 @@ def test_a_folder_that_cannot_be_trusted_or_read_is_refused_in_a_sentence(folder
     secret, keys = folder.folder / "secret", folder.folder / "keys.json"
     before = secret.read_text(), keys.read_text()
     secret.chmod(0o644)
-    with pytest.raises(KeyFileError, match="open to others .mode 644.; run 'chmod 600"):
+    with pytest.raises(KeyFileError, match=r"open to others .mode 644.; run 'chmod 600"):
         folder.read()
     secret.chmod(0o440)  # as a container's mounted secret has it
     folder.read()
@@ -179,13 +180,11 @@ def test_the_commands_teach_and_print_a_key_once(folder: KeyFolder) -> None:
 
 
 @pytest.mark.parametrize("limit", ["0/s", "5", "5/day", "-1/s", "1.5/s", "5 / s", "9999999/s"])
-def test_a_limit_that_is_none_is_told(folder: KeyFolder, limit: str) -> None:
-    line = ["keys", "create", "x", "--scope", "events", f"--limit={limit}", "--keys", str(folder.folder)]
-    done = subprocess.run(
-        [sys.executable, "-m", "service", *line], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2
-    assert "give one like 100/s" in done.stderr
+def test_a_limit_that_is_none_is_told(folder: KeyFolder, limit: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["keys", "create", "x", "--scope", "events", f"--limit={limit}", "--keys", str(folder.folder)])
+    assert "give one like 100/s" in capsys.readouterr().err
+    assert folder.stamp() is None
 
 
 def test_a_mistake_of_a_command_is_a_sentence(folder: KeyFolder) -> None:
