@@ -1,4 +1,4 @@
-"""`python -m service`: serve recommendations, or make a key.
+"""`python -m service`: serve recommendations, and manage the keys of those who may ask for them.
 
 Whatever stops it from starting is one sentence on stderr and exit status 2; a store of its own that ends by itself
 stops it with status 1, for whoever supervises it to start both again.
@@ -7,7 +7,6 @@ stops it with status 1, for whoever supervises it to start both again.
 import argparse
 import asyncio
 import contextlib
-import json
 import logging
 import signal
 import socket
@@ -18,8 +17,8 @@ from typing import TYPE_CHECKING
 
 from models.device import DeviceError, check_installation
 from models.manifest import BundleError
-from service import logs
-from service.auth import new_key
+from service import key_commands, logs
+from service.keyfile import KeyFileError
 from service.settings import BadSettings, Settings, load
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ logger = logging.getLogger(__name__)
 _EPILOG = """examples:
   python -m service serve --embedded                       with a store of its own under artifacts/store
   python -m service serve --redis redis://127.0.0.1:6379
-  python -m service key                                    a new key, for listening beyond this machine
+  python -m service keys create shop --scope recommend --scope events        a key, for listening beyond this machine
 
 every option is also a variable, RECSERVE_PORT=9000 for example; the option wins"""
 
@@ -58,38 +57,34 @@ def main(arguments: list[str] | None = None) -> int:
     store.add_argument("--redis", metavar="URL", help="sequence store to use: redis://, rediss:// or unix://")
     store.add_argument("--embedded", action="store_true", default=None, help="start a sequence store of its own")
     serve.add_argument("--data", type=Path, metavar="DIR", help="where the embedded store keeps its files")
+    serve.add_argument("--keys", type=Path, metavar="DIR", help="where API keys are kept (keys, in the artifacts)")
     serve.add_argument("--device", help="auto, cpu or cuda (auto)")
     serve.add_argument(
         "--threads", help="CPU threads of one ranking (1 if that is quick, else the CPU quota / workers)"
     )
     serve.add_argument("--log-level", help="debug, info, warning or error (info)")
-    commands.add_parser("key", help="print a new API key and its hash")
+    key_commands.add_to(commands)
     options = vars(parser.parse_args(arguments))
     command = options.pop("command")
     try:
-        if command == "key":
-            return _key()
+        if command == "keys":
+            return key_commands.run(options)
         settings = load(options)
         check_installation()
         return _serve(settings)
-    except (BadSettings, BundleError, DeviceError, StartError, OSError) as error:
+    except (BadSettings, BundleError, DeviceError, KeyFileError, StartError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:  # told to stop before it had started
         return 0
 
 
-def _key() -> int:
-    key, key_hash = new_key()
-    print(f"key   {key}   (for the client; it is not stored and cannot be shown again)")
-    print(f"hash  {key_hash}")
-    print(f"RECSERVE_API_KEY_HASHES='{json.dumps({key_hash: ['recommend', 'events']})}'")
-    return 0
-
-
 def _serve(settings: Settings) -> int:
-    import uvloop  # noqa: PLC0415 - `key` and `--help` should not wait for a web framework
+    import uvloop  # noqa: PLC0415 - `keys` and `--help` should not wait for a web framework
 
+    from service.auth import valid_keys  # noqa: PLC0415
+
+    valid_keys(settings)  # or it must not start: said before anything is
     logs.configure(settings.log_level)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # until the server is up and drains instead
     with (

@@ -24,6 +24,7 @@ from service.engine import Engine
 from service.hot import HotRoutes
 from service.intake import Intake
 from service.items import ItemStore, LiveItems
+from service.limits import Limits
 from service.meetings import Meetings
 from service.metrics import Metrics
 from service.recommender import Recommender
@@ -130,8 +131,9 @@ async def running(settings: Settings, store_url: str, metrics: Metrics | None = 
             on_unknown=meetings.stored if settings.cold_share else lambda events: None,
         )
         await stack.enter_async_context(intake)
-        keys = Keys(settings.api_key_hashes, trusted_network=settings.trusted_network)
-        services = Services(keys, slot, batcher, aside, intake, items, metrics)
+        limits = Limits(store.connection, workers=settings.workers)
+        keys = await stack.enter_async_context(Keys(settings, on_change=limits.keep))
+        services = Services(keys, limits, slot, batcher, aside, intake, items, metrics)
         yield HotRoutes(create_app(services), services)
 
 

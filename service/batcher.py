@@ -167,7 +167,7 @@ class Batcher(Generic[Call, Answer]):
             _refuse(futures, Closed("the service is shutting down"))
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, it is its members' and not the worker's
-            logger.error("a batch of %d failed: %r", len(batch), error)
+            logger.error("a batch of %d failed: %s", len(batch), type(error).__name__)  # each member says more
             _refuse(futures, error)
             return
         for future, answer in zip(futures, answers, strict=True):

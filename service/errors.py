@@ -33,6 +33,7 @@ TABLE: dict[str, tuple[int, str]] = {
     "body_too_large": (413, "The body is too large"),
     "invalid_request": (422, "The request is not valid"),
     "no_valid_event": (422, "No event could be accepted"),
+    "rate_limited": (429, "The key has made all requests it may for now"),
     "head_too_large": (431, "The head of the request is too large"),
     "internal_error": (500, "The service made a mistake"),
     "artifacts_unavailable": (503, "The artifacts folder cannot be changed"),

@@ -52,10 +52,13 @@ class HotRoutes:
         path: str = scope["path"]
         request_id = request_id_of(dict(scope["headers"]))
         logs.request_id.set(request_id)  # the server runs each request in a context of its own
-        status, kind, more = 200, _JSON, {}
+        status, kind = 200, _JSON
+        more: dict[str, str] = {}
         try:
             headers = headers_of(scope)
-            self._services.keys.require(headers, "events" if path == "/events" else "recommend")
+            key = self._services.keys.require(headers, "events" if path == "/events" else "recommend")
+            if key is not None and key.limit is not None:
+                more = await self._services.limits.admit(key.id, key.limit)
             timeout_s = _timeout_s(scope, headers)
             body = await read_body(headers, receive)
             if timeout_s is not None:
@@ -69,7 +72,7 @@ class HotRoutes:
             if not isinstance(error, Problem):
                 logger.exception("a bug answered POST %s", path)
             problem = error if isinstance(error, Problem) else bug()
-            status, kind, more = problem.status, _PROBLEM, problem.headers
+            status, kind, more = problem.status, _PROBLEM, more | problem.headers
             content = problem_body(problem, request_id)
         self._services.metrics.answered(path[1:], status, time.perf_counter() - began)
         length = (b"content-length", b"%d" % len(content))

@@ -68,7 +68,9 @@ class RequestScope:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                message["headers"] = [*message.get("headers", ()), (REQUEST_ID, request_id.encode())]
+                more = scope["state"].get("more_headers", {})
+                added = [(name.lower().encode(), value.encode()) for name, value in more.items()]
+                message["headers"] = [*message.get("headers", ()), (REQUEST_ID, request_id.encode()), *added]
             await send(message)
 
         try:
@@ -76,7 +78,8 @@ class RequestScope:
         except ClientDisconnect:
             logger.debug("the client left before its request was complete")
         except Exception:
-            logger.exception("a bug answered %s %s", scope["method"], scope["path"])
+            route = getattr(scope.get("route"), "path", "a path")  # its pattern, for the path may name a user
+            logger.exception("a bug answered %s %s", scope["method"], route)
             if started:
                 raise  # half an answer is out; only closing the connection tells the client
             await problem_response(bug(), request_id)(scope, receive, send_with_id)

@@ -22,6 +22,8 @@ from service.engine import EngineError
 from service.errors import Problem, invalid, shorten, unavailable
 from service.intake import Intake
 from service.items import LiveItems, TooManyItems
+from service.keyfile import Scope
+from service.limits import Limits
 from service.metrics import Metrics
 from service.recommender import Recommendation, Wish
 from service.requests import headers_of, parse_json, read_body, refuse_body
@@ -50,6 +52,7 @@ class Services:
     """What the routes call, made and closed by app.running."""
 
     keys: Keys
+    limits: Limits
     slot: Slot
     batcher: Batcher[Wish, Recommendation]
     aside: Batcher[Wish, Recommendation]  # for wishes that are not plain
@@ -118,8 +121,7 @@ async def put_items(request: Request) -> Response:
     """Attributes and availability of up to 1,000 items: here when this answers, in other workers within a second."""
     services: Services = request.app.state.services
     with services.metrics.observed("items"):
-        headers = headers_of(request.scope)
-        services.keys.require(headers, "items")
+        headers = await _admitted(request, "items")
         body = await read_body(headers, request.receive)
         try:
             asked = ItemsRequest.model_validate(parse_json(body))
@@ -153,7 +155,7 @@ async def similar(item_id: str, request: Request, k: str = "10") -> Response:
     """The available items that lie nearest in the model's item space, nearest first."""
     services: Services = request.app.state.services
     with services.metrics.observed("similar"):
-        services.keys.require(headers_of(request.scope), "recommend")
+        await _admitted(request, "recommend")
         if surplus := sorted(request.query_params.keys() - {"k"}):
             raise Problem("invalid_request", f"there is no query parameter {shorten(surplus[0])}; leave it out")
         if not (k.isascii() and k.isdigit() and len(k) <= 3 and 1 <= int(k) <= MAX_K):
@@ -175,7 +177,7 @@ async def models(request: Request) -> Response:
     """All versions with their metrics, the champion, and what is loaded."""
     services: Services = request.app.state.services
     with services.metrics.observed("models"):
-        services.keys.require(headers_of(request.scope), "admin")
+        await _admitted(request, "admin")
         slot = services.slot
         champion, versions = await asyncio.to_thread(_versions, slot.registry)
         refused = slot.refused and {"version": slot.refused.version, "reason": slot.refused.reason}
@@ -193,9 +195,8 @@ async def promote(version: str, request: Request) -> Response:
     """Test a version and serve it. When this answers, it serves here; other workers notice within a second."""
     services: Services = request.app.state.services
     with services.metrics.observed("promote"):
-        headers = headers_of(request.scope)
-        services.keys.require(headers, "admin")
-        await refuse_body(headers, request.receive)
+        await _admitted(request, "admin")
+        await refuse_body(headers_of(request.scope), request.receive)
         if not _VERSION.fullmatch(version):
             raise Problem("version_not_found", "a version is 1 to 100 letters, digits, dots, dashes and underscores")
         try:
@@ -215,9 +216,8 @@ async def rollback(request: Request) -> Response:
     """Serve the champion before this one again; other workers notice within a second."""
     services: Services = request.app.state.services
     with services.metrics.observed("rollback"):
-        headers = headers_of(request.scope)
-        services.keys.require(headers, "admin")
-        await refuse_body(headers, request.receive)
+        await _admitted(request, "admin")
+        await refuse_body(headers_of(request.scope), request.receive)
         try:
             return _promoted(await services.slot.rollback())
         except RegistryError as error:
@@ -261,6 +261,16 @@ async def metrics(request: Request) -> Response:
 @router.get("/", include_in_schema=False)
 async def root() -> Response:
     return RedirectResponse("/docs")
+
+
+async def _admitted(request: Request, scope: Scope) -> dict[bytes, bytes]:
+    """The headers of a request that may do this. Raises Problem if it may not, or not now."""
+    services: Services = request.app.state.services
+    headers = headers_of(request.scope)
+    key = services.keys.require(headers, scope)
+    if key is not None and key.limit is not None:
+        request.state.more_headers = await services.limits.admit(key.id, key.limit)
+    return headers
 
 
 def _versions(registry: Registry) -> tuple[str | None, list[dict[str, Any]]]:

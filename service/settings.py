@@ -8,24 +8,36 @@ import ipaddress
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, StringConstraints, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from models.device import Device
 
 PREFIX = "RECSERVE_"
-Scope = Literal["recommend", "events", "items", "admin"]
 Durability = Literal["fast", "durable", "replicated"]
-KeyHash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
 class BadSettings(Exception):  # noqa: N818 - the message is the whole of it
     """Settings the service will not start with; the message names the setting and says what to do."""
 
 
-class Settings(BaseSettings):
+class Folders(BaseSettings):
+    """Where things lie, for commands that need no more."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore", env_ignore_empty=True)
+
+    artifacts: Path = Path("artifacts")
+    keys: Path | None = None  # folder of API keys; artifacts/keys by default
+
+    @property
+    def keys_folder(self) -> Path:
+        """Where API keys are kept."""
+        return self.keys or self.artifacts / "keys"
+
+
+class Settings(Folders):
     """Everything that can be set, each as RECSERVE_<NAME> or `--<name>`."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", env_ignore_empty=True)
@@ -33,7 +45,6 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", min_length=1)
     port: int = Field(8000, ge=0, le=65535)  # 0: any free one
     workers: int = Field(1, ge=1, le=256)  # processes that answer on the port
-    artifacts: Path = Path("artifacts")
     redis: str | None = Field(None, repr=False)  # a URL, which may hold a password
     embedded: bool = False  # start a store of our own
     data: Path | None = None  # of the embedded store; artifacts/store by default
@@ -57,7 +68,6 @@ class Settings(BaseSettings):
         "rating",
         "purchase",
     )  # the others are only logged
-    api_key_hashes: dict[KeyHash, frozenset[Scope]] = Field(default_factory=dict, repr=False)
     trusted_network: bool = False  # serve other machines without keys
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
@@ -73,12 +83,6 @@ class Settings(BaseSettings):
             raise ValueError("data is where the embedded store keeps its files; it does nothing without --embedded")
         if self.embedded and self.durability == "replicated":
             raise ValueError("durability replicated needs replicas, which the embedded store has none of; use --redis")
-        if not (self.api_key_hashes or self.trusted_network or self.loopback):
-            raise ValueError(
-                f"host {self.host} is reachable from other machines and no key is configured; make one with "
-                "'python -m service key' and set RECSERVE_API_KEY_HASHES, or set RECSERVE_TRUSTED_NETWORK=true if "
-                "only machines you trust can reach this one"
-            )
         return self
 
     @property

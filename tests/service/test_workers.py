@@ -207,7 +207,7 @@ def test_the_item_matrix_is_mapped_by_all_and_copied_by_none(two: Process) -> No
     "settings",
     [
         Settings(embedded=True),
-        Settings(redis="redis://:secret@host:1/0", workers=2, api_key_hashes={"a" * 64: frozenset({"recommend"})}),
+        Settings(redis="redis://:secret@host:1/0", workers=2, keys=Path("/keys")),
     ],
 )
 def test_a_worker_is_told_all_settings_as_they_are(settings: Settings) -> None:
