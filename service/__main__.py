@@ -1,4 +1,4 @@
-"""`python -m service`: serve recommendations, or make a key.
+"""`python -m service`: serve recommendations, archive the event log, or make a key.
 
 Whatever stops it from starting is one sentence on stderr and exit status 2; a store of its own that ends by itself
 stops it with status 1, for whoever supervises it to start both again.
@@ -16,8 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from models.archive import ArchiveError
 from models.bundle import BundleError
 from models.device import DeviceError, check_installation
+from models.eventlog import EventLogError
 from service import logs
 from service.auth import new_key
 from service.settings import BadSettings, Settings, load
@@ -32,6 +34,7 @@ logger = logging.getLogger(__name__)
 _EPILOG = """examples:
   python -m service serve --embedded                       with a store of its own under artifacts/store
   python -m service serve --redis redis://127.0.0.1:6379
+  python -m service archive --redis redis://127.0.0.1:6379 --to artifacts/archive
   python -m service key                                    a new key, for listening beyond this machine
 
 every option is also a variable, RECSERVE_PORT=9000 for example; the option wins"""
@@ -63,16 +66,24 @@ def main(arguments: list[str] | None = None) -> int:
         "--threads", help="CPU threads of one ranking (1 if that is quick, else the CPU quota / workers)"
     )
     serve.add_argument("--log-level", help="debug, info, warning or error (info)")
+    archive = commands.add_parser("archive", help="move the event log to Parquet files, every few minutes or once")
+    archive.add_argument("--redis", metavar="URL", help="store whose log it is (RECSERVE_REDIS)")
+    archive.add_argument("--to", type=Path, metavar="DIR", help="folder of the archive, one for each store")
+    archive.add_argument("--every", type=float, default=300, metavar="S", help="seconds between two moves (300)")
+    archive.add_argument("--once", action="store_true", help="move what is there, and end")
+    archive.add_argument("--compact", action="store_true", help="with --once: drop repeats and erased users as well")
     commands.add_parser("key", help="print a new API key and its hash")
     options = vars(parser.parse_args(arguments))
     command = options.pop("command")
     try:
         if command == "key":
             return _key()
+        if command == "archive":
+            return _archive(**options)
         settings = load(options)
         check_installation()
         return _serve(settings)
-    except (BadSettings, BundleError, DeviceError, StartError, OSError) as error:
+    except (ArchiveError, BadSettings, BundleError, DeviceError, EventLogError, StartError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:  # told to stop before it had started
@@ -84,6 +95,22 @@ def _key() -> int:
     print(f"key   {key}   (for the client; it is not stored and cannot be shown again)")
     print(f"hash  {key_hash}")
     print(f"RECSERVE_API_KEY_HASHES='{json.dumps({key_hash: ['recommend', 'events']})}'")
+    return 0
+
+
+def _archive(*, redis: str | None, to: Path | None, every: float, once: bool, compact: bool) -> int:
+    from service.archive import archive  # noqa: PLC0415 - needs an extra package
+
+    settings = load({"redis": redis})
+    if settings.redis is None:
+        raise StartError("the archiver needs the URL of the store; the log of 'serve --embedded' names it at its start")
+    if compact and not once:
+        raise StartError("--compact goes with --once; without it every day is compacted anyway")
+    if not every > 0:
+        raise StartError(f"--every is {every:g}; give seconds above 0")
+    logs.configure(settings.log_level)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    archive(settings.redis, to or settings.artifacts / "archive", once=once, compacting=compact, every_s=every)
     return 0
 
 

@@ -19,6 +19,7 @@ from service.auth import Keys
 from service.batcher import Batcher
 from service.connection import StoreUnavailable
 from service.engine import EngineError
+from service.erasure import Erasure
 from service.errors import Problem, invalid, shorten, unavailable
 from service.intake import Intake
 from service.items import LiveItems, TooManyItems
@@ -34,6 +35,7 @@ from service.schemas import (
     RecommendResponse,
     SimilarResponse,
 )
+from service.sequences import SequenceStore
 from service.slot import Promoted, Slot
 
 router = APIRouter()
@@ -55,10 +57,13 @@ class Services:
     aside: Batcher[Wish, Recommendation]  # for wishes that are not plain
     intake: Intake
     items: LiveItems
+    store: SequenceStore
+    erasure: Erasure
     metrics: Metrics
 
 
-def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Documentation of the problems a route may answer with."""
     content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemResponse"}}}
     return {status: {"description": "a problem (RFC 9457)", "content": content} for status in statuses}
 
@@ -76,7 +81,7 @@ _ADMIN: dict[str, Any] = {"security": [{}, {"key": []}]}
 @router.post(
     "/recommend",
     tags=["recommend"],
-    responses={200: {"model": RecommendResponse}, **_problems(400, 401, 403, 404, 413, 422, 503, 504)},
+    responses={200: {"model": RecommendResponse}, **problems(400, 401, 403, 404, 413, 422, 503, 504)},
     openapi_extra=_body_of("RecommendRequest", example={"history": ["50", "181", "174"], "k": 5}),
 )
 async def recommend() -> None:
@@ -87,7 +92,7 @@ async def recommend() -> None:
 @router.post(
     "/recommend/batch",
     tags=["recommend"],
-    responses={200: {"model": BatchResponse}, **_problems(400, 401, 403, 413, 422)},
+    responses={200: {"model": BatchResponse}, **problems(400, 401, 403, 413, 422)},
     openapi_extra=_body_of(
         "RecommendBatchRequest", example={"queries": [{"history": ["50"]}, {"user_id": "ada", "k": 5}]}
     ),
@@ -100,7 +105,7 @@ async def recommend_batch() -> None:
 @router.post(
     "/events",
     tags=["events"],
-    responses={200: {"model": EventsResponse}, **_problems(400, 401, 403, 413, 422, 503)},
+    responses={200: {"model": EventsResponse}, **problems(400, 401, 403, 413, 422, 503)},
     openapi_extra=_body_of("EventRequest", "EventsRequest", example={"user_id": "ada", "item_id": "50"}),
 )
 async def events() -> None:
@@ -111,7 +116,7 @@ async def events() -> None:
 @router.put(
     "/items",
     tags=["items"],
-    responses={200: {"model": ItemsResponse}, **_problems(400, 401, 403, 409, 413, 422, 503)},
+    responses={200: {"model": ItemsResponse}, **problems(400, 401, 403, 409, 413, 422, 503)},
     openapi_extra=_body_of("ItemsRequest", example={"items": [{"item_id": "50", "available": False}]}),
 )
 async def put_items(request: Request) -> Response:
@@ -146,7 +151,7 @@ async def put_items(request: Request) -> Response:
 @router.get(
     "/items/{item_id:path}/similar",
     tags=["items"],
-    responses={200: {"model": SimilarResponse}, **_problems(401, 403, 404, 422, 503)},
+    responses={200: {"model": SimilarResponse}, **problems(401, 403, 404, 422, 503)},
     openapi_extra={"security": [{}, {"key": []}]},
 )
 async def similar(item_id: str, request: Request, k: str = "10") -> Response:
@@ -170,7 +175,7 @@ async def similar(item_id: str, request: Request, k: str = "10") -> Response:
         return _json({"item_id": item_id, "model_version": engine.version, "items": items})
 
 
-@router.get("/models", tags=["models"], responses=_problems(401, 403), openapi_extra=_ADMIN)
+@router.get("/models", tags=["models"], responses=problems(401, 403), openapi_extra=_ADMIN)
 async def models(request: Request) -> Response:
     """All versions with their metrics, the champion, and what is loaded."""
     services: Services = request.app.state.services
@@ -184,7 +189,7 @@ async def models(request: Request) -> Response:
 
 
 @router.post(
-    "/models/{version}/promote", tags=["models"], responses=_problems(401, 403, 404, 409, 503), openapi_extra=_ADMIN
+    "/models/{version}/promote", tags=["models"], responses=problems(401, 403, 404, 409, 503), openapi_extra=_ADMIN
 )
 async def promote(version: str, request: Request) -> Response:
     """Test a version and serve it. When this answers, it serves here; other workers notice within a second."""
@@ -203,7 +208,7 @@ async def promote(version: str, request: Request) -> Response:
             raise _unwritable(error) from error
 
 
-@router.post("/models/rollback", tags=["models"], responses=_problems(401, 403, 409, 503), openapi_extra=_ADMIN)
+@router.post("/models/rollback", tags=["models"], responses=problems(401, 403, 409, 503), openapi_extra=_ADMIN)
 async def rollback(request: Request) -> Response:
     """Serve the champion before this one again; other workers notice within a second."""
     services: Services = request.app.state.services
@@ -219,7 +224,7 @@ async def rollback(request: Request) -> Response:
             raise _unwritable(error) from error
 
 
-@router.get("/healthz", tags=["operation"], responses=_problems(503))
+@router.get("/healthz", tags=["operation"], responses=problems(503))
 async def healthz(request: Request) -> Response:
     """Whether the scoring worker of the process that answers lives; restart it if not, as several workers do."""
     services: Services = request.app.state.services
@@ -228,7 +233,7 @@ async def healthz(request: Request) -> Response:
     return _json({"status": "ok"})
 
 
-@router.get("/readyz", tags=["operation"], responses=_problems(503))
+@router.get("/readyz", tags=["operation"], responses=problems(503))
 async def readyz(request: Request) -> Response:
     """Whether a tested bundle serves in the process that answers."""
     slot = request.app.state.services.slot
@@ -238,7 +243,7 @@ async def readyz(request: Request) -> Response:
     return _json({"status": "ready", "model_version": slot.engine.version})
 
 
-@router.get("/metrics", tags=["operation"], response_class=Response, responses=_problems(503))
+@router.get("/metrics", tags=["operation"], response_class=Response, responses=problems(503))
 async def metrics(request: Request) -> Response:
     """Counts and times of all workers, in Prometheus's text format."""
     services: Services = request.app.state.services
