@@ -129,7 +129,7 @@ def without_erased(found: Archived) -> pl.DataFrame:
         return found.events
     users = found.events["user_id"].unique()
     digests = polars.Series("user", [digest_of(user) for user in users], dtype=polars.String)
-    erased = polars.DataFrame([users, digests]).join(_last_tombstones(found.tombstones), on="user")
+    erased = polars.DataFrame([users, digests]).join(last_tombstones(found.tombstones), on="user")
     place, upto = ("logged_ms", "logged_number"), ("upto_ms", "upto_number")
     late = (polars.col(place[0]) > polars.col(upto[0])) | (
         (polars.col(place[0]) == polars.col(upto[0])) & (polars.col(place[1]) > polars.col(upto[1]))
@@ -155,7 +155,7 @@ def compact(folder: Path) -> Compaction:
 
 def read_tombstones(folder: Path) -> pl.DataFrame:
     """The last tombstone of every erased user, as in Archived."""
-    return _last_tombstones(_read(sorted(folder.glob(f"{_ERASED}/*.parquet")), _schemas()[1]))
+    return last_tombstones(_read(sorted(folder.glob(f"{_ERASED}/*.parquet")), _schemas()[1]))
 
 
 @contextmanager
@@ -216,7 +216,8 @@ def _has_erased(files: Sequence[Path], tombstones: pl.DataFrame) -> bool:
     return not {digest_of(user) for user in users}.isdisjoint(tombstones["user"])
 
 
-def _last_tombstones(tombstones: pl.DataFrame) -> pl.DataFrame:
+def last_tombstones(tombstones: pl.DataFrame) -> pl.DataFrame:
+    """The last tombstone of each user."""
     return tombstones.sort("upto_ms", "upto_number").unique("user", keep="last", maintain_order=True)
 
 
@@ -255,8 +256,8 @@ def _read(files: Sequence[Path], schema: dict[str, pl.DataType], predicate: pl.E
     for file in files:
         if (schema_of_file := _metadata(file).get(_SCHEMA_KEY)) != str(SCHEMA):
             raise ArchiveError(
-                f"{file}: has schema {schema_of_file}, this version reads {SCHEMA}; read it with the version that wrote it, "
-                "or a later one, or take the file out if it is none of the archive's"
+                f"{file}: has schema {schema_of_file}, this version reads {SCHEMA}; read it with the version that "
+                "wrote it, or a later one, or take the file out if it is none of the archive's"
             )
         rows = polars.scan_parquet(file, hive_partitioning=False).select(list(schema))
         try:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from models.eventlog import digest_of, log_key, partition_of, position
+from models.eventlog import digest_of, log_key, partition_of
 from service.connection import Connection, Script, StoreUnavailable
 from service.sequences import history_key, record_key
 
@@ -59,17 +59,16 @@ class Erasure:
     async def _last_of(self, user_id: str, log: str, upto: str) -> str:
         """Id of the user's last entry up to this one; the sweep need not go further. 0-0 if there is none."""
         last, after = "0-0", "-"
-        while position(upto) > (0, 0):
+        while True:
             page: Any = await self._connection.write(  # with the patience of a write: a page is large
                 lambda client, after=after: client.xrange(log, after, upto, count=_PAGE)  # type: ignore[misc]
             )
             if not page:
-                break
+                return last
             for entry_id, fields in page:
                 if fields.get(b"user_id") == user_id.encode():
                     last = entry_id.decode()
             after = "(" + page[-1][0].decode()
-        return last
 
     async def _run(self, script: Script, call: tuple[Any, ...]) -> Any:
         (reply,) = await self._connection.write(lambda client: script.run(client, [call]))
