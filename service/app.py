@@ -17,10 +17,11 @@ from starlette.types import ASGIApp
 from models import VERSION
 from models.eventlog import PARTITIONS
 from models.runtime import cpu_quota
-from service import durability, errors
+from service import durability, errors, users
 from service.auth import Keys
 from service.batcher import Batcher
 from service.engine import Engine
+from service.erasure import Erasure
 from service.hot import HotRoutes
 from service.intake import Intake
 from service.items import ItemStore, LiveItems
@@ -133,16 +134,19 @@ async def running(settings: Settings, store_url: str, metrics: Metrics | None = 
         await stack.enter_async_context(intake)
         limits = Limits(store.connection, workers=settings.workers)
         keys = await stack.enter_async_context(Keys(settings, on_change=limits.keep))
-        services = Services(keys, limits, slot, batcher, aside, intake, items, metrics)
+        erasure = Erasure(store.connection, log_length=store.settings.log_max_events)
+        services = Services(keys, limits, slot, batcher, aside, intake, items, store, erasure, metrics)
         yield HotRoutes(create_app(services), services)
 
 
 def _store_settings(settings: Settings) -> StoreSettings:
     return StoreSettings(
         history_length=settings.history_length,
+        history_ttl_s=math.ceil(settings.history_days * 86_400),
         sequence_types=settings.sequence_types,
         log_max_events=math.ceil(settings.log_max_events / PARTITIONS),
         replicas=settings.replicas if settings.durability == "replicated" else 0,
+        log_min_s=settings.log_min_days * 86_400,
     )
 
 
@@ -158,6 +162,7 @@ def create_app(services: Services) -> FastAPI:
     )
     app.state.services = services
     app.include_router(router)
+    app.include_router(users.router)
     app.add_middleware(RequestScope)
     errors.install(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]

@@ -60,7 +60,9 @@ class Settings(Folders):
     drain_s: float = Field(10, ge=0)  # for requests under way when told to stop
     cold_share: float = Field(0.1, ge=0, le=1)  # of an answer, rounded down, for items that are newer than the model
     history_length: int = Field(50, ge=1, le=1000)  # newest events kept for each user
+    history_days: float = Field(90, gt=0, le=36_500)  # after the last event of a user, the history expires
     log_max_events: int = Field(1_000_000, ge=1)  # newest events kept for retraining; 100 bytes each, in the store
+    log_min_days: float = Field(0, ge=0, le=36_500)  # younger entries of a full log are not dropped, events refused
     sequence_types: tuple[str, ...] = (
         "interaction",
         "view",
