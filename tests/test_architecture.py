@@ -17,6 +17,8 @@ TORCH_FREE = (
     "binding",
     "bundle",
     "manifest",
+    "arrays",
+    "graphs",
     "draft",
     "device",
     "registry",
