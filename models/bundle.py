@@ -8,8 +8,6 @@ models/draft.py writes bundles.
 """
 
 import hashlib
-import json
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.arrays import Shape, load_archive, load_array
+from models.graphs import check_graph
 from models.manifest import (
     AFFINITIES,
     ATTRIBUTES,
@@ -37,14 +37,29 @@ from models.manifest import (
     VOCABULARY,
     BundleError,
     Manifest,
+    open_own,
+    plain,
+    read_json,
     read_manifest,
 )
 from models.neighbours import Neighbours
 from models.scan import Quantised
 from models.sequence import PADDING
 
-GOLDEN_SHAPES = {"sequences": 2, "lengths": 1, "excluded": 2, "vectors": 2, "indices": 2, "scores": 2}
+GOLDEN_ARRAYS: dict[str, tuple[type[np.number[Any]], Shape]] = {
+    "sequences": (np.int64, (None, None)),
+    "lengths": (np.int64, (None,)),
+    "excluded": (np.int64, (None, None)),
+    "vectors": (np.float32, (None, None)),
+    "indices": (np.int64, (None, None)),
+    "scores": (np.float32, (None, None)),
+}
 _CHUNK_BYTES = 1 << 20
+_ID_BYTES = 1 << 11  # of an id in the vocabulary: 256, each of which may be written as an escape of six characters
+_ATTRIBUTE_BYTES = 1 << 14  # of an item, on average; beside _SPARE_BYTES
+_SPARE_BYTES = 1 << 20
+_LARGEST = float(np.finfo(np.float64).max)
+_LISTED = 5  # names in a message
 _KNOWN = {MANIFEST, *REQUIRED, *OPTIONAL}
 
 
@@ -108,28 +123,22 @@ def read_bundle(folder: Path) -> Bundle:
     """
     manifest = verify(folder)
     rows = manifest.items + 1
-    items = _load_array(folder / ITEMS, np.float32, (rows, manifest.dim), mapped=True)
-    popularity = _load_array(folder / POPULARITY, np.float32, (rows,))
-    ids = _load_json(folder / VOCABULARY)
-    if not isinstance(ids, list) or len(ids) != rows or not all(isinstance(item, str) for item in ids):
-        raise BundleError(f"{folder / VOCABULARY}: must be a list of {rows} ids, one a row")
+    items = load_array(folder / ITEMS, np.float32, (rows, manifest.dim), mapped=True)
+    popularity = load_array(folder / POPULARITY, np.float32, (rows,))
+    if popularity.min() < 0:
+        raise BundleError(f"{folder / POPULARITY}: holds {popularity.min()}, a count of interactions is 0 or more")
+    ids = _load_ids(folder / VOCABULARY, rows)
     index_of = {item: row for row, item in enumerate(ids) if row != PADDING}
     if ids[PADDING] != "" or "" in index_of:
         raise BundleError(f"{folder / VOCABULARY}: the id of row {PADDING}, and of no other row, must be empty")
     if len(index_of) != manifest.items:
         raise BundleError(f"{folder / VOCABULARY}: {manifest.items - len(index_of)} ids occur twice")
-    attributes = None
-    if ATTRIBUTES in manifest.files:
-        attributes = _load_json(folder / ATTRIBUTES)
-        if not isinstance(attributes, dict) or any(
-            not isinstance(column, list) or len(column) != rows for column in attributes.values()
-        ):
-            raise BundleError(f"{folder / ATTRIBUTES}: every column must be a list of {rows} values, one a row")
+    attributes = _load_attributes(folder / ATTRIBUTES, rows) if ATTRIBUTES in manifest.files else None
     golden = _load_golden(folder / GOLDEN, manifest)
     neighbours = _load_neighbours(folder, manifest)
     inputs = None
     if INPUTS in manifest.files:
-        inputs = _load_array(folder / INPUTS, np.float32, (rows, None), mapped=True)
+        inputs = load_array(folder / INPUTS, np.float32, (rows, None), mapped=True)
     quantised = _load_quantised(folder, manifest)
     return Bundle(folder, manifest, items, ids, index_of, popularity, attributes, golden, neighbours, inputs, quantised)
 
@@ -140,23 +149,26 @@ def verify(folder: Path) -> Manifest:
     Raises BundleError, naming the file and the reason.
     """
     manifest = read_manifest(folder)
-    expected = {MANIFEST, *manifest.files}
-    missing = sorted({*REQUIRED, *manifest.files} - {entry.name for entry in folder.iterdir()})
-    if missing:
-        raise BundleError(f"{folder}: {', '.join(missing)} missing")
-    unknown = sorted(({entry.name for entry in folder.iterdir()} - expected) | (expected - _KNOWN))
-    if unknown:
-        raise BundleError(f"{folder}: {', '.join(unknown)} does not belong in a bundle")
+    expected, found_there = {MANIFEST, *manifest.files}, {entry.name for entry in folder.iterdir()}
+    if unknown := (found_there - expected) | (expected - _KNOWN):
+        raise BundleError(f"{folder}: {_listed(unknown)} does not belong in a bundle")
+    if missing := {*REQUIRED, *manifest.files} - found_there:
+        raise BundleError(f"{folder}: {_listed(missing)} missing")
     for name, digest in manifest.files.items():
         path = folder / name
-        if path.is_symlink() or not path.is_file():
-            raise BundleError(f"{path}: must be a regular file of the bundle's own, not a link")
         found = sha256(path)
         if found != digest:
             raise BundleError(
                 f"{path}: sha256 is {found[:12]}..., manifest says {digest[:12]}...; restore or re-export"
             )
+    for name in (ENCODER, RANKER, *({SCAN} & set(manifest.files))):
+        check_graph(folder / name)
     return manifest
+
+
+def _listed(names: set[str]) -> str:
+    shown = ", ".join(plain(name) for name in sorted(names)[:_LISTED])
+    return shown if len(names) <= _LISTED else f"{shown} and {len(names) - _LISTED} more"
 
 
 def _load_neighbours(folder: Path, manifest: Manifest) -> Neighbours | None:
@@ -166,8 +178,8 @@ def _load_neighbours(folder: Path, manifest: Manifest) -> Neighbours | None:
     if len(present) == 1:
         raise BundleError(f"{folder}: has {present.pop()} alone; {NEIGHBOURS} and {AFFINITIES} belong together")
     rows = manifest.items + 1
-    items = _load_array(folder / NEIGHBOURS, np.int32, (rows, None), mapped=True)
-    affinities = _load_array(folder / AFFINITIES, np.float32, items.shape, mapped=True)
+    items = load_array(folder / NEIGHBOURS, np.int32, (rows, None), mapped=True)
+    affinities = load_array(folder / AFFINITIES, np.float32, items.shape, mapped=True)
     if items.min(initial=0) < 0 or items.max(initial=0) >= rows:
         raise BundleError(f"{folder / NEIGHBOURS}: holds an item outside the rows 0 to {rows - 1}")
     if items[PADDING].any() or affinities[PADDING].any():
@@ -184,59 +196,77 @@ def _load_quantised(folder: Path, manifest: Manifest) -> Quantised | None:
         raise BundleError(f"{folder}: scoring is {manifest.scoring.kind}, which {parts} contradicts; export it again")
     if manifest.scoring.kind == "exact":
         return None
-    items = _load_array(folder / QUANTISED, np.uint8, (manifest.items + 1, manifest.dim), mapped=True)
-    scales = _load_array(folder / SCALES, np.float32, (manifest.dim,))
+    items = load_array(folder / QUANTISED, np.uint8, (manifest.items + 1, manifest.dim), mapped=True)
+    scales = load_array(folder / SCALES, np.float32, (manifest.dim,))
     if (scales <= 0).any():
         raise BundleError(f"{folder / SCALES}: holds {scales.min()}, a scale must be positive; export it again")
     return Quantised(items, scales)
 
 
-def _load_array(
-    path: Path, dtype: type[np.number[Any]], shape: tuple[int | None, ...], *, mapped: bool = False
-) -> NDArray[Any]:
+def _load_ids(path: Path, rows: int) -> list[str]:
+    _, ids = read_json(path, _SPARE_BYTES + rows * _ID_BYTES)
+    if not isinstance(ids, list) or len(ids) != rows or not all(isinstance(item, str) for item in ids):
+        raise BundleError(f"{path}: must be a list of {rows} ids, one a row")
     try:
-        array = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{path}: cannot be read as an array: {error}") from error
-    fits = array.ndim == len(shape) and all(
-        size in (None, found) for size, found in zip(shape, array.shape, strict=True)
-    )
-    if array.dtype != dtype or not fits:
-        raise BundleError(f"{path}: is {array.dtype} {array.shape}, manifest says {np.dtype(dtype)} {shape}")
-    if np.issubdtype(dtype, np.floating) and not np.isfinite(array).all():
-        raise BundleError(f"{path}: holds a value that is not a finite number")
-    return array  # type: ignore[no-any-return]
+        "".join(ids).encode()
+    except UnicodeEncodeError as error:
+        raise BundleError(f"{path}: holds an id that is no text and could not be sent: {error}") from error
+    return ids
+
+
+def _load_attributes(path: Path, rows: int) -> dict[str, list[Any]]:
+    _, attributes = read_json(path, _SPARE_BYTES + rows * _ATTRIBUTE_BYTES)
+    if not isinstance(attributes, dict) or any(
+        not isinstance(column, list) or len(column) != rows for column in attributes.values()
+    ):
+        raise BundleError(f"{path}: every column must be a list of {rows} values, one a row")
+    for name, column in attributes.items():
+        for row, entry in enumerate(column):
+            for value in entry if isinstance(entry, list) else (entry,):
+                if not _filterable(value):
+                    raise BundleError(
+                        f"{path}: column {plain(name)}, row {row} holds {plain(repr(value))}; a value is text, a "
+                        "finite number, true, false, null or a list of these"
+                    )
+    return attributes
+
+
+def _filterable(value: object) -> bool:
+    """Whether a value is one that filters compare; numbers as floats, which some whole numbers are too large for."""
+    if isinstance(value, int | float):
+        return -_LARGEST <= value <= _LARGEST
+    return value is None or isinstance(value, str)
 
 
 def _load_golden(path: Path, manifest: Manifest) -> Golden:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            values = arrays.get("values")
-            golden = Golden(**{name: arrays[name] for name in GOLDEN_SHAPES}, values=values)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise BundleError(f"{path}: cannot be read as golden inputs: {error}") from error
-    cases = len(golden.lengths)
-    for name, dimensions in GOLDEN_SHAPES.items():
-        array = getattr(golden, name)
-        if array.ndim != dimensions or len(array) != cases or cases == 0:
-            raise BundleError(f"{path}: {name} has shape {array.shape}, expected {dimensions} dimensions, {cases} rows")
+    arrays = load_archive(path, GOLDEN_ARRAYS | {"values": GOLDEN_ARRAYS["scores"]})
+    if missing := sorted(GOLDEN_ARRAYS.keys() - arrays.keys()):
+        raise BundleError(f"{path}: cannot be read as golden inputs: {', '.join(missing)} missing")
+    golden = Golden(**arrays)
+    cases, width = golden.sequences.shape
+    for name, array in arrays.items():
+        if len(array) != cases:
+            raise BundleError(f"{path}: {name} has {len(array)} rows, expected {cases}")
     if golden.values is not None and golden.values.shape != golden.sequences.shape:
         raise BundleError(f"{path}: values have shape {golden.values.shape}, sequences {golden.sequences.shape}")
     if golden.vectors.shape[1] != manifest.dim:
         raise BundleError(f"{path}: vectors have {golden.vectors.shape[1]} columns, manifest says {manifest.dim}")
+    if golden.indices.shape != golden.scores.shape:
+        raise BundleError(f"{path}: indices have shape {golden.indices.shape}, scores {golden.scores.shape}")
+    bounds = {"sequences": manifest.items, "excluded": manifest.items, "indices": manifest.items, "lengths": width}
+    for name, most in bounds.items():
+        if arrays[name].min() < 0 or arrays[name].max() > most:
+            raise BundleError(f"{path}: {name} holds a number outside 0 to {most}")
     return golden
 
 
-def _load_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{path}: cannot be read as JSON: {error}") from error
-
-
 def sha256(path: Path) -> str:
+    """Digest of a file. Raises BundleError if it is not one, or a link."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
+    with open_own(path) as file:
+        try:
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
+        except OSError as error:
+            raise BundleError(f"{path}: cannot be read: {error}") from error
     return digest.hexdigest()

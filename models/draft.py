@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.bundle import GOLDEN_SHAPES, Golden, sha256
+from models.arrays import save_array
+from models.bundle import GOLDEN_ARRAYS, Golden, sha256
 from models.manifest import (
     AFFINITIES,
     ATTRIBUTES,
@@ -66,22 +67,22 @@ def write_bundle(artifacts: Path, content: Content) -> Path:
     try:
         (draft / ENCODER).write_bytes(content.encoder)
         (draft / RANKER).write_bytes(content.ranker)
-        np.save(draft / ITEMS, np.ascontiguousarray(content.items, np.float32), allow_pickle=False)
-        np.save(draft / POPULARITY, content.popularity.astype(np.float32), allow_pickle=False)
+        save_array(draft / ITEMS, content.items.astype(np.float32, copy=False))
+        save_array(draft / POPULARITY, content.popularity.astype(np.float32))
         _write_json(draft / VOCABULARY, content.ids)
         if content.attributes is not None:
             _write_json(draft / ATTRIBUTES, dict(content.attributes))
         if content.neighbours is not None:
-            np.save(draft / NEIGHBOURS, content.neighbours.items.astype(np.int32), allow_pickle=False)
-            np.save(draft / AFFINITIES, content.neighbours.affinities.astype(np.float32), allow_pickle=False)
+            save_array(draft / NEIGHBOURS, content.neighbours.items.astype(np.int32))
+            save_array(draft / AFFINITIES, content.neighbours.affinities.astype(np.float32))
         if content.inputs is not None:
-            np.save(draft / INPUTS, np.ascontiguousarray(content.inputs, np.float32), allow_pickle=False)
+            save_array(draft / INPUTS, content.inputs.astype(np.float32, copy=False))
         if content.scan is not None:
             (draft / SCAN).write_bytes(content.scan)
         if content.quantised is not None:
-            np.save(draft / QUANTISED, content.quantised.items, allow_pickle=False)
-            np.save(draft / SCALES, content.quantised.scales, allow_pickle=False)
-        golden = {name: getattr(content.golden, name) for name in GOLDEN_SHAPES}
+            save_array(draft / QUANTISED, content.quantised.items)
+            save_array(draft / SCALES, content.quantised.scales)
+        golden = {name: getattr(content.golden, name) for name in GOLDEN_ARRAYS}
         if content.golden.values is not None:
             golden["values"] = content.golden.values
         np.savez(draft / GOLDEN, allow_pickle=False, **golden)

@@ -17,6 +17,8 @@ TORCH_FREE = (
     "binding",
     "bundle",
     "manifest",
+    "arrays",
+    "graphs",
     "draft",
     "device",
     "registry",
@@ -161,3 +163,20 @@ def test_the_service_starts_and_answers_without_torch(make_bundle: Callable[...,
     command = [sys.executable, "-c", WITHOUT_TORCH, str(artifacts)]
     done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stdout.split() == ["0", "i4", "False"], done.stderr
+
+
+UNPICKLERS = {"pickle", "cPickle", "dill", "joblib", "cloudpickle", "marshal", "shelve"}
+
+
+def test_nothing_is_ever_unpickled() -> None:
+    """A file that is unpickled runs whatever it says: no import that does, and numpy and torch are told not to."""
+    for package in PACKAGES:
+        for module in modules(package):
+            assert not roots({name for name, _ in imports(module)}) & UNPICKLERS, module
+            for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Call):
+                    called = ast.unparse(node.func)
+                    options = {word.arg: ast.unparse(word.value) for word in node.keywords}
+                    assert options.get("allow_pickle", "False") == "False", f"{module}:{node.lineno}"
+                    assert called != "np.load" or "allow_pickle" in options, f"{module}:{node.lineno}"
+                    assert called != "torch.load", f"{module}:{node.lineno}: weights are kept as safetensors"
