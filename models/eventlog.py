@@ -13,7 +13,9 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
+
+from models.storeurl import several
 
 if TYPE_CHECKING:
     import redis
@@ -178,22 +180,37 @@ def decode_entry(entry: tuple[bytes, Mapping[bytes, bytes]]) -> Entry:
 def connect(url: str) -> redis.Redis:
     """Client for reading the log, with timeouts of seconds: right for a batch job, far too patient for a request.
 
-    Nothing is sent yet. Raises EventLogError if redis is not installed or the URL is not one.
+    Of a cluster the nodes are asked for, else nothing is sent yet. Raises EventLogError if redis is not installed, the
+    URL is none (models.storeurl), or no node of a cluster answers.
     """
     try:
         import redis  # noqa: PLC0415
     except ImportError as error:
         raise EventLogError("reading the event log needs redis: pip install redis") from error
+    options: dict[str, Any] = {
+        "socket_connect_timeout": _CONNECT_TIMEOUT_S,
+        "socket_timeout": _PAGE_TIMEOUT_S,
+        "retry": redis.retry.Retry(redis.backoff.NoBackoff(), 1),  # the client's own default is up to ten
+        "decode_responses": False,
+    }
     try:
-        return redis.Redis.from_url(
-            url,
-            socket_connect_timeout=_CONNECT_TIMEOUT_S,
-            socket_timeout=_PAGE_TIMEOUT_S,
-            retry=redis.retry.Retry(redis.backoff.NoBackoff(), 1),  # the client's own default is up to ten
-            decode_responses=False,
-        )
+        found = several(url)
+        if found is None:
+            return redis.Redis.from_url(url, **options)
     except ValueError as error:
-        raise EventLogError(f"not the URL of a Redis server (redis://, rediss:// or unix://): {error}") from error
+        raise EventLogError(
+            "not the URL of a Redis server (redis://, rediss://, unix://, redis+cluster:// or redis+sentinel://): "
+            f"{error}"
+        ) from error
+    options |= {"username": found.username, "password": found.password}
+    if not found.cluster:
+        sentinel = redis.sentinel.Sentinel(list(found.addresses), socket_timeout=_CONNECT_TIMEOUT_S)  # type: ignore[no-untyped-call]
+        return cast("redis.Redis", sentinel.master_for(found.name, **options))  # type: ignore[no-untyped-call]
+    nodes = [redis.cluster.ClusterNode(*address) for address in found.addresses]  # type: ignore[no-untyped-call]
+    try:  # every command here has one key, so that a cluster's client does as well
+        return cast("redis.Redis", redis.RedisCluster(startup_nodes=nodes, **options))
+    except (redis.RedisError, redis.exceptions.RedisClusterException, OSError) as error:
+        raise EventLogError(f"cannot reach the cluster of the event log: {error}") from error
 
 
 def read_events(client: redis.Redis) -> Iterator[LoggedEvent]:

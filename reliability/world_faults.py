@@ -137,7 +137,7 @@ class Store(Process):
         self.data.mkdir(exist_ok=True)
         self.options = dict(options or {})
         self._environment = dict(environment or {})
-        self._binary = server_binary()
+        self.binary = server_binary()
 
     @property
     def url(self) -> str:
@@ -154,7 +154,7 @@ class Store(Process):
             "maxmemory-policy": "noeviction",
         }
         given = [part for name, value in (usual | self.options).items() for part in (f"--{name}", value)]
-        return [str(self._binary), *given]
+        return [str(self.binary), *given]
 
     def environment(self) -> dict[str, str]:
         return super().environment() | self._environment

@@ -9,19 +9,19 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import redis.asyncio
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import MovedError, NoScriptError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from service.breaker import Breaker
+from service.topology import Cluster, Single, opened
 
 T = TypeVar("T")
+C = TypeVar("C")
 logger = logging.getLogger(__name__)
 
 ATTEMPTS = 2  # the second meets a fresh connection, which is what a restarted server needs
@@ -38,7 +38,7 @@ class StillUnavailable(StoreUnavailable):
 
 
 class Connection:
-    """Connections to one server, made at the first call, so that the server may come later.
+    """Connections to a server or to those of a cluster, made at the first call, so that they may come later.
 
     Safe for any number of tasks of one event loop. Every call raises StoreUnavailable within two attempts' timeouts,
     those after it at once, and calls work again a moment after the server does.
@@ -47,7 +47,7 @@ class Connection:
     def __init__(
         self, url: str, *, read_timeout_s: float, write_timeout_s: float, max_connections: int, replicas: int = 0
     ) -> None:
-        """At a redis://, rediss:// or unix:// URL; a timeout is that of one attempt, of which there are two.
+        """At a URL as in models.storeurl; a timeout is that of one attempt, of which there are two.
 
         max_connections: for reads and for writes each; replicas: how many must have what a script has written before
         it counts. Raises ValueError if the URL is not one.
@@ -57,28 +57,59 @@ class Connection:
         self._replicas = replicas
         self._wait_ms = int(write_timeout_s * 1000 / 2)  # for replicas: less than the call has
 
-    async def read(self, command: Callable[[redis.asyncio.Redis], Awaitable[T]]) -> T:
-        """Result of a command that changes nothing."""
-        return await self._reads.call(command)
+    async def read(
+        self, key: bytes, command: Callable[[redis.asyncio.Redis], Awaitable[T]], *, large: bool = False
+    ) -> T:
+        """Result of a command that changes nothing, on the server that has the key; large: it may take as long as a
+        write."""
+        way = self._writes if large else self._reads
 
-    async def write(self, command: Callable[[redis.asyncio.Redis], Awaitable[T]]) -> T:
-        """Result of a command that may be repeated: it must change nothing the second time."""
-        return await self._writes.call(command)
+        async def ask() -> T:
+            return await command(await way.store.at(key))
+
+        return await way.call(ask)
+
+    async def values(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Values of keys, wherever they lie; None where there is none. One round trip."""
+        store = self._reads.store
+        return await self._reads.call(lambda: _by_server(store, keys, keys, store.mget))
 
     async def run(self, script: Script, calls: list[tuple[Any, ...]]) -> list[Any]:
         """For each call's keys and arguments the script's reply, or what the server refused it with.
 
-        It may be repeated, as a write. Raises StoreUnavailable, also when all of it is written and too few replicas
-        have it: nothing may be acknowledged then, and the same calls may be made again.
+        It may be repeated: it must change nothing the second time. Raises StoreUnavailable, also when all of it is
+        written and too few replicas have it: nothing may be acknowledged then, and the same calls may be made again.
         """
-        return await self.write(lambda client: script.run(client, calls, self._replicas, self._wait_ms))
+
+        async def of(client: redis.asyncio.Redis, own: list[tuple[Any, ...]]) -> list[Any]:
+            return await script.run(client, own, self._replicas, self._wait_ms)
+
+        keys = [call[0] for call in calls]
+        return await self._writes.call(lambda: _by_server(self._writes.store, keys, calls, of))
+
+    async def each(self, command: Callable[[redis.asyncio.Redis], Awaitable[T]]) -> list[T]:
+        """Results of a command that changes nothing on every server that takes writes."""
+
+        async def ask() -> list[T]:
+            return [await command(client) for client in await self._writes.store.primaries()]
+
+        return await self._writes.call(ask)
+
+    async def ping(self) -> None:
+        """Return if every server answers within the timeout of a read."""
+
+        async def ask() -> None:
+            for client in await self._reads.store.primaries():
+                await client.ping()
+
+        await self._reads.call(ask)
 
     async def aclose(self) -> None:
         """Close all connections; calls under way fail."""
         for way in (self._reads, self._writes):
             await way.breaker.aclose()
             try:
-                await way.client.aclose(close_connection_pool=True)
+                await way.store.aclose()
             except (RedisError, OSError) as error:  # closing a connection to a dead server is still closing it
                 logger.debug("closing a connection to the store: %s", error)
 
@@ -128,8 +159,12 @@ class Script:
         if load:
             replies = replies[1:]
         if replicas:
-            *replies, _, reached = replies
-            if not isinstance(reached, int) or reached < replicas:
+            *replies, written, reached = replies
+            if isinstance(written, MovedError):
+                raise written
+            if isinstance(written, Exception) or not isinstance(reached, int):
+                raise StoreUnavailable(f"Redis refused: {written if isinstance(written, Exception) else reached}")
+            if reached < replicas:
                 raise StoreUnavailable(f"{reached} of {replicas} replica(s) had the write within {wait_ms} ms")
         return list(replies)
 
@@ -138,21 +173,22 @@ class _Way:
     """One kind of call: its client, its deadline and its bound."""
 
     def __init__(self, name: str, url: str, timeout_s: float, places: int) -> None:
-        self.client = _client(url, timeout_s)
+        self.store = opened(url, timeout_s)
         self.breaker = Breaker(name, self._answers)
         self._timeout_s = timeout_s
         self._places = asyncio.Semaphore(places)  # ours, because a cancelled caller cannot leak its place in it
 
-    async def call(self, command: Callable[[redis.asyncio.Redis], Awaitable[T]]) -> T:
+    async def call(self, make: Callable[[], Awaitable[T]]) -> T:
         failure: Exception | None = None
         for _ in range(ATTEMPTS):
             if self.breaker.reason is not None:  # another call may have found out meanwhile
                 raise StillUnavailable(self.breaker.reason) from failure
             try:
                 async with asyncio.timeout(self._timeout_s), self._places:
-                    return await command(self.client)
-            except CONNECTION_ERRORS as error:
+                    return await make()
+            except (*CONNECTION_ERRORS, MovedError) as error:
                 failure = error
+                self.store.forget()
             except RedisError as error:  # an answer, and no better the second time
                 raise StoreUnavailable(f"Redis refused: {error}") from error
         said = str(failure) or f"no answer within {self._timeout_s * 1000:.0f} ms"
@@ -163,22 +199,37 @@ class _Way:
     async def _answers(self) -> bool:
         try:
             async with asyncio.timeout(self._timeout_s):
-                await self.client.ping()
+                for client in await self.store.primaries():
+                    await client.ping()
         except CONNECTION_ERRORS:
+            self.store.forget()
             return False
         except RedisError as error:  # a refusal is an answer
             logger.debug("the store answers a PING with %s", error)
         return True
 
 
-def _client(url: str, timeout_s: float) -> redis.asyncio.Redis:
-    pool = redis.asyncio.ConnectionPool.from_url(
-        url,
-        # A whole attempt has one deadline, in call; a deadline for each read and write would only add to it.
-        socket_timeout=None,
-        socket_connect_timeout=timeout_s,
-        retry=Retry(NoBackoff(), 0),
-        protocol=2,  # saves a new connection one round trip
-        decode_responses=False,
-    )
-    return redis.asyncio.Redis(connection_pool=pool)
+async def _by_server(
+    store: Single | Cluster,
+    keys: Sequence[bytes],
+    calls: Sequence[C],
+    make: Callable[[redis.asyncio.Redis, list[C]], Awaitable[list[Any]]],
+) -> list[Any]:
+    """What `make` gives for calls, each group of them on the server that has their keys; in the order of the calls."""
+    groups = await store.grouped(keys)
+    if len(groups) == 1:
+        found: list[Any] = [await make(groups[0][0], list(calls))]
+    else:
+        # All are waited for, so that none goes on without a deadline when another has failed.
+        found = await asyncio.gather(
+            *(make(client, [calls[number] for number in numbers]) for client, numbers in groups), return_exceptions=True
+        )
+    replies: list[Any] = [None] * len(calls)
+    for (_, numbers), of_server in zip(groups, found, strict=True):
+        if isinstance(of_server, BaseException):
+            raise of_server
+        for number, reply in zip(numbers, of_server, strict=True):
+            if isinstance(reply, MovedError):
+                raise reply
+            replies[number] = reply
+    return replies

@@ -27,29 +27,33 @@ async def check(connection: Connection, durability: Durability, replicas: int) -
     replicas: that `replicated` waits for. Raises NotDurable.
     """
     try:
-        server = _texts(await connection.write(lambda client: client.config_get("append*")))
+        configured: list[Any] = await connection.each(lambda client: client.config_get("append*"))
     except StoreUnavailable as error:
         return f"could not check that the sequence store keeps acknowledged events (durability {durability}): {error}"
-    appendonly, appendfsync = (server.get(name, "unknown") for name in ("appendonly", "appendfsync"))
     safe = _SYNCED[durability]
-    if appendonly != "yes" or appendfsync not in safe:
-        weaker = "" if durability == "fast" else ", or ask for less with RECSERVE_DURABILITY=fast"
-        raise NotDurable(
-            f"durability is {durability} and the store could lose acknowledged events when it crashes: its appendonly "
-            f"is {appendonly} and its appendfsync {appendfsync}; set appendonly yes and appendfsync "
-            f"{' or '.join(safe)} there{weaker}"
-        )
-    if durability != "replicated":
-        return None
+    for server in map(_texts, configured):
+        appendonly, appendfsync = (server.get(name, "unknown") for name in ("appendonly", "appendfsync"))
+        if appendonly != "yes" or appendfsync not in safe:
+            weaker = "" if durability == "fast" else ", or ask for less with RECSERVE_DURABILITY=fast"
+            raise NotDurable(
+                f"durability is {durability} and the store could lose acknowledged events when it crashes: its "
+                f"appendonly is {appendonly} and its appendfsync {appendfsync}; set appendonly yes and appendfsync "
+                f"{' or '.join(safe)} there{weaker}"
+            )
+    return await _replicas(connection, replicas) if durability == "replicated" else None
+
+
+async def _replicas(connection: Connection, wanted: int) -> str | None:
     try:
-        found: Any = await connection.write(lambda client: client.info("replication"))
+        servers: list[Any] = await connection.each(lambda client: client.info("replication"))
     except StoreUnavailable as error:
         return f"could not check how many replicas the sequence store has: {error}"
-    if found["role"] != "master":
-        raise NotDurable(f"the store is a {found['role']} and takes no events; give redis the URL of the primary")
-    online = sum(_online(value) for name, value in found.items() if name.startswith("slave"))
-    if online < replicas:
-        return f"events are refused until {replicas} replica(s) of the sequence store are online; {online} are"
+    for server in servers:
+        if server["role"] != "master":
+            raise NotDurable(f"the store is a {server['role']} and takes no events; give redis the URL of the primary")
+        online = sum(_online(value) for name, value in server.items() if name.startswith("slave"))
+        if online < wanted:
+            return f"events are refused until {wanted} replica(s) of the sequence store are online; {online} are"
     return None
 
 

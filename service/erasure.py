@@ -44,7 +44,7 @@ class Erasure:
         The server's own files keep it until they are written anew, which the archiver asks for.
         """
         partition = partition_of(user_id)
-        log, pending = log_key(partition), _pending_key(partition)
+        log, pending = log_key(partition).encode(), _pending_key(partition)
         keys = (history_key(user_id), record_key(user_id), log, pending)
         history_events, event_ids, upto = await self._run(
             self._erase, (*keys, user_id, digest_of(user_id), self._log_length, _PENDING_TTL_S)
@@ -56,12 +56,14 @@ class Erasure:
             logged_events += removed
         return Erased(history_events, event_ids, logged_events)
 
-    async def _last_of(self, user_id: str, log: str, upto: str) -> str:
+    async def _last_of(self, user_id: str, log: bytes, upto: str) -> str:
         """Id of the user's last entry up to this one; the sweep need not go further. 0-0 if there is none."""
         last, after = "0-0", "-"
         while True:
-            page: Any = await self._connection.write(  # with the patience of a write: a page is large
-                lambda client, after=after: client.xrange(log, after, upto, count=_PAGE)  # type: ignore[misc]
+            page: Any = await self._connection.read(
+                log,
+                lambda client, after=after: client.xrange(log, after, upto, count=_PAGE),  # type: ignore[misc]
+                large=True,
             )
             if not page:
                 return last
@@ -71,11 +73,11 @@ class Erasure:
             after = "(" + page[-1][0].decode()
 
     async def _run(self, script: Script, call: tuple[Any, ...]) -> Any:
-        (reply,) = await self._connection.write(lambda client: script.run(client, [call]))
+        (reply,) = await self._connection.run(script, [call])
         if isinstance(reply, Exception):
             raise StoreUnavailable(f"Redis refused: {reply}") from reply
         return reply
 
 
-def _pending_key(partition: int) -> str:
-    return f"recserve:{{{partition}}}:erasing"
+def _pending_key(partition: int) -> bytes:
+    return f"recserve:{{{partition}}}:erasing".encode()

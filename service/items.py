@@ -68,15 +68,16 @@ class ItemStore:
 
     async def version(self) -> int:
         """Number of the last write, 0 before the first."""
-        found: Any = await self._connection.read(lambda client: client.get(_KEYS[2]))
+        found: Any = await self._connection.read(_KEYS[2], lambda client: client.get(_KEYS[2]))
         return int(found or 0)
 
     async def since(self, version: int) -> tuple[int, dict[str, ItemState]]:
         """States that have changed since a write, or the first of them, and up to which write these are all."""
         changes: Any = await self._connection.read(
+            _KEYS[1],
             lambda client: client.zrange(
                 _KEYS[1], f"({version}", "+inf", byscore=True, offset=0, num=_PAGE, withscores=True
-            )
+            ),
         )
         if not changes:
             return version, {}
@@ -87,7 +88,7 @@ class ItemStore:
         states: dict[str, ItemState] = {}
         for begin in range(0, len(changes), _STATES):
             items = [item for item, _ in changes[begin : begin + _STATES]]
-            put, met = await self._connection.read(lambda client, ids=items: _both(client, ids))  # type: ignore[misc]
+            put, met = await self._connection.read(_KEYS[0], lambda client, ids=items: _both(client, ids))  # type: ignore[misc]
             states |= {item.decode(): _unpacked(*raw) for item, *raw in zip(items, put, met, strict=True)}
         return upto, states
 

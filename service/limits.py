@@ -86,7 +86,7 @@ class Limits:
         call = (bucket.key, limit.requests, limit.seconds * 1000, bucket.wanted(self._clock()))
         try:
             async with asyncio.timeout(_ASK_S):
-                (reply,) = await self._connection.write(lambda client: self._script.run(client, [call]))
+                (reply,) = await self._connection.run(self._script, [call])
             if isinstance(reply, Exception):
                 raise StoreUnavailable(f"Redis refused: {reply}")
             bucket.filled(reply[0], reply[1] / 1000, self._clock())

@@ -87,7 +87,7 @@ class SequenceStore:
     def connect(
         cls, url: str, settings: StoreSettings | None = None, *, clock: Callable[[], float] = time.time
     ) -> SequenceStore:
-        """Store at a redis://, rediss:// or unix:// URL. Raises ValueError if the URL is not one."""
+        """Store at a URL as in models.storeurl. Raises ValueError if it is not one."""
         settings = settings or StoreSettings()
         connection = Connection(
             url,
@@ -138,14 +138,11 @@ class SequenceStore:
         ]
 
     async def histories(self, user_ids: Sequence[str]) -> list[list[str]]:
-        """Item ids of each user's history, oldest first; an empty list for a user without one. One round trip.
-
-        Needs a single server: on a cluster the users' keys lie on several.
-        """
+        """Item ids of each user's history, oldest first; an empty list for a user without one. One round trip."""
         if not user_ids:
             return []
         keys = [history_key(user_id) for user_id in user_ids]
-        values: list[Any] = await self.connection.read(lambda client: client.mget(keys))
+        values = await self.connection.values(keys)
         return [
             _unpack(value, user_id)[ITEM_ID::STRIDE] if value else []
             for user_id, value in zip(user_ids, values, strict=True)
@@ -156,7 +153,7 @@ class SequenceStore:
         if not user_ids:
             return []
         keys = [history_key(user_id) for user_id in user_ids]
-        packed: list[Any] = await self.connection.read(lambda client: client.mget(keys))
+        packed = await self.connection.values(keys)
         found = []
         for value, user_id in zip(packed, user_ids, strict=True):
             flat = _unpack(value, user_id) if value else []
@@ -167,7 +164,7 @@ class SequenceStore:
     async def history(self, user_id: str) -> list[HistoryEvent]:
         """Everything kept of a user's history, oldest first; empty for a user without one."""
         key = history_key(user_id)
-        value: Any = await self.connection.read(lambda client: client.get(key))
+        value: Any = await self.connection.read(key, lambda client: client.get(key))
         flat = _unpack(value, user_id) if value else []
         return [
             HistoryEvent(
@@ -178,7 +175,7 @@ class SequenceStore:
 
     async def ping(self) -> None:
         """Return if the server answers within the timeout of a read, and raise StoreUnavailable if not."""
-        await self.connection.read(lambda client: client.ping())
+        await self.connection.ping()
 
     def _append_call(self, user_id: str, events: list[Event]) -> tuple[Any, ...]:
         """Keys and arguments of the script for one user."""

@@ -28,6 +28,7 @@ TORCH_FREE = (
     "neighbours",
     "eventlog",
     "archive",
+    "storeurl",
     "cold",
 )  # of models
 
@@ -93,11 +94,11 @@ def test_what_both_share_needs_little(name: str) -> None:
     assert when_loaded <= {"models", "numpy", "pydantic"} | typing_only
 
 
-def test_redis_is_known_to_the_connection_and_the_log_alone() -> None:
+def test_redis_is_known_to_the_connection_its_topology_and_the_log_alone() -> None:
     for package in PACKAGES:
         for module in modules(package):
             if "redis" in roots({name for name, _ in imports(module)}):
-                assert module.name in {"connection.py", "eventlog.py"}, module
+                assert module.name in {"connection.py", "topology.py", "eventlog.py"}, module
 
 
 def test_the_environment_is_read_by_settings_alone() -> None:
