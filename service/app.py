@@ -115,7 +115,9 @@ async def running(settings: Settings, store_url: str, metrics: Metrics | None = 
         metrics.batcher_started(lambda: batcher.waiting + aside.waiting, lambda: batcher.alive and aside.alive)
         intake = Intake(store, lambda: slot.engine, metrics, max_waiting=settings.max_waiting)
         await stack.enter_async_context(intake)
-        keys = Keys(settings.api_key_hashes, trusted_network=settings.trusted_network)
+        keys = Keys(
+            settings.api_key_hashes, trusted_network=settings.trusted_network, allowed_hosts=settings.allowed_hosts
+        )
         services = Services(keys, slot, batcher, aside, intake, items, metrics)
         yield HotRoutes(create_app(services), services)
 

@@ -11,7 +11,7 @@ import hashlib
 import hmac
 import ipaddress
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 
 from service.errors import Problem, shorten
@@ -23,12 +23,20 @@ _CHALLENGE = {"WWW-Authenticate": 'Bearer realm="recserve"'}
 class Keys:
     """The configured keys. Without any, all but other web sites are allowed: settings has decided that this is safe.
 
-    `trusted_network` says that the service is reached by names of its network and not as this machine alone.
+    `trusted_network` says that the service is reached by names of its network and not as this machine alone; if there
+    are `allowed_hosts`, by these.
     """
 
-    def __init__(self, scopes_by_hash: Mapping[str, frozenset[Scope]], *, trusted_network: bool) -> None:
+    def __init__(
+        self,
+        scopes_by_hash: Mapping[str, frozenset[Scope]],
+        *,
+        trusted_network: bool,
+        allowed_hosts: Collection[str] = (),
+    ) -> None:
         self._scopes = {bytes.fromhex(key_hash): scopes for key_hash, scopes in scopes_by_hash.items()}
         self._trusted_network = trusted_network
+        self._allowed_hosts = frozenset(name.lower() for name in allowed_hosts)
 
     def require(self, headers: Mapping[bytes, bytes], scope: Scope) -> None:
         """Raise Problem unless a request with these headers (names in lower case) has a key with this scope."""
@@ -70,13 +78,24 @@ class Keys:
                 "to localhost and loopback addresses alone; set RECSERVE_API_KEY_HASHES, or RECSERVE_TRUSTED_NETWORK="
                 "true if only machines you trust can reach it",
             )
+        if self._allowed_hosts and _name_of(host) not in self._allowed_hosts and not _names_this_machine(host):
+            raise Problem(
+                "foreign_host",
+                f"the request is addressed to {shorten(host.decode('latin-1'))}, which is none of the names in "
+                "RECSERVE_ALLOWED_HOSTS",
+            )
+
+
+def _name_of(host: bytes) -> str:
+    """The name in a Host header, which may have a port: [::1]:8000, localhost:8000."""
+    name = host.decode("latin-1").lower()
+    return name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
 
 
 @lru_cache(maxsize=64)
 def _names_this_machine(host: bytes) -> bool:
     """Whether a Host header is a loopback name or address, or missing, which it is from no browser."""
-    name = host.decode("latin-1").lower()
-    name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]  # [::1]:8000, localhost:8000
+    name = _name_of(host)
     try:
         return name in ("", "localhost") or ipaddress.ip_address(name).is_loopback
     except ValueError:

@@ -56,6 +56,7 @@ class Settings(BaseSettings):
     )  # the others are only logged
     api_key_hashes: dict[KeyHash, frozenset[Scope]] = Field(default_factory=dict, repr=False)
     trusted_network: bool = False  # serve other machines without keys
+    allowed_hosts: tuple[str, ...] = ()  # names by which they may call it, beside those of loopback; none: any
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @model_validator(mode="after")
@@ -68,6 +69,8 @@ class Settings(BaseSettings):
             )
         if self.data is not None and not self.embedded:
             raise ValueError("data is where the embedded store keeps its files; it does nothing without --embedded")
+        if self.allowed_hosts and not self.trusted_network:
+            raise ValueError("allowed_hosts are names in a trusted network; it does nothing without trusted_network")
         if not (self.api_key_hashes or self.trusted_network or self.loopback):
             raise ValueError(
                 f"host {self.host} is reachable from other machines and no key is configured; make one with "

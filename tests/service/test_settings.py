@@ -57,6 +57,8 @@ def test_variables_that_do_not_exist_are_errors(monkeypatch: pytest.MonkeyPatch)
         ({**STORE, "api_key_hashes": {"short": ["admin"]}}, "api_key_hashes"),
         ({**STORE, "api_key_hashes": {HASH: ["root"]}}, "api_key_hashes"),
         ({**STORE, "colour": "red"}, "colour"),
+        ({**STORE, "allowed_hosts": ["rec.example"]}, "allowed_hosts"),
+        ({**STORE, "receive_s": 0}, "receive_s"),
     ],
 )
 def test_wrong_settings_are_named(options: dict[str, Any], named: str) -> None:
