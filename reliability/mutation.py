@@ -28,7 +28,7 @@ _VALID: list[tuple[str, str, Any]] = [
     ("GET", "/users/ada/history", None),
     ("DELETE", "/users/ada", None),
     ("GET", "/models", None),
-    ("POST", "/models/tiny/promote", None),
+    ("POST", "/models/not-there/promote", None),
     ("POST", "/models/rollback", None),
     ("GET", "/openapi.json", None),
     ("GET", "/metrics", None),

@@ -105,6 +105,7 @@ NOT_WANTED: dict[str, bytes] = {  # JSON, but no body of any route
     "true for an id": b'{"user_id": true}',
     "half a megabyte for an id": b'{"user_id": "' + b"x" * 500_000 + b'"}',
     "ten thousand fields": b"{" + b",".join(b'"f%d": 1' % n for n in range(10_000)) + b"}",
+    "ninety thousand fields": b"{" + b",".join(b'"%x": 1' % n for n in range(90_000)) + b"}",
     "half a megabyte for a name": b'{"' + b"k" * 500_000 + b'": 1}',
 }
 
@@ -162,6 +163,13 @@ WRONG: dict[str, list[tuple[str, str, bytes]]] = {
         ("1,001 items", "invalid_request", b'{"items": [' + b",".join([b'{"item_id": "i"}'] * 1001) + b"]}"),
         ("an item twice", "invalid_request", b'{"items": [{"item_id": "i1"}, {"item_id": "i1"}]}'),
         ("availability that is 1", "invalid_request", b'{"items": [{"item_id": "i1", "available": 1}]}'),
+        (
+            "300,000 lists for attributes",
+            "invalid_request",
+            b'{"items": ['
+            + b",".join([b'{"item_id": "i1", "attributes": {"a": [' + b",".join([b"[]"] * 300) + b"]}}"] * 1000)
+            + b"]}",
+        ),
         ("an attribute in an attribute", "invalid_request", b'{"items": [{"item_id": "i1", "attributes": {"a": {}}}]}'),
     ],
 }

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from service.errors import Problem, problem_body
 from service.requests import CONNECTION, MAX_BODY_BYTES
@@ -45,6 +45,7 @@ class Connection(HttpToolsProtocol):
         self._on_refused = on_refused
         self._received = 0  # bytes of a request that is not complete
         self._refusal = _NOT_HTTP
+        self._earlier: list[RequestResponseCycle] = []  # requests that are not the last, and may not be answered yet
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -55,6 +56,10 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.gone = True
         self._unset_keepalive_if_required()
+        for cycle in self._earlier:  # uvicorn tells the last one alone, and the others would write to what is closed
+            if not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -79,7 +84,10 @@ class Connection(HttpToolsProtocol):
         offers_upgrade = self.parser.should_upgrade()
         if offers_upgrade and any(name in (b"content-length", b"transfer-encoding") for name, _ in self.headers):
             self._stop(_UPGRADE_WITH_BODY)
+        earlier = self.cycle
         super().on_headers_complete()
+        if earlier is not None and not earlier.response_complete:
+            self._earlier = [cycle for cycle in self._earlier if not cycle.response_complete] + [earlier]
         if offers_upgrade:  # the offer is passed over, and the parser loses what follows it
             self.cycle.keep_alive = False
 

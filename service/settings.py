@@ -71,6 +71,7 @@ class Settings(Folders):
         "purchase",
     )  # the others are only logged
     trusted_network: bool = False  # serve other machines without keys
+    allowed_hosts: tuple[str, ...] = ()  # names by which they may call it, beside those of loopback; none: any
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @model_validator(mode="after")
@@ -85,6 +86,8 @@ class Settings(Folders):
             raise ValueError("data is where the embedded store keeps its files; it does nothing without --embedded")
         if self.embedded and self.durability == "replicated":
             raise ValueError("durability replicated needs replicas, which the embedded store has none of; use --redis")
+        if self.allowed_hosts and not self.trusted_network:
+            raise ValueError("allowed_hosts are names in a trusted network; it does nothing without trusted_network")
         return self
 
     @property

@@ -233,6 +233,7 @@ def test_the_service_is_published_on_loopback_alone_which_is_why_it_trusts_its_n
     ports = [port for name in SERVING for port in SERVICES[name]["ports"]]
     assert ports == ["127.0.0.1:8000:8000", "127.0.0.1:8001:8000"]  # both can run at once
     assert SERVICES["service"]["environment"]["RECSERVE_TRUSTED_NETWORK"] == "true"
+    assert json.loads(SERVICES["service"]["environment"]["RECSERVE_ALLOWED_HOSTS"]) == SERVING
 
 
 def test_plain_up_starts_store_bootstrap_and_service_in_this_order() -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import socket
+import struct
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -157,6 +158,20 @@ def test_what_follows_a_request_and_is_not_http_is_not_taken_for_its_answer(clie
         connection.sendall(good + good + b"\x00\x01\x02\r\n\r\n")
         answer = rest(connection)
     assert answer.count(b"HTTP/1.1 ") == answer.count(b"HTTP/1.1 200 ") == 2
+
+
+def test_a_client_that_leaves_amid_many_requests_leaves_no_bug_behind(
+    client: httpx.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = request("POST", "/recommend", orjson.dumps({"history": ["i1"]}))
+    slow = request("GET", "/metrics", b"")
+    for wire in (good * 20, slow * 20, (good + slow) * 20):
+        for _ in range(5):
+            with connected(client) as connection:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset
+                connection.sendall(wire)
+    assert client.post("/recommend", json={}).status_code == 200
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 def test_a_client_that_does_not_read_its_answers_is_left(hasty: httpx.Client) -> None:
