@@ -22,7 +22,7 @@ def stream() -> Iterator[io.StringIO]:
     root = logging.getLogger()
     before, level = root.handlers[:], root.level
     stream = io.StringIO()
-    logs.configure("info", stream)
+    logs.configure("warning", stream)
     yield stream
     root.handlers[:], root.level = before, level
 
