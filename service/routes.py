@@ -62,6 +62,8 @@ class Services:
 
 
 def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Of a route that answers with these, and to whom a key lets in also with that it may not so often."""
+    statuses += (429,) * (401 in statuses)
     content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemResponse"}}}
     return {status: {"description": "a problem (RFC 9457)", "content": content} for status in statuses}
 
