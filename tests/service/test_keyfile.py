@@ -180,6 +180,7 @@ def test_the_commands_teach_and_print_a_key_once(folder: KeyFolder) -> None:
     key = made.stdout.strip()
     assert folder.read().find(key.encode())
     assert "cannot be shown again" in made.stderr
+    assert "from now on nobody is answered without a key" in made.stderr
     assert key not in made.stderr
     listed = command(folder, "list").stdout
     assert key[4:16] in listed
