@@ -121,9 +121,9 @@ def _archive(*, redis: str | None, to: Path | None, every: float, once: bool, co
 def _serve(settings: Settings) -> int:
     import uvloop  # noqa: PLC0415 - `keys` and `--help` should not wait for a web framework
 
-    from service.auth import valid_keys  # noqa: PLC0415
+    from service.auth import check_start  # noqa: PLC0415
 
-    valid_keys(settings)  # or it must not start: said before anything is
+    check_start(settings)  # before anything is started
     logs.configure(settings.log_level)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # until the server is up and drains instead
     with (

@@ -25,9 +25,9 @@ _REMEMBERED = 4096  # headers whose key has been recognised: an HMAC costs five 
 
 
 def valid_keys(settings: Settings) -> Keyring | None:
-    """The keys a service with these settings starts with; None where it needs none.
+    """The keys a service with these settings has; None where it needs none: none was made, and nobody else reaches it.
 
-    Raises BadSettings if it must not start: keys that cannot be read, or a port that others reach and no key.
+    Raises BadSettings if they cannot be read.
     """
     folder = KeyFolder(settings.keys_folder)
     try:
@@ -35,14 +35,20 @@ def valid_keys(settings: Settings) -> Keyring | None:
         ring = folder.read()
     except KeyFileError as error:
         raise BadSettings(str(error)) from error
-    open_to_all = settings.loopback or settings.trusted_network
-    if not (ring.keys or open_to_all):
+    return ring if made or not (settings.loopback or settings.trusted_network) else None
+
+
+def check_start(settings: Settings) -> None:
+    """Raises BadSettings if a service must not start so: keys that cannot be read, or a port that others reach and no
+    key. A worker that is replaced later does start: when the last key was revoked it answers nobody, like the others.
+    """
+    ring = valid_keys(settings)
+    if not (ring is None or ring.keys or settings.loopback or settings.trusted_network):
         raise BadSettings(
-            f"host {settings.host} is reachable from other machines and there is no key in {folder.folder}; make one "
-            "with 'python -m service keys create NAME --scope recommend --scope events', or set "
+            f"host {settings.host} is reachable from other machines and there is no key in {settings.keys_folder}; "
+            "make one with 'python -m service keys create NAME --scope recommend --scope events', or set "
             "RECSERVE_TRUSTED_NETWORK=true if only machines you trust can reach this one"
         )
-    return ring if made else None
 
 
 class Keys:

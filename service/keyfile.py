@@ -1,8 +1,9 @@
 """API keys at rest: a folder that never holds a key, only what one is recognised by.
 
-`keys.json` has a line of facts for each key, and of the key itself an HMAC-SHA-256; `secret` is what that is made with.
+`keys.json` has the facts of each key, and of the key itself an HMAC-SHA-256; `secret` is what that is made with.
 Keys are 256 random bits, which no copy of the folder gives away; the secret, in a file of its own, keeps somebody who
-can only read or write `keys.json` (a backup, a mounted volume) from trying keys against it and from adding one.
+can only read or write `keys.json` (a backup, a mounted volume) from trying keys against it, from adding one, and from
+giving one more than it was made for: the HMAC is of the key and its facts.
 
 The file is replaced by rename, so that a reader sees it before or after a change and nothing between.
 """
@@ -28,7 +29,6 @@ SCOPES: tuple[Scope, ...] = ("recommend", "events", "items", "admin")
 FILE, SECRET, LOCK = "keys.json", "secret", "lock"
 SHAPE = rb"rsk_([0-9a-f]{12})_[A-Za-z0-9_-]{43}"  # a prefix that scanners of repositories can look for, id, 256 bits
 _SECRET_BYTES = 32
-_NOBODY = bytes(32)  # what a key of nobody is compared with: an unknown id must not be told by the time it takes
 
 
 class KeyFileError(Exception):
@@ -60,6 +60,18 @@ class Key(BaseModel):
     created: str
     hmac: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", repr=False)]
 
+    def digest(self, secret: bytes, presented: bytes) -> str:
+        """What `hmac` is if these bytes are the key, and its facts those it was made with."""
+        limit = "" if self.limit is None else f"{self.limit.requests}/{self.limit.seconds}"
+        facts = "\n".join((self.id, self.name, ",".join(sorted(self.scopes)), limit, self.created))
+        return hmac.digest(secret, presented + b"\n" + facts.encode(), "sha256").hex()
+
+
+# What an unknown id is compared with: it must not be told by the time it takes.
+_NOBODY = Key(
+    id="0" * 12, name="nobody", scopes=frozenset({"admin"}), created="2026-01-01T00:00:00+00:00", hmac="0" * 64
+)
+
 
 class _File(BaseModel):
     model_config = ConfigDict(extra="forbid")
@@ -78,10 +90,9 @@ class Keyring:
     def find(self, presented: bytes) -> Key | None:
         """The key that these bytes are, or None. Known and unknown ids take the same time, and so does every guess."""
         shape = re.fullmatch(SHAPE, presented)
-        known = self.keys.get(shape[1].decode()) if shape else None
-        expected = _NOBODY if known is None else bytes.fromhex(known.hmac)
-        same = hmac.compare_digest(expected, hmac.digest(self.secret, presented, "sha256"))
-        return known if same else None
+        known = self.keys.get(shape[1].decode(), _NOBODY) if shape else _NOBODY
+        same = hmac.compare_digest(known.hmac, known.digest(self.secret, presented))
+        return known if same and known is not _NOBODY else None
 
 
 class KeyFolder:
@@ -131,16 +142,17 @@ class KeyFolder:
             key_id = secrets.token_hex(6)
             key = f"rsk_{key_id}_{secrets.token_urlsafe(32)}"
             try:
-                made = Key(
+                facts = Key(
                     id=key_id,
                     name=name,
                     scopes=frozenset(scopes),
                     limit=limit,
                     created=datetime.now(UTC).isoformat(timespec="seconds"),
-                    hmac=hmac.digest(secret, key.encode(), "sha256").hex(),
+                    hmac=_NOBODY.hmac,
                 )
             except ValidationError as error:
                 raise KeyFileError(f"a key's name is 1 to 100 printable characters, not {name!r}") from error
+            made = facts.model_copy(update={"hmac": facts.digest(secret, key.encode())})
             self._write([*ring.keys.values(), made])
         return made, key
 

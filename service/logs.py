@@ -38,7 +38,7 @@ class JsonFormatter(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": _message(record),
         }
         if self._worker is not None:
             line["worker"] = self._worker
@@ -55,12 +55,18 @@ class PlainFormatter(logging.Formatter):
     """The same for a terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
-        line = f"{datetime.fromtimestamp(record.created):%H:%M:%S} {record.levelname.lower():<7} {record.getMessage()}"
+        line = f"{datetime.fromtimestamp(record.created):%H:%M:%S} {record.levelname.lower():<7} {_message(record)}"
         if (current := request_id.get()) is not None:
             line += f"  [{current}]"
         if record.exc_info:
             line += "\n" + _told(record.exc_info[1])
         return _cleared(line)
+
+
+def _message(record: logging.LogRecord) -> str:
+    """What a record says, and of the event loop's complaints the first line: then come callbacks with what they got."""
+    message = record.getMessage()
+    return message.partition("\n")[0].partition("<")[0] if record.name == "asyncio" else message
 
 
 def _told(error: BaseException | None) -> str:

@@ -66,7 +66,8 @@ class Services:
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Documentation of the problems a route may answer with."""
+    """Documentation of the problems a route may answer with, and where a key lets in, that it may not so often."""
+    statuses += (429,) * (401 in statuses)
     content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemResponse"}}}
     return {status: {"description": "a problem (RFC 9457)", "content": content} for status in statuses}
 

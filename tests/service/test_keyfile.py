@@ -66,6 +66,21 @@ def test_the_same_key_is_kept_differently_under_another_secret(tmp_path: Path, f
     assert other.read().find(key.encode()) is None
 
 
+def test_a_key_whose_facts_were_changed_beside_the_command_is_none(folder: KeyFolder) -> None:
+    _, key = folder.create("shop", ["recommend"], Limit(requests=5, seconds=60))
+    path = folder.folder / "keys.json"
+    whole = path.read_text()
+    assert folder.read().find(key.encode())
+    for fact, other in (('"recommend"', '"admin"'), ('"requests": 5', '"requests": 500'), (key[4:16], "0" * 12)):
+        assert fact in whole
+        path.write_text(whole.replace(fact, other))
+        assert len(folder.read().keys) == 1
+        assert folder.read().find(key.encode()) is None
+        assert folder.read().find(key.replace(key[4:16], "0" * 12).encode()) is None
+    path.write_text(whole)
+    assert folder.read().find(key.encode())
+
+
 def test_what_is_kept_is_what_was_asked_for_until_it_is_revoked(folder: KeyFolder) -> None:
     assert folder.stamp() is None
     assert folder.read().keys == {}
@@ -165,6 +180,7 @@ def test_the_commands_teach_and_print_a_key_once(folder: KeyFolder) -> None:
     key = made.stdout.strip()
     assert folder.read().find(key.encode())
     assert "cannot be shown again" in made.stderr
+    assert "from now on nobody is answered without a key" in made.stderr
     assert key not in made.stderr
     listed = command(folder, "list").stdout
     assert key[4:16] in listed

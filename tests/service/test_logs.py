@@ -1,5 +1,7 @@
 """What a log line has, and what it leaves out."""
 
+import asyncio
+import gc
 import io
 import json
 import logging
@@ -22,7 +24,7 @@ def stream() -> Iterator[io.StringIO]:
     root = logging.getLogger()
     before, level = root.handlers[:], root.level
     stream = io.StringIO()
-    logs.configure("info", stream)
+    logs.configure("warning", stream)
     yield stream
     root.handlers[:], root.level = before, level
 
@@ -66,6 +68,23 @@ def test_keys_and_names_of_users_in_the_store_are_cut(stream: io.StringIO, messa
     logging.getLogger("x").warning("%s", message, extra={"more": message})
     line = json.loads(stream.getvalue())
     assert (line["message"], line["more"]) == (instead, instead)
+
+
+def test_of_the_event_loops_complaints_no_callback_is_quoted(stream: io.StringIO) -> None:
+    async def fail(user: str) -> None:
+        raise ValueError(user)
+
+    async def forget() -> None:
+        task = asyncio.create_task(fail("canary"))
+        await asyncio.wait([task])
+        del task  # nobody has looked at it
+        gc.collect()
+
+    asyncio.run(forget())
+    line = json.loads(stream.getvalue())
+    assert line["message"] == "Task exception was never retrieved"
+    assert "builtins.ValueError: (its message" in line["exception"]
+    assert "canary" not in stream.getvalue()
 
 
 @pytest.mark.anyio

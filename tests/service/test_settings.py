@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from service.__main__ import main
-from service.auth import valid_keys
-from service.keyfile import KeyFolder
+from service.auth import check_start, valid_keys
+from service.keyfile import KeyFolder, Keyring
 from service.settings import BadSettings, Settings, load
 
 STORE = {"redis": "redis://127.0.0.1:1"}
@@ -75,25 +75,30 @@ def test_other_machines_are_served_with_a_key_or_when_trusted_and_else_not(tmp_p
 
     refusal = r"no key in .*keys; make one with 'python -m service keys create.*RECSERVE_TRUSTED_NETWORK"
     with pytest.raises(BadSettings, match=refusal):
-        valid_keys(asked())
+        check_start(asked())
+    check_start(asked(trusted_network=True))
     assert valid_keys(asked(trusted_network=True)) is None
+    assert valid_keys(asked()) == Keyring()
     folder = KeyFolder(tmp_path / "keys")
     made, _ = folder.create("shop", ["events"])
+    check_start(asked())
     assert valid_keys(asked()) == folder.read()
     folder.revoke(made.id)
     with pytest.raises(BadSettings, match=refusal):
-        valid_keys(asked())
+        check_start(asked())
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
 def test_this_machine_alone_is_served_without_keys(tmp_path: Path, host: str) -> None:
-    assert valid_keys(load({**STORE, "host": host, "artifacts": tmp_path})) is None
+    settings = load({**STORE, "host": host, "artifacts": tmp_path})
+    check_start(settings)
+    assert valid_keys(settings) is None
 
 
 def test_keys_that_cannot_be_read_keep_a_service_from_starting_wherever_it_listens(tmp_path: Path) -> None:
     (tmp_path / "keys.json").write_text("{}")
     with pytest.raises(BadSettings, match=r"keys\.json is not a file of keys"):
-        valid_keys(load({**STORE, "keys": tmp_path}))
+        check_start(load({**STORE, "keys": tmp_path}))
 
 
 def test_settings_do_not_change_and_show_no_secrets() -> None:
