@@ -4,6 +4,7 @@ The compose file fits the compose specification and Dockerfiles pass hadolint; e
 the program it starts; and the slow test follows the service's Dockerfile by hand, in a virtual environment.
 """
 
+import itertools
 import json
 import os
 import re
@@ -185,7 +186,7 @@ def test_nothing_the_service_needs_needs_torch() -> None:
 def test_the_archive_is_written_where_retraining_reads_it_by_an_image_that_can() -> None:
     archive, retrain = command_of("archive"), command_of("retrain")
     folder = archive[archive.index("--to") + 1]
-    assert folder in [word for flag, word in zip(retrain, retrain[1:], strict=False) if flag == "--events-from"]
+    assert folder in [word for flag, word in itertools.pairwise(retrain) if flag == "--events-from"]
     for name in ("archive", "retrain"):
         assert "artifacts:/artifacts" in SERVICES[name]["volumes"]
     assert SERVICES["archive"]["build"]["args"]["EXTRA"] == "archive"

@@ -30,6 +30,8 @@ CALLS = [
     ("recommend", "POST", "/recommend"),
     ("events", "POST", "/events"),
     ("admin", "GET", "/models"),
+    ("admin", "GET", "/users/ada/history"),
+    ("admin", "DELETE", "/users/ada"),
     ("admin", "POST", "/models/rollback"),
     ("admin", "POST", "/models/v9/promote"),
 ]
