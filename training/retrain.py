@@ -52,7 +52,7 @@ def retrain(
 ) -> str:
     """Train a challenger, publish it, promote it unless the champion ranks the held-out window better.
 
-    events_from: stores (URLs) and archives (folders) of logged events; whoever was erased there is left out everywhere.
+    events_from: stores (URLs) and archives (folders) of logged events; nobody erased there is learned from.
     Returns the new champion's version. Raises NotPromoted if the champion stays, and whatever reading, training and
     export raise.
     """

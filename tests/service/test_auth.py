@@ -50,6 +50,8 @@ CALLS = [
     ("items", "PUT", "/items"),
     ("recommend", "GET", "/items/i1/similar"),
     ("admin", "GET", "/models"),
+    ("admin", "GET", "/users/ada/history"),
+    ("admin", "DELETE", "/users/ada"),
     ("admin", "POST", "/models/rollback"),
     ("admin", "POST", "/models/v9/promote"),
 ]
