@@ -136,7 +136,7 @@ def _appending(store: SequenceStore, users: list[str], layout: str) -> Callable[
             add(pipeline, user, number)
             return await pipeline.execute()
 
-        return await store.connection.write(others)
+        return await store.connection.read(history_key(user), others, large=True)
 
     return append
 
@@ -152,7 +152,7 @@ def _reading(store: SequenceStore, layout: str) -> Callable[[list[str]], Awaitab
                 command(_key(user, layout), 0, -1)
             return await pipeline.execute()
 
-        return await store.connection.read(others)
+        return await store.connection.read(history_key(users[0]), others)
 
     return read
 
