@@ -15,13 +15,15 @@ FROM python:3.11-slim
 LABEL org.opencontainers.image.title="recserve service" \
       org.opencontainers.image.description="Takes events, answers with recommendations from the promoted bundle" \
       org.opencontainers.image.licenses="Apache-2.0"
-# The root file system may be read-only: bytecode is compiled here, and nothing is written but /artifacts and /tmp.
+# The root file system may be read-only: bytecode is compiled here, and nothing is written but /artifacts, /keys and /tmp.
 ENV PATH=/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
-    RECSERVE_ARTIFACTS=/artifacts
+    RECSERVE_ARTIFACTS=/artifacts \
+    RECSERVE_KEYS=/keys
 RUN useradd --uid 10001 --user-group --no-create-home --home-dir /tmp --shell /usr/sbin/nologin recserve \
-    && install -d -o recserve -g recserve /artifacts
+    && install -d -o recserve -g recserve /artifacts \
+    && install -d -o recserve -g recserve -m 700 /keys
 COPY --from=build /venv /venv
 WORKDIR /app
 COPY LICENSE ./
@@ -29,11 +31,11 @@ COPY models models
 COPY service service
 RUN python -m compileall -q models service
 USER 10001:10001
-VOLUME /artifacts
+VOLUME /artifacts /keys
 EXPOSE 8000
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 \
     CMD ["python", "-c", "import os, urllib.request as u; u.build_opener(u.ProxyHandler({})).open(f'http://127.0.0.1:{os.environ.get(\"RECSERVE_PORT\", 8000)}/healthz', timeout=2)"]
-# A store and leave to listen beyond the container are for whoever runs it to give: RECSERVE_REDIS, and either
-# RECSERVE_API_KEY_HASHES or RECSERVE_TRUSTED_NETWORK=true.
+# A store and leave to listen beyond the container are for whoever runs it to give: RECSERVE_REDIS, and either keys in
+# /keys (--entrypoint python IMAGE -m service keys create --help) or RECSERVE_TRUSTED_NETWORK=true.
 ENTRYPOINT ["python", "-m", "service", "serve", "--host", "0.0.0.0"]

@@ -6,10 +6,11 @@
 -- KEYS  history  MessagePack array, five values an event, oldest first: timestamp_ms, event_id, item_id, type, value
 --       record   twelve bytes an event, in order of arrival: digest of the event id, second of arrival (big-endian)
 --       log      stream of the partition
--- ARGV  history_length, history_ttl_s, record_length, record_ttl_s, log_length, now_s, then the events as a MessagePack
---       array of {timestamp_ms, event_id, item_id, type, value or false, digest, in_sequence, log fields}; the first five
---       go to the history as they are
--- Gives the number of events that were new.
+-- ARGV  history_length, history_ttl_s, record_length, record_ttl_s, log_length, log_min_s, now_s, then the events as a
+--       MessagePack array of {timestamp_ms, event_id, item_id, type, value or false, digest, in_sequence, log fields};
+--       the first five go to the history as they are
+-- Gives the number of events that were new, or the error LOGFULL where the log would have to drop an entry that is
+-- younger than log_min_s to take them.
 
 local STRIDE = 5
 local DIGEST = 8
@@ -17,8 +18,8 @@ local ENTRY = 12
 
 local history_length, history_ttl_s = tonumber(ARGV[1]), tonumber(ARGV[2])
 local record_length, record_ttl_s = tonumber(ARGV[3]), tonumber(ARGV[4])
-local log_length, now_s = ARGV[5], tonumber(ARGV[6])
-local events = cmsgpack.unpack(ARGV[7])
+local log_length, log_min_s, now_s = ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7])
+local events = cmsgpack.unpack(ARGV[8])
 
 -- Lua's own `<` on strings follows the locale of the server; byte order is the same everywhere.
 local function later(time_a, id_a, time_b, id_b)
@@ -63,6 +64,16 @@ end
 
 if #logged == 0 then return 0 end
 
+if log_min_s > 0 then
+  local surplus = redis.call('XLEN', KEYS[3]) + #logged - log_length
+  if surplus > 0 then
+    local oldest = redis.call('XRANGE', KEYS[3], '-', '+', 'COUNT', surplus)
+    local newest_dropped = oldest[#oldest]
+    if newest_dropped and tonumber(string.match(newest_dropped[1], '^%d+')) > (now_s - log_min_s) * 1000 then
+      return redis.error_reply('LOGFULL the event log is full of entries too young to be dropped; archive it')
+    end
+  end
+end
 for _, fields in ipairs(logged) do
   redis.call('XADD', KEYS[3], 'MAXLEN', '~', log_length, '*', unpack(fields))
 end

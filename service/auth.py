@@ -1,54 +1,147 @@
-"""Who may call what: bearer keys, of which only hashes are configured.
-
-A key is 256 random bits, so one round of SHA-256 protects it as well as a slow password hash would protect a
-password. Every hash is compared, in constant time each, so that timing tells nothing about which key was close.
+"""Who may call what: bearer keys, known by their id and followed while the service runs.
 
 Where there are no keys, whoever reaches the port may call; but a web page of another site, which reaches it through
 the browser of somebody who may, must not.
 """
 
+import asyncio
+import contextlib
 import hashlib
-import hmac
 import ipaddress
-import secrets
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache
+from types import TracebackType
+from typing import Self
 
 from service.errors import Problem, shorten
-from service.settings import Scope
+from service.keyfile import Key, KeyFileError, KeyFolder, Keyring, Scope
+from service.settings import BadSettings, Settings
 
-_CHALLENGE = {"WWW-Authenticate": 'Bearer realm="recserve"'}
+logger = logging.getLogger(__name__)
+
+_CHALLENGE = 'Bearer realm="recserve"'
+_REMEMBERED = 4096  # headers whose key has been recognised: an HMAC costs five times the SHA-256 that finds it again
+
+
+def valid_keys(settings: Settings) -> Keyring | None:
+    """The keys a service with these settings has; None where it needs none: none was made, and nobody else reaches it.
+
+    Raises BadSettings if they cannot be read.
+    """
+    folder = KeyFolder(settings.keys_folder)
+    try:
+        made = folder.stamp() is not None
+        ring = folder.read()
+    except KeyFileError as error:
+        raise BadSettings(str(error)) from error
+    return ring if made or not (settings.loopback or settings.trusted_network) else None
+
+
+def check_start(settings: Settings) -> None:
+    """Raises BadSettings if a service must not start so: keys that cannot be read, or a port that others reach and no
+    key. A worker that is replaced later does start: when the last key was revoked it answers nobody, like the others.
+    """
+    ring = valid_keys(settings)
+    if not (ring is None or ring.keys or settings.loopback or settings.trusted_network):
+        raise BadSettings(
+            f"host {settings.host} is reachable from other machines and there is no key in {settings.keys_folder}; "
+            "make one with 'python -m service keys create NAME --scope recommend --scope events', or set "
+            "RECSERVE_TRUSTED_NETWORK=true if only machines you trust can reach this one"
+        )
 
 
 class Keys:
-    """The configured keys. Without any, all but other web sites are allowed: settings has decided that this is safe.
+    """Answers whether a request may do what it asks for, by the keys there are now; looks for changes while entered.
 
-    `trusted_network` says that the service is reached by names of its network and not as this machine alone.
+    Entering raises BadSettings as valid_keys does. Once there has been a key, callers without one are refused until a
+    restart, even when the last is revoked: only where none was ever made may all but other web sites call.
+    `on_change` is told the ids that are valid.
     """
 
-    def __init__(self, scopes_by_hash: Mapping[str, frozenset[Scope]], *, trusted_network: bool) -> None:
-        self._scopes = {bytes.fromhex(key_hash): scopes for key_hash, scopes in scopes_by_hash.items()}
-        self._trusted_network = trusted_network
+    def __init__(self, settings: Settings, *, on_change: Callable[[Collection[str]], None] = lambda ids: None) -> None:
+        self._settings = settings
+        self._folder = KeyFolder(settings.keys_folder)
+        self._allowed_hosts = frozenset(name.lower() for name in settings.allowed_hosts)
+        self._on_change = on_change
+        self._ring: Keyring | None = None
+        self._recognised: dict[bytes, Key] = {}  # by digest of the header
+        self._stamp: tuple[int, ...] | None = None
+        self._blind = False  # the last look could not read them
+        self._watcher: asyncio.Task[None] | None = None
 
-    def require(self, headers: Mapping[bytes, bytes], scope: Scope) -> None:
-        """Raise Problem unless a request with these headers (names in lower case) has a key with this scope."""
-        if not self._scopes:
+    async def __aenter__(self) -> Self:
+        with contextlib.suppress(KeyFileError):  # which the next line tells
+            self._stamp = self._folder.stamp()  # first: what changes meanwhile is read again
+        self._ring = valid_keys(self._settings)
+        self._watcher = asyncio.create_task(self._watch(), name="keys")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._watcher is not None:
+            self._watcher.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._watcher
+
+    def require(self, headers: Mapping[bytes, bytes], scope: Scope) -> Key | None:
+        """The key of a request with these headers (names in lower case), None where none is needed.
+
+        Raises Problem unless it has this scope.
+        """
+        if self._ring is None:
             self._refuse_other_sites(headers)
-            return
-        kind, _, key = headers.get(b"authorization", b"").partition(b" ")
-        if kind.lower() != b"bearer" or not key:
-            raise Problem("unauthorized", "send a key in the header 'Authorization: Bearer <key>'", headers=_CHALLENGE)
-        presented = hashlib.sha256(key.strip()).digest()
-        granted: frozenset[Scope] | None = None
-        for known, scopes in self._scopes.items():
-            if hmac.compare_digest(known, presented):
-                granted = scopes
-        if granted is None:
-            raise Problem("unauthorized", "the key is not known", headers=_CHALLENGE)
-        if scope not in granted:
+            return None
+        header = headers.get(b"authorization", b"")
+        digest = hashlib.sha256(header).digest()
+        key = self._recognised.get(digest)
+        if key is None:
+            key = _recognise(self._ring, header)
+            if len(self._recognised) >= _REMEMBERED:
+                self._recognised.clear()
+            self._recognised[digest] = key
+        if scope not in key.scopes:
             raise Problem(
-                "forbidden", f"the key's scopes are {', '.join(sorted(granted)) or 'none'}; this needs {scope}"
+                "forbidden",
+                f"the key's scopes are {', '.join(sorted(key.scopes)) or 'none'}; this needs {scope}",
+                headers={"WWW-Authenticate": f'{_CHALLENGE}, error="insufficient_scope", scope="{scope}"'},
             )
+        return key
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.poll_s)
+            try:
+                ring = await asyncio.to_thread(self._changed)
+                if ring is not None:
+                    self._take(ring)  # not on that thread, where `require` could still remember a key of before
+                    self._blind = False
+            except KeyFileError as error:
+                if not self._blind:  # once, and not four times a second
+                    logger.error("the keys cannot be read and stay as they were: %s", error)
+                self._blind = True
+                self._ring = self._ring or Keyring()  # somebody made one: the service is open no longer
+            except Exception:  # a watcher that dies would leave every revoked key valid
+                logger.exception("looking for changed keys failed")
+
+    def _changed(self) -> Keyring | None:
+        """The keys, if they are others than before. Raises KeyFileError, and looks at them again the next time."""
+        stamp = self._folder.stamp()
+        if stamp == self._stamp:
+            return None
+        ring = self._folder.read()
+        self._stamp = stamp
+        return ring
+
+    def _take(self, ring: Keyring) -> None:
+        before = set() if self._ring is None else set(self._ring.keys)
+        self._ring = ring
+        self._recognised.clear()
+        new, gone = ring.keys.keys() - before, before - ring.keys.keys()
+        if new or gone:
+            logger.info("keys: %d valid; new %s, revoked %s", len(ring.keys), _listed(new), _listed(gone))
+        self._on_change(ring.keys.keys())
 
     def _refuse_other_sites(self, headers: Mapping[bytes, bytes]) -> None:
         """Raise Problem for what a browser sends for a page of another site. Keys need no such check: no page has one.
@@ -61,29 +154,56 @@ class Keys:
             raise Problem(
                 "cross_origin",
                 f"a page of {shorten(origin.decode('latin-1'))} may not call this service from a browser; call it from "
-                "a server, with keys in RECSERVE_API_KEY_HASHES if need be",
+                "a server, with a key of 'python -m service keys create' if need be",
             )
-        if not (self._trusted_network or _names_this_machine(host)):
+        if not (self._settings.trusted_network or _names_this_machine(host)):
             raise Problem(
                 "foreign_host",
                 f"the request is addressed to {shorten(host.decode('latin-1'))}, and without keys this service answers "
-                "to localhost and loopback addresses alone; set RECSERVE_API_KEY_HASHES, or RECSERVE_TRUSTED_NETWORK="
-                "true if only machines you trust can reach it",
+                "to localhost and loopback addresses alone; make a key with 'python -m service keys create', or set "
+                "RECSERVE_TRUSTED_NETWORK=true if only machines you trust can reach it",
             )
+        if self._allowed_hosts and _name_of(host) not in self._allowed_hosts and not _names_this_machine(host):
+            raise Problem(
+                "foreign_host",
+                f"the request is addressed to {shorten(host.decode('latin-1'))}, which is none of the names in "
+                "RECSERVE_ALLOWED_HOSTS",
+            )
+
+
+def _name_of(host: bytes) -> str:
+    """The name in a Host header, which may have a port: [::1]:8000, localhost:8000."""
+    name = host.decode("latin-1").lower()
+    return name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
+
+
+def _recognise(ring: Keyring, header: bytes) -> Key:
+    kind, _, presented = header.partition(b" ")
+    if kind.lower() != b"bearer" or not presented:
+        raise Problem(
+            "unauthorized",
+            "send a key in the header 'Authorization: Bearer <key>'",
+            headers={"WWW-Authenticate": _CHALLENGE},
+        )
+    key = ring.find(presented.strip())
+    if key is None:
+        raise Problem(
+            "unauthorized",
+            "the key is not known, or no longer",
+            headers={"WWW-Authenticate": f'{_CHALLENGE}, error="invalid_token"'},
+        )
+    return key
+
+
+def _listed(ids: Collection[str]) -> str:
+    return ", ".join(sorted(ids)) or "none"
 
 
 @lru_cache(maxsize=64)
 def _names_this_machine(host: bytes) -> bool:
     """Whether a Host header is a loopback name or address, or missing, which it is from no browser."""
-    name = host.decode("latin-1").lower()
-    name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]  # [::1]:8000, localhost:8000
+    name = _name_of(host)
     try:
         return name in ("", "localhost") or ipaddress.ip_address(name).is_loopback
     except ValueError:
         return False
-
-
-def new_key() -> tuple[str, str]:
-    """A new key of 256 random bits, and the hash of it that goes into RECSERVE_API_KEY_HASHES."""
-    key = secrets.token_urlsafe(32)
-    return key, hashlib.sha256(key.encode()).hexdigest()

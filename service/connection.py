@@ -57,13 +57,17 @@ class Connection:
         self._replicas = replicas
         self._wait_ms = int(write_timeout_s * 1000 / 2)  # for replicas: less than the call has
 
-    async def read(self, key: bytes, command: Callable[[redis.asyncio.Redis], Awaitable[T]]) -> T:
-        """Result of a command that changes nothing, on the server that has the key."""
+    async def read(
+        self, key: bytes, command: Callable[[redis.asyncio.Redis], Awaitable[T]], *, large: bool = False
+    ) -> T:
+        """Result of a command that changes nothing, on the server that has the key; large: it may take as long as a
+        write."""
+        way = self._writes if large else self._reads
 
         async def ask() -> T:
-            return await command(await self._reads.store.at(key))
+            return await command(await way.store.at(key))
 
-        return await self._reads.call(ask)
+        return await way.call(ask)
 
     async def values(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Values of keys, wherever they lie; None where there is none. One round trip."""

@@ -31,7 +31,7 @@ class Intake:
     """Checks and stores events, those of all requests that wait together. Enter it to start.
 
     Every write waits for the disk, and one that holds many costs no more. `now` gives epoch seconds; at most
-    max_waiting requests wait.
+    max_waiting requests wait; on_unknown is told of stored events whose items the live model does not know.
     """
 
     def __init__(
@@ -42,7 +42,9 @@ class Intake:
         *,
         max_waiting: int,
         now: Callable[[], float] = time.time,
+        on_unknown: Callable[[Sequence[Event]], None] = lambda events: None,
     ) -> None:
+        self._on_unknown = on_unknown
         self._store = store
         self._writes = Batcher[Sequence[Event], AppendResult](
             self._write, max_batch=_TOGETHER, max_waiting=max_waiting, stuck_s=math.inf
@@ -103,11 +105,13 @@ class Intake:
         self._metrics.events_duplicate.inc(result.duplicates)
         engine = self._live()
         known = engine.bundle.index_of if engine is not None else {}
+        unknown = [event for event in accepted if event.item_id not in known]
+        self._on_unknown(unknown)
         return {
             "accepted": result.accepted,
             "duplicates": result.duplicates,
             "rejected": rejected,
-            "unknown_items": sum(event.item_id not in known for event in accepted),
+            "unknown_items": len(unknown),
         }
 
     async def _write(self, groups: Sequence[Sequence[Event]]) -> list[AppendResult | StoreUnavailable]:

@@ -10,8 +10,8 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 from pydantic import ValidationError
 
-from models.bundle import BundleError
 from models.device import DeviceError
+from models.manifest import BundleError
 from models.registry import Registry, RegistryError
 from service import metrics as prometheus
 from service.attributes import ItemState
@@ -19,12 +19,15 @@ from service.auth import Keys
 from service.batcher import Batcher
 from service.connection import StoreUnavailable
 from service.engine import EngineError
+from service.erasure import Erasure
 from service.errors import Problem, invalid, shorten, unavailable
 from service.intake import Intake
 from service.items import LiveItems, TooManyItems
+from service.keyfile import Scope
+from service.limits import Limits
 from service.metrics import Metrics
 from service.recommender import Recommendation, Wish
-from service.requests import headers_of, parse_json, read_body
+from service.requests import headers_of, parse_json, read_body, refuse_body
 from service.schemas import (
     MAX_K,
     BatchResponse,
@@ -34,6 +37,7 @@ from service.schemas import (
     RecommendResponse,
     SimilarResponse,
 )
+from service.sequences import SequenceStore
 from service.slot import Promoted, Slot
 
 router = APIRouter()
@@ -50,15 +54,20 @@ class Services:
     """What the routes call, made and closed by app.running."""
 
     keys: Keys
+    limits: Limits
     slot: Slot
     batcher: Batcher[Wish, Recommendation]
     aside: Batcher[Wish, Recommendation]  # for wishes that are not plain
     intake: Intake
     items: LiveItems
+    store: SequenceStore
+    erasure: Erasure
     metrics: Metrics
 
 
-def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Documentation of the problems a route may answer with, and where a key lets in, that it may not so often."""
+    statuses += (429,) * (401 in statuses)
     content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemResponse"}}}
     return {status: {"description": "a problem (RFC 9457)", "content": content} for status in statuses}
 
@@ -76,7 +85,7 @@ _ADMIN: dict[str, Any] = {"security": [{}, {"key": []}]}
 @router.post(
     "/recommend",
     tags=["recommend"],
-    responses={200: {"model": RecommendResponse}, **_problems(400, 401, 403, 404, 413, 422, 503, 504)},
+    responses={200: {"model": RecommendResponse}, **problems(400, 401, 403, 404, 413, 422, 503, 504)},
     openapi_extra=_body_of("RecommendRequest", example={"history": ["50", "181", "174"], "k": 5}),
 )
 async def recommend() -> None:
@@ -87,7 +96,7 @@ async def recommend() -> None:
 @router.post(
     "/recommend/batch",
     tags=["recommend"],
-    responses={200: {"model": BatchResponse}, **_problems(400, 401, 403, 413, 422)},
+    responses={200: {"model": BatchResponse}, **problems(400, 401, 403, 413, 422)},
     openapi_extra=_body_of(
         "RecommendBatchRequest", example={"queries": [{"history": ["50"]}, {"user_id": "ada", "k": 5}]}
     ),
@@ -100,7 +109,7 @@ async def recommend_batch() -> None:
 @router.post(
     "/events",
     tags=["events"],
-    responses={200: {"model": EventsResponse}, **_problems(400, 401, 403, 413, 422, 503)},
+    responses={200: {"model": EventsResponse}, **problems(400, 401, 403, 413, 422, 503)},
     openapi_extra=_body_of("EventRequest", "EventsRequest", example={"user_id": "ada", "item_id": "50"}),
 )
 async def events() -> None:
@@ -111,15 +120,14 @@ async def events() -> None:
 @router.put(
     "/items",
     tags=["items"],
-    responses={200: {"model": ItemsResponse}, **_problems(400, 401, 403, 409, 413, 422, 503)},
+    responses={200: {"model": ItemsResponse}, **problems(400, 401, 403, 409, 413, 422, 503)},
     openapi_extra=_body_of("ItemsRequest", example={"items": [{"item_id": "50", "available": False}]}),
 )
 async def put_items(request: Request) -> Response:
     """Attributes and availability of up to 1,000 items: here when this answers, in other workers within a second."""
     services: Services = request.app.state.services
     with services.metrics.observed("items"):
-        headers = headers_of(request.scope)
-        services.keys.require(headers, "items")
+        headers = await admitted(request, "items")
         body = await read_body(headers, request.receive)
         try:
             asked = ItemsRequest.model_validate(parse_json(body))
@@ -146,14 +154,14 @@ async def put_items(request: Request) -> Response:
 @router.get(
     "/items/{item_id:path}/similar",
     tags=["items"],
-    responses={200: {"model": SimilarResponse}, **_problems(401, 403, 404, 422, 503)},
+    responses={200: {"model": SimilarResponse}, **problems(401, 403, 404, 422, 503)},
     openapi_extra={"security": [{}, {"key": []}]},
 )
 async def similar(item_id: str, request: Request, k: str = "10") -> Response:
     """The available items that lie nearest in the model's item space, nearest first."""
     services: Services = request.app.state.services
     with services.metrics.observed("similar"):
-        services.keys.require(headers_of(request.scope), "recommend")
+        await admitted(request, "recommend")
         if surplus := sorted(request.query_params.keys() - {"k"}):
             raise Problem("invalid_request", f"there is no query parameter {shorten(surplus[0])}; leave it out")
         if not (k.isascii() and k.isdigit() and len(k) <= 3 and 1 <= int(k) <= MAX_K):
@@ -170,12 +178,12 @@ async def similar(item_id: str, request: Request, k: str = "10") -> Response:
         return _json({"item_id": item_id, "model_version": engine.version, "items": items})
 
 
-@router.get("/models", tags=["models"], responses=_problems(401, 403), openapi_extra=_ADMIN)
+@router.get("/models", tags=["models"], responses=problems(401, 403), openapi_extra=_ADMIN)
 async def models(request: Request) -> Response:
     """All versions with their metrics, the champion, and what is loaded."""
     services: Services = request.app.state.services
     with services.metrics.observed("models"):
-        services.keys.require(headers_of(request.scope), "admin")
+        await admitted(request, "admin")
         slot = services.slot
         champion, versions = await asyncio.to_thread(_versions, slot.registry)
         refused = slot.refused and {"version": slot.refused.version, "reason": slot.refused.reason}
@@ -184,13 +192,17 @@ async def models(request: Request) -> Response:
 
 
 @router.post(
-    "/models/{version}/promote", tags=["models"], responses=_problems(401, 403, 404, 409, 503), openapi_extra=_ADMIN
+    "/models/{version}/promote",
+    tags=["models"],
+    responses=problems(400, 401, 403, 404, 409, 413, 422, 503),
+    openapi_extra=_ADMIN,
 )
 async def promote(version: str, request: Request) -> Response:
     """Test a version and serve it. When this answers, it serves here; other workers notice within a second."""
     services: Services = request.app.state.services
     with services.metrics.observed("promote"):
-        services.keys.require(headers_of(request.scope), "admin")
+        await admitted(request, "admin")
+        await refuse_body(headers_of(request.scope), request.receive)
         if not _VERSION.fullmatch(version):
             raise Problem("version_not_found", "a version is 1 to 100 letters, digits, dots, dashes and underscores")
         try:
@@ -203,12 +215,15 @@ async def promote(version: str, request: Request) -> Response:
             raise _unwritable(error) from error
 
 
-@router.post("/models/rollback", tags=["models"], responses=_problems(401, 403, 409, 503), openapi_extra=_ADMIN)
+@router.post(
+    "/models/rollback", tags=["models"], responses=problems(400, 401, 403, 409, 413, 422, 503), openapi_extra=_ADMIN
+)
 async def rollback(request: Request) -> Response:
     """Serve the champion before this one again; other workers notice within a second."""
     services: Services = request.app.state.services
     with services.metrics.observed("rollback"):
-        services.keys.require(headers_of(request.scope), "admin")
+        await admitted(request, "admin")
+        await refuse_body(headers_of(request.scope), request.receive)
         try:
             return _promoted(await services.slot.rollback())
         except RegistryError as error:
@@ -219,7 +234,7 @@ async def rollback(request: Request) -> Response:
             raise _unwritable(error) from error
 
 
-@router.get("/healthz", tags=["operation"], responses=_problems(503))
+@router.get("/healthz", tags=["operation"], responses=problems(503))
 async def healthz(request: Request) -> Response:
     """Whether the scoring worker of the process that answers lives; restart it if not, as several workers do."""
     services: Services = request.app.state.services
@@ -228,7 +243,7 @@ async def healthz(request: Request) -> Response:
     return _json({"status": "ok"})
 
 
-@router.get("/readyz", tags=["operation"], responses=_problems(503))
+@router.get("/readyz", tags=["operation"], responses=problems(503))
 async def readyz(request: Request) -> Response:
     """Whether a tested bundle serves in the process that answers."""
     slot = request.app.state.services.slot
@@ -238,7 +253,7 @@ async def readyz(request: Request) -> Response:
     return _json({"status": "ready", "model_version": slot.engine.version})
 
 
-@router.get("/metrics", tags=["operation"], response_class=Response, responses=_problems(503))
+@router.get("/metrics", tags=["operation"], response_class=Response, responses=problems(503))
 async def metrics(request: Request) -> Response:
     """Counts and times of all workers, in Prometheus's text format."""
     services: Services = request.app.state.services
@@ -252,6 +267,16 @@ async def metrics(request: Request) -> Response:
 @router.get("/", include_in_schema=False)
 async def root() -> Response:
     return RedirectResponse("/docs")
+
+
+async def admitted(request: Request, scope: Scope) -> dict[bytes, bytes]:
+    """The headers of a request that may do this. Raises Problem if it may not, or not now."""
+    services: Services = request.app.state.services
+    headers = headers_of(request.scope)
+    key = services.keys.require(headers, scope)
+    if key is not None and key.limit is not None:
+        request.state.more_headers = await services.limits.admit(key.id, key.limit)
+    return headers
 
 
 def _versions(registry: Registry) -> tuple[str | None, list[dict[str, Any]]]:

@@ -41,6 +41,7 @@ class StoreSettings:
     history_length: int = 50  # events kept per user
     history_ttl_s: int = 90 * 24 * 3600  # since the user's last event
     log_max_events: int = 62_500  # per partition, of which there are models.eventlog.PARTITIONS; whole nodes of 100
+    log_min_s: float = 0  # younger entries are never dropped from a full log; then events are refused
     sequence_types: tuple[str, ...] = SEQUENCE_TYPES  # other types (impressions) go to the log only
     read_timeout_s: float = 0.05  # per attempt, of which there are two; far above a healthy read
     write_timeout_s: float = 0.5  # per attempt; a write waits for the disk
@@ -140,7 +141,7 @@ class SequenceStore:
         """Item ids of each user's history, oldest first; an empty list for a user without one. One round trip."""
         if not user_ids:
             return []
-        keys = [_history_key(user_id) for user_id in user_ids]
+        keys = [history_key(user_id) for user_id in user_ids]
         values = await self.connection.values(keys)
         return [
             _unpack(value, user_id)[ITEM_ID::STRIDE] if value else []
@@ -151,7 +152,7 @@ class SequenceStore:
         """As `histories`, with the value of each event beside its item: NaN where it has none."""
         if not user_ids:
             return []
-        keys = [_history_key(user_id) for user_id in user_ids]
+        keys = [history_key(user_id) for user_id in user_ids]
         packed = await self.connection.values(keys)
         found = []
         for value, user_id in zip(packed, user_ids, strict=True):
@@ -162,7 +163,7 @@ class SequenceStore:
 
     async def history(self, user_id: str) -> list[HistoryEvent]:
         """Everything kept of a user's history, oldest first; empty for a user without one."""
-        key = _history_key(user_id)
+        key = history_key(user_id)
         value: Any = await self.connection.read(key, lambda client: client.get(key))
         flat = _unpack(value, user_id) if value else []
         return [
@@ -194,14 +195,15 @@ class SequenceStore:
             for event in sorted(events, key=lambda event: (event.timestamp_ms, event.event_id.encode()))
         ]
         return (
-            _history_key(user_id),
-            _record_key(user_id),
+            history_key(user_id),
+            record_key(user_id),
             log_key(partition_of(user_id)),
             settings.history_length,
             settings.history_ttl_s,
             RECORD_LENGTH,
             RECORD_TTL_S,
             settings.log_max_events,
+            settings.log_min_s,
             int(self._clock()),
             msgpack.packb(packed, use_bin_type=False),  # Redis's Lua knows no separate type for bytes
         )
@@ -216,11 +218,11 @@ def _result(events: int, replies: Sequence[int | Exception]) -> AppendResult | S
     return AppendResult(accepted=accepted, duplicates=events - accepted)
 
 
-def _history_key(user_id: str) -> bytes:
+def history_key(user_id: str) -> bytes:
     return b"recserve:{%d}:h:%b" % (partition_of(user_id), user_id.encode())
 
 
-def _record_key(user_id: str) -> bytes:
+def record_key(user_id: str) -> bytes:
     return b"recserve:{%d}:d:%b" % (partition_of(user_id), user_id.encode())
 
 

@@ -8,24 +8,36 @@ import ipaddress
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, StringConstraints, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from models.device import Device
 
 PREFIX = "RECSERVE_"
-Scope = Literal["recommend", "events", "items", "admin"]
 Durability = Literal["fast", "durable", "replicated"]
-KeyHash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
 class BadSettings(Exception):  # noqa: N818 - the message is the whole of it
     """Settings the service will not start with; the message names the setting and says what to do."""
 
 
-class Settings(BaseSettings):
+class Folders(BaseSettings):
+    """Where things lie, for commands that need no more."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore", env_ignore_empty=True)
+
+    artifacts: Path = Path("artifacts")
+    keys: Path | None = None  # folder of API keys; artifacts/keys by default
+
+    @property
+    def keys_folder(self) -> Path:
+        """Where API keys are kept."""
+        return self.keys or self.artifacts / "keys"
+
+
+class Settings(Folders):
     """Everything that can be set, each as RECSERVE_<NAME> or `--<name>`."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", env_ignore_empty=True)
@@ -33,7 +45,6 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", min_length=1)
     port: int = Field(8000, ge=0, le=65535)  # 0: any free one
     workers: int = Field(1, ge=1, le=256)  # processes that answer on the port
-    artifacts: Path = Path("artifacts")
     redis: str | None = Field(None, repr=False)  # a URL, which may hold a password
     embedded: bool = False  # start a store of our own
     data: Path | None = None  # of the embedded store; artifacts/store by default
@@ -45,10 +56,13 @@ class Settings(BaseSettings):
     max_waiting: int = Field(1024, ge=1)  # requests of one worker; at 1,000 rankings a second, a second's wait
     poll_s: float = Field(0.25, gt=0, le=60)  # how soon a promotion is noticed
     stuck_s: float = Field(30, gt=0)  # a batch that takes longer makes /healthz fail, and one of several workers end
+    receive_s: float = Field(10, gt=0)  # a client has to send the head of a request, and again its body
     drain_s: float = Field(10, ge=0)  # for requests under way when told to stop
     cold_share: float = Field(0.1, ge=0, le=1)  # of an answer, rounded down, for items that are newer than the model
     history_length: int = Field(50, ge=1, le=1000)  # newest events kept for each user
+    history_days: float = Field(90, gt=0, le=36_500)  # after the last event of a user, the history expires
     log_max_events: int = Field(1_000_000, ge=1)  # newest events kept for retraining; 100 bytes each, in the store
+    log_min_days: float = Field(0, ge=0, le=36_500)  # younger entries of a full log are not dropped, events refused
     sequence_types: tuple[str, ...] = (
         "interaction",
         "view",
@@ -56,8 +70,8 @@ class Settings(BaseSettings):
         "rating",
         "purchase",
     )  # the others are only logged
-    api_key_hashes: dict[KeyHash, frozenset[Scope]] = Field(default_factory=dict, repr=False)
     trusted_network: bool = False  # serve other machines without keys
+    allowed_hosts: tuple[str, ...] = ()  # names by which they may call it, beside those of loopback; none: any
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @model_validator(mode="after")
@@ -72,12 +86,8 @@ class Settings(BaseSettings):
             raise ValueError("data is where the embedded store keeps its files; it does nothing without --embedded")
         if self.embedded and self.durability == "replicated":
             raise ValueError("durability replicated needs replicas, which the embedded store has none of; use --redis")
-        if not (self.api_key_hashes or self.trusted_network or self.loopback):
-            raise ValueError(
-                f"host {self.host} is reachable from other machines and no key is configured; make one with "
-                "'python -m service key' and set RECSERVE_API_KEY_HASHES, or set RECSERVE_TRUSTED_NETWORK=true if "
-                "only machines you trust can reach this one"
-            )
+        if self.allowed_hosts and not self.trusted_network:
+            raise ValueError("allowed_hosts are names in a trusted network; it does nothing without trusted_network")
         return self
 
     @property

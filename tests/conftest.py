@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,7 +46,9 @@ def write_tiny(
     (rows, dim) the table (rows, dim) holds vectors instead of scores. scan: "exact" or "approximate" for a bundle that
     scans its catalogue.
     """
-    from models.bundle import Content, DataWindow, Golden, Manifest, Parity, Scoring, write_bundle
+    from models.bundle import Golden
+    from models.draft import Content, write_bundle
+    from models.manifest import DataWindow, Manifest, Parity, Scoring
     from models.scan import Quantised
     from training.ranker import build_ranker, build_scan
 
@@ -132,26 +135,22 @@ def make_bundle(artifacts: Path) -> Callable[..., Path]:
 @contextlib.contextmanager
 def service_on_a_thread(settings: Any, store_url: str) -> Iterator[str]:
     """URL of a service with its own event loop and socket, as `python -m service serve` runs it."""
-    import uvicorn
     import uvloop
 
     from service.app import running
+    from service.metrics import Metrics
+    from service.server import Server
 
     started = threading.Event()
     holder: dict[str, Any] = {}
 
     async def serve() -> None:
-        async with running(settings, store_url) as app:
-            config = uvicorn.Config(
-                app, host="127.0.0.1", port=0, lifespan="off", log_config=None, http="httptools", loop="none"
-            )
-            server = holder["server"] = uvicorn.Server(config)
-            serving = asyncio.create_task(server.serve())
-            while not server.started:  # noqa: ASYNC110 - the server sets a flag and no event
-                await asyncio.sleep(0.002)
-            holder["port"] = server.servers[0].sockets[0].getsockname()[1]
-            started.set()
-            await serving
+        metrics = Metrics()
+        async with running(settings, store_url, metrics) as app:
+            listener = socket.create_server(("127.0.0.1", 0))
+            holder["port"] = listener.getsockname()[1]
+            holder["server"] = server = Server(app, settings, metrics, started.set)
+            await server.serve(sockets=[listener])
 
     def run() -> None:
         try:
@@ -170,7 +169,7 @@ def service_on_a_thread(settings: Any, store_url: str) -> Iterator[str]:
     try:
         yield f"http://127.0.0.1:{holder['port']}"
     finally:
-        holder["server"].should_exit = True
+        holder["server"].stop()
         thread.join(20)
         assert not thread.is_alive()
 

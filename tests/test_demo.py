@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from service.keyfile import KeyFolder
+
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data" / "ml-100k"
 
@@ -153,9 +155,9 @@ def test_a_store_that_is_not_there_is_told_in_the_services_words(artifacts: Path
     assert processes_under(artifacts) == []
 
 
-def test_keys_in_the_environment_are_told_in_the_services_words(artifacts: Path) -> None:
-    hashes = '{"' + "0" * 64 + '": ["recommend"]}'
-    said = mistaken(demo(artifacts, "--exit", "--skip-train"), RECSERVE_API_KEY_HASHES=hashes)
+def test_keys_in_the_environment_are_told_in_the_services_words(artifacts: Path, tmp_path: Path) -> None:
+    KeyFolder(tmp_path / "keys").create("shop", ["recommend"])
+    said = mistaken(demo(artifacts, "--exit", "--skip-train"), RECSERVE_KEYS=str(tmp_path / "keys"))
     assert "answered 401: send a key" in said
 
 

@@ -179,13 +179,14 @@ def test_a_printed_key_opens_a_service_that_listens_to_everyone(
     make_bundle: Callable[..., Path], artifacts: Path, store_url: str
 ) -> None:
     make_bundle("v1")
-    shown = subprocess.run(
-        [sys.executable, "-m", "service", "key"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    key = re.search(r"^key +(\S+)", shown.stdout, re.MULTILINE)[1]  # type: ignore[index]
-    hashes = re.search(r"^RECSERVE_API_KEY_HASHES='(.*)'$", shown.stdout, re.MULTILINE)[1]  # type: ignore[index]
     options = ("--artifacts", str(artifacts), "--redis", store_url, "--host", "0.0.0.0")
-    with serving(*options, environment={"RECSERVE_API_KEY_HASHES": hashes}) as service:
+    assert "python -m service keys create" in refused("serve", "--port", "0", *options)
+    create = ["keys", "create", "shop", "--scope", "recommend", "--artifacts", str(artifacts)]
+    shown = subprocess.run(
+        [sys.executable, "-m", "service", *create], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    key = shown.stdout.strip()
+    with serving(*options) as service:
         url = service.url.replace("0.0.0.0", "127.0.0.1")
         assert httpx.post(f"{url}/recommend", json={}).status_code == 401
         headers = {"Authorization": f"Bearer {key}"}

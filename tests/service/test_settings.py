@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from service.__main__ import main
+from service.auth import check_start, valid_keys
+from service.keyfile import KeyFolder, Keyring
 from service.settings import BadSettings, Settings, load
 
 STORE = {"redis": "redis://127.0.0.1:1"}
-HASH = "0" * 64
 
 
 def test_the_command_line_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,9 +58,9 @@ def test_variables_that_do_not_exist_are_errors(monkeypatch: pytest.MonkeyPatch)
         ({**STORE, "max_waiting": 0}, "max_waiting"),
         ({**STORE, "log_max_events": 0}, "log_max_events"),
         ({**STORE, "log_level": "loud"}, "log_level"),
-        ({**STORE, "api_key_hashes": {"short": ["admin"]}}, "api_key_hashes"),
-        ({**STORE, "api_key_hashes": {HASH: ["root"]}}, "api_key_hashes"),
         ({**STORE, "colour": "red"}, "colour"),
+        ({**STORE, "allowed_hosts": ["rec.example"]}, "allowed_hosts"),
+        ({**STORE, "receive_s": 0}, "receive_s"),
     ],
 )
 def test_wrong_settings_are_named(options: dict[str, Any], named: str) -> None:
@@ -68,34 +69,41 @@ def test_wrong_settings_are_named(options: dict[str, Any], named: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.1", "example.org"])
-def test_other_machines_are_served_with_keys_or_when_trusted_and_else_not(
-    monkeypatch: pytest.MonkeyPatch, host: str
-) -> None:
-    with pytest.raises(BadSettings, match=r"python -m service key.*RECSERVE_TRUSTED_NETWORK"):
-        load({**STORE, "host": host})
-    monkeypatch.setenv("RECSERVE_TRUSTED_NETWORK", "true")
-    assert load({**STORE, "host": host}).trusted_network
-    monkeypatch.delenv("RECSERVE_TRUSTED_NETWORK")
-    monkeypatch.setenv("RECSERVE_API_KEY_HASHES", json.dumps({HASH: ["admin", "events"]}))
-    assert load({**STORE, "host": host}).api_key_hashes == {HASH: {"admin", "events"}}
+def test_other_machines_are_served_with_a_key_or_when_trusted_and_else_not(tmp_path: Path, host: str) -> None:
+    def asked(**more: Any) -> Settings:
+        return load({**STORE, "host": host, "keys": tmp_path / "keys", **more})
+
+    refusal = r"no key in .*keys; make one with 'python -m service keys create.*RECSERVE_TRUSTED_NETWORK"
+    with pytest.raises(BadSettings, match=refusal):
+        check_start(asked())
+    check_start(asked(trusted_network=True))
+    assert valid_keys(asked(trusted_network=True)) is None
+    assert valid_keys(asked()) == Keyring()
+    folder = KeyFolder(tmp_path / "keys")
+    made, _ = folder.create("shop", ["events"])
+    check_start(asked())
+    assert valid_keys(asked()) == folder.read()
+    folder.revoke(made.id)
+    with pytest.raises(BadSettings, match=refusal):
+        check_start(asked())
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
-def test_this_machine_alone_is_served_without_keys(host: str) -> None:
-    assert load({**STORE, "host": host}).loopback
+def test_this_machine_alone_is_served_without_keys(tmp_path: Path, host: str) -> None:
+    settings = load({**STORE, "host": host, "artifacts": tmp_path})
+    check_start(settings)
+    assert valid_keys(settings) is None
 
 
-def test_keys_that_are_not_json_are_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RECSERVE_API_KEY_HASHES", "secret")
-    with pytest.raises(BadSettings, match="api_key_hashes") as caught:
-        load(STORE)
-    assert "secret" not in str(caught.value)
+def test_keys_that_cannot_be_read_keep_a_service_from_starting_wherever_it_listens(tmp_path: Path) -> None:
+    (tmp_path / "keys.json").write_text("{}")
+    with pytest.raises(BadSettings, match=r"keys\.json is not a file of keys"):
+        check_start(load({**STORE, "keys": tmp_path}))
 
 
 def test_settings_do_not_change_and_show_no_secrets() -> None:
-    settings = load({"redis": "redis://:password@host", "api_key_hashes": {HASH: ["admin"]}})
+    settings = load({"redis": "redis://:password@host"})
     assert "password" not in repr(settings)
-    assert HASH not in repr(settings)
     with pytest.raises(ValueError, match="frozen"):
         settings.port = 1  # type: ignore[misc]
 

@@ -13,6 +13,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from service.keyfile import KeyFolder
 from service.settings import Settings
 from service.supervisor import Assignment
 from tests.service.processes import Process, refused, serving
@@ -207,9 +208,36 @@ def test_the_item_matrix_is_mapped_by_all_and_copied_by_none(two: Process) -> No
     "settings",
     [
         Settings(embedded=True),
-        Settings(redis="redis://:secret@host:1/0", workers=2, api_key_hashes={"a" * 64: frozenset({"recommend"})}),
+        Settings(redis="redis://:secret@host:1/0", workers=2, keys=Path("/keys")),
     ],
 )
 def test_a_worker_is_told_all_settings_as_they_are(settings: Settings) -> None:
     assignment = Assignment(1, settings, "unix:///tmp/store.sock", socket.AF_INET6, ("::1", 8000, 0, 0))
     assert Assignment.read(assignment.line()) == assignment
+
+
+def test_a_worker_that_is_replaced_after_the_last_key_was_revoked_answers_nobody(
+    make_bundle: Callable[..., Path], artifacts: Path, store_url: str
+) -> None:
+    make_bundle("v1")
+    folder = KeyFolder(artifacts / "keys")
+    made, key = folder.create("only", ["recommend"])
+    options = ("--workers", "2", "--artifacts", str(artifacts), "--redis", store_url, "--host", "0.0.0.0")
+    with serving(*options) as service:
+        url = service.url.replace("0.0.0.0", "127.0.0.1")
+
+        def status() -> int:
+            body, headers = {"history": ["i1"]}, {"Authorization": f"Bearer {key}"}
+            return httpx.post(f"{url}/recommend", json=body, headers=headers).status_code
+
+        assert status() == 200
+        folder.revoke(made.id)
+        eventually(lambda: {status() for _ in range(8)} == {401})
+        before = workers_of(service)
+        os.kill(before[0], signal.SIGKILL)
+        eventually(lambda: len(set(workers_of(service)) - set(before)) == 1)
+        with contextlib.suppress(httpx.TransportError):  # connections that were waiting at the one that was killed
+            assert {status() for _ in range(8)} == {401}
+        eventually(lambda: counted(url, "recserve_workers") == 2)
+        assert {status() for _ in range(16)} == {401}
+        assert service.stop() == 0

@@ -1,0 +1,214 @@
+"""Limits of keys: what passes, what is said, and what holds while the store is away."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import httpx
+import pytest
+import redis
+
+from service.connection import Connection
+from service.errors import Problem
+from service.keyfile import SCOPES, KeyFolder, Limit
+from service.limits import Limits
+from tests.service.conftest import KillableStore
+from tests.service.test_auth import PUBLIC, as_holder
+
+pytestmark = pytest.mark.anyio
+HOURLY = 10  # so few an hour that none comes back while a test runs
+
+
+class Clock:
+    """Stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+async def connect() -> AsyncIterator[Callable[[str], Connection]]:
+    opened: list[Connection] = []
+
+    def open_(url: str) -> Connection:
+        opened.append(Connection(url, read_timeout_s=0.05, write_timeout_s=0.5, max_connections=16))
+        return opened[-1]
+
+    yield open_
+    for connection in opened:
+        await connection.aclose()
+
+
+async def admitted(limits: Limits, limit: Limit, attempts: int, key_id: str = "0" * 12) -> int:
+    """How many of so many requests, one after the other, pass."""
+    passed = 0
+    for _ in range(attempts):
+        try:
+            await limits.admit(key_id, limit)
+            passed += 1
+        except Problem as problem:
+            if problem.code != "rate_limited":
+                raise
+    return passed
+
+
+def asked(url: str) -> int:
+    """How often Redis ran a script since `reset`."""
+    with redis.Redis.from_url(url) as client:
+        return int(client.info("commandstats").get("cmdstat_evalsha", {"calls": 0})["calls"])
+
+
+def reset(url: str) -> None:
+    with redis.Redis.from_url(url) as client:
+        client.config_resetstat()
+
+
+async def test_workers_share_a_limit_exactly(store_url: str, connect: Callable[[str], Connection]) -> None:
+    limit = Limit(requests=HOURLY, seconds=3600)
+    one, other = (Limits(connect(store_url)) for _ in range(2))
+    assert await admitted(one, limit, 6) == 6
+    assert await admitted(other, limit, 9) == 4
+    assert await admitted(one, limit, 3) == 0
+    assert await admitted(one, limit, 3, "1" * 12) == 3  # each key has a bucket of its own
+
+
+async def test_of_requests_that_come_at_once_as_many_pass_as_may(
+    store_url: str, connect: Callable[[str], Connection]
+) -> None:
+    limit = Limit(requests=HOURLY, seconds=3600)
+    limits = Limits(connect(store_url))
+    reset(store_url)
+    found = await asyncio.gather(*(admitted(limits, limit, 1) for _ in range(50)))
+    assert sum(found) == HOURLY
+    assert asked(store_url) <= 4  # and not once for each; the first time it has to be sent twice
+
+
+async def test_a_busy_worker_asks_for_lots_and_a_refused_request_for_nothing(
+    store_url: str, connect: Callable[[str], Connection]
+) -> None:
+    clock = Clock()
+    limits = Limits(connect(store_url), clock=clock)
+    limit = Limit(requests=1000, seconds=1)
+    assert await admitted(limits, limit, 10) == 10
+    reset(store_url)
+    assert await admitted(limits, limit, 900) == 900
+    assert asked(store_url) <= 25  # lots of up to 50
+
+    slow = Limit(requests=HOURLY, seconds=3600)
+    assert await admitted(limits, slow, HOURLY + 1, "1" * 12) == HOURLY
+    reset(store_url)
+    assert await admitted(limits, slow, 100, "1" * 12) == 0
+    assert asked(store_url) == 0
+
+
+async def test_a_lot_that_was_not_used_is_given_up(store_url: str, connect: Callable[[str], Connection]) -> None:
+    clock = Clock()
+    limits = Limits(connect(store_url), clock=clock)
+    limit = Limit(requests=72_000, seconds=3600)  # lots of one; but who waits gets one each
+    await asyncio.gather(*(admitted(limits, limit, 1) for _ in range(20)))
+    clock.now += 2
+    reset(store_url)
+    assert await admitted(limits, limit, 1) == 1
+    assert asked(store_url) == 1
+
+
+async def test_without_redis_each_worker_keeps_to_its_share(connect: Callable[[str], Connection]) -> None:
+    clock = Clock()
+    limits = Limits(connect("redis://127.0.0.1:1"), workers=2, clock=clock)
+    limit = Limit(requests=HOURLY, seconds=3600)
+    assert await admitted(limits, limit, HOURLY) == HOURLY // 2
+    clock.now += 730  # a little more than what a token takes
+    assert await admitted(limits, limit, HOURLY) == 1
+    clock.now += 36_000
+    assert await admitted(limits, limit, HOURLY) == HOURLY // 2
+
+
+async def test_when_redis_goes_what_was_left_is_shared_and_when_it_is_back_it_counts_again(
+    killable_store: KillableStore, connect: Callable[[str], Connection], caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = Clock()
+    limits = Limits(connect(killable_store.url), workers=2, clock=clock)
+    limit = Limit(requests=HOURLY, seconds=3600)
+    assert await admitted(limits, limit, 6) == 6
+    killable_store.kill()
+    assert await admitted(limits, limit, HOURLY) == 2  # of the 4 that were left
+    assert len([line for line in caplog.messages if "limits requests by itself" in line]) == 1
+    killable_store.start()
+    clock.now += 1
+    passed = await admitted(limits, limit, 1)  # asks, and does not wait for it
+    for _ in range(100):
+        await asyncio.sleep(0.01)
+        passed += await admitted(limits, limit, 1)
+    assert passed == 4
+
+
+async def test_a_store_that_refuses_to_write_is_as_good_as_none(
+    killable_store: KillableStore, connect: Callable[[str], Connection]
+) -> None:
+    limits = Limits(connect(killable_store.url), workers=2, clock=Clock())
+    with redis.Redis.from_url(killable_store.url) as client:
+        client.config_set("maxmemory", 1)
+    assert await admitted(limits, Limit(requests=HOURLY, seconds=3600), HOURLY) == HOURLY // 2
+
+
+async def test_a_bucket_is_kept_no_longer_than_it_takes_to_fill(
+    store_url: str, connect: Callable[[str], Connection]
+) -> None:
+    limits = Limits(connect(store_url))
+    await limits.admit("0" * 12, Limit(requests=HOURLY, seconds=3600))
+    await limits.admit("1" * 12, Limit(requests=1_000_000, seconds=1))
+    with redis.Redis.from_url(store_url) as client:
+        assert 0 < client.pttl("recserve:{limit:" + "0" * 12 + "}") <= 3_600_000 / HOURLY
+        assert client.pttl("recserve:{limit:" + "1" * 12 + "}") <= 1
+
+
+def limited_client(
+    start_service: Callable[..., httpx.Client], store_url: str, artifacts: Path, limit: Limit
+) -> httpx.Client:
+    _, key = KeyFolder(artifacts / "keys").create("limited", list(SCOPES), limit)
+    client = start_service(store_url)
+    client.headers.update(as_holder(key))
+    return client
+
+
+def test_over_http_what_is_left_is_said_and_what_is_too_much_refused(
+    start_service: Callable[..., httpx.Client], make_bundle: Callable[..., Path], store_url: str, artifacts: Path
+) -> None:
+    make_bundle("v1")
+    client = limited_client(start_service, store_url, artifacts, Limit(requests=3, seconds=3600))
+    for left in (2, 1, 0):
+        answer = client.post("/recommend", json={"history": ["i1"]})
+        assert answer.status_code == 200
+        assert answer.headers["ratelimit-policy"] == '"key";q=3;w=3600'
+        assert answer.headers["ratelimit"] == f'"key";r={left};t={1200 * (3 - left)}'
+    for method, path in (("POST", "/recommend"), ("POST", "/events"), ("GET", "/models")):
+        answer = client.request(method, path, content=b"{")
+        assert (answer.status_code, answer.json()["code"]) == (429, "rate_limited")
+        assert 1190 <= int(answer.headers["retry-after"]) <= 1200
+        assert answer.headers["ratelimit"].startswith('"key";r=0;t=')
+    _, unlimited = KeyFolder(artifacts / "keys").create("free", ["recommend"])
+    for _ in range(200):
+        answer = client.post("/recommend", headers=as_holder(unlimited), json={"history": ["i1"]})
+        if answer.status_code == 200:
+            break
+    assert answer.status_code == 200
+    assert "ratelimit" not in answer.headers
+
+
+def test_every_route_but_the_probes_counts(
+    start_service: Callable[..., httpx.Client], make_bundle: Callable[..., Path], store_url: str, artifacts: Path
+) -> None:
+    make_bundle("v1")
+    client = limited_client(start_service, store_url, artifacts, Limit(requests=1000, seconds=3600))
+    left = 1000
+    for path, methods in client.get("/openapi.json").json()["paths"].items():
+        for method in methods:
+            answer = client.request(method, re.sub(r"\{\w+\}", "x", path))
+            left -= path not in PUBLIC
+            said = re.match('"key";r=([0-9]+);', answer.headers.get("ratelimit", ""))
+            assert (said is None) == (path in PUBLIC), (method, path)
+            assert said is None or int(said[1]) == left, (method, path)
