@@ -93,11 +93,11 @@ async def running(settings: Settings, store_url: str, metrics: Metrics | None = 
         await stack.enter_async_context(slot)
         await stack.enter_async_context(items)
         try:
-            warning = await durability.check(store.connection, settings.durability, settings.replicas)
+            await stack.enter_async_context(
+                durability.checked(store.connection, settings.durability, settings.replicas)
+            )
         except durability.NotDurable as error:
             raise BadSettings(str(error)) from error
-        if warning is not None:
-            logger.warning("%s", warning)
         scoring = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="scoring"))
         recommender = Recommender(store, lambda: slot.engine, scoring, metrics)
         batcher = Batcher(

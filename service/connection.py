@@ -37,6 +37,10 @@ class StillUnavailable(StoreUnavailable):
     """As was already known, and said in the log, so that nothing was tried."""
 
 
+class Refused(StoreUnavailable):
+    """The store has answered, and will not do it."""
+
+
 class Connection:
     """Connections to a server or to those of a cluster, made at the first call, so that they may come later.
 
@@ -190,7 +194,7 @@ class _Way:
                 failure = error
                 self.store.forget()
             except RedisError as error:  # an answer, and no better the second time
-                raise StoreUnavailable(f"Redis refused: {error}") from error
+                raise Refused(f"Redis refused: {error}") from error
         said = str(failure) or f"no answer within {self._timeout_s * 1000:.0f} ms"
         reason = f"Redis cannot be reached ({ATTEMPTS} attempts): {said}"
         self.breaker.open(reason)

@@ -1,5 +1,7 @@
 """What an acknowledgement outlives is checked at start, and a replicated event is counted where it is."""
 
+import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import redis
 from models import eventlog
 from reliability.proxy import Proxy
 from reliability.world_faults import Store
-from service.durability import NotDurable, check
+from service.durability import NotDurable, check, checked
 from service.sequences import AppendResult, Event, SequenceStore, StoreSettings, StoreUnavailable
 from service.settings import BadSettings, Durability
 
@@ -109,6 +111,19 @@ async def test_what_may_not_be_checked_is_said_to_be_unknown(store_url: str, ser
         server.execute_command("ACL", "DELUSER", "limited")
     assert "could not check" in warning
     assert "word" not in warning
+
+
+async def test_a_store_that_comes_later_is_checked_then(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    late = Store(tmp_path, options={"appendfsync": "everysec"})
+    async with SequenceStore.connect(late.url) as store, checked(store.connection, "durable", 1):
+        assert "is checked when it answers" in caplog.text
+        with late:
+            until = time.monotonic() + 20
+            while "appendfsync everysec" not in caplog.text:
+                assert time.monotonic() < until
+                await asyncio.sleep(0.02)
+    (error,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert error.name == "service.durability"
 
 
 def test_the_service_does_not_start_on_a_server_that_keeps_less(
