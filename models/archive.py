@@ -34,7 +34,7 @@ _SCHEMA_KEY, _COMPACTION_KEY = "recserve.schema", "recserve.compaction"
 _ERASED = "erased"
 _DRAFTS = "drafts"
 _LAST_DAY_MS = 253_402_300_799_999  # the end of the year 9999, behind which there are no dates
-_ROWS_AT_ONCE = 2_000_000  # of a day that is compacted: about half a gigabyte
+_ROWS_AT_ONCE = 1_000_000  # of a day that is compacted: about half a gigabyte
 _READ_ATTEMPTS = 5  # a file may be compacted away between listing and reading it
 
 

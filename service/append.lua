@@ -33,20 +33,38 @@ end
 
 local stored = redis.call('GET', KEYS[1])
 local window = stored and cmsgpack.unpack(stored) or {}
+-- A record and a window of fifty entries are searched for one event in less time than their sets are made.
+local few = #events <= 4
 local in_window = {}
-for i = 2, #window, STRIDE do in_window[window[i]] = true end
+if not few then
+  for i = 2, #window, STRIDE do in_window[window[i]] = true end
+end
 
 local record = redis.call('GET', KEYS[2]) or ''
 local from = 1
 while from <= #record and struct.unpack('>I4', record, from + DIGEST) <= now_s - record_ttl_s do from = from + ENTRY end
 record = string.sub(record, from)
 local recorded = {}
-for i = 1, #record, ENTRY do recorded[string.sub(record, i, i + DIGEST - 1)] = true end
+if not few then
+  for i = 1, #record, ENTRY do recorded[string.sub(record, i, i + DIGEST - 1)] = true end
+end
+
+local function known(event_id, digest)
+  if recorded[digest] or in_window[event_id] then return true end
+  if not few then return false end
+  local at = string.find(record, digest, 1, true)
+  while at and (at - 1) % ENTRY ~= 0 do at = string.find(record, digest, at + 1, true) end
+  if at then return true end
+  for i = 2, #window, STRIDE do
+    if window[i] == event_id then return true end
+  end
+  return false
+end
 
 local logged, taken, moved = {}, { record }, false
 for _, event in ipairs(events) do
   local timestamp_ms, event_id, digest = event[1], event[2], event[6]
-  if not (in_window[event_id] or recorded[digest]) then
+  if not known(event_id, digest) then
     recorded[digest] = true
     taken[#taken + 1] = digest .. struct.pack('>I4', now_s)
     logged[#logged + 1] = event[8]
@@ -79,8 +97,10 @@ for _, fields in ipairs(logged) do
 end
 redis.call('SET', KEYS[2], string.sub(table.concat(taken), -record_length * ENTRY), 'EX', record_ttl_s)
 if moved then
-  local kept = {}
-  for i = math.max(1, #window - history_length * STRIDE + 1), #window do kept[#kept + 1] = window[i] end
-  redis.call('SET', KEYS[1], cmsgpack.pack(kept), 'EX', history_ttl_s)
+  local surplus = #window - history_length * STRIDE
+  if surplus > 0 then
+    for i = 1, #window do window[i] = window[i + surplus] end
+  end
+  redis.call('SET', KEYS[1], cmsgpack.pack(window), 'EX', history_ttl_s)
 end
 return #logged

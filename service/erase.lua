@@ -33,6 +33,6 @@ local upto = string.format('%.0f-%.0f', ms, number)
 -- An append keeps the log at its length; this bounds it where there are only erasures.
 redis.call('XADD', KEYS[3], 'MAXLEN', '~', 2 * ARGV[3], upto, 'schema', '1', 'erased', ARGV[2], 'upto', upto)
 redis.call('HSET', KEYS[4], ARGV[1], upto)
-redis.call('EXPIRE', KEYS[4], ARGV[4])
+if redis.call('TTL', KEYS[4]) < 0 then redis.call('EXPIRE', KEYS[4], ARGV[4]) end -- and no longer for later ones
 redis.call('DEL', KEYS[1], KEYS[2])
 return { in_history, in_record, upto }

@@ -49,14 +49,14 @@ class Erasure:
         history_events, event_ids, upto = await self._run(
             self._erase, (*keys, user_id, digest_of(user_id), self._log_length, _PENDING_TTL_S)
         )
-        last = await self._last_of(user_id, log, upto.decode())
+        last = await self._last_of(user_id, log, upto)
         logged_events, done = 0, False
         while not done:
-            removed, done = await self._run(self._sweep, (log, pending, user_id, last, _MOVED))
+            removed, done = await self._run(self._sweep, (log, pending, user_id, upto, last, _MOVED))
             logged_events += removed
         return Erased(history_events, event_ids, logged_events)
 
-    async def _last_of(self, user_id: str, log: bytes, upto: str) -> str:
+    async def _last_of(self, user_id: str, log: bytes, upto: bytes) -> str:
         """Id of the user's last entry up to this one; the sweep need not go further. 0-0 if there is none."""
         last, after = "0-0", "-"
         while True:

@@ -5,7 +5,7 @@
 -- One call moves a bounded number of entries, so that nobody waits long for it.
 --
 -- KEYS  log, pending: as erase.lua has them
--- ARGV  user id, id of the user's last entry, entries to move at once
+-- ARGV  user id, id up to which the user is erased, id of the user's last entry up to there, entries to move at once
 -- Gives how many entries of the user were removed, and 1 when none is left, which ends the user's erasure.
 
 local function parts(id)
@@ -26,11 +26,12 @@ end
 
 local removed = 0
 local first = head()
-if first and not after(first, ARGV[2]) then
+if first and not after(first, ARGV[3]) then
   local pending = {}
   local flat = redis.call('HGETALL', KEYS[2])
   for i = 1, #flat, 2 do pending[flat[i]] = flat[i + 1] end
-  local count, page = tonumber(ARGV[3])
+  if not pending[ARGV[1]] then pending[ARGV[1]] = ARGV[2] end -- another erasure of the same user has just ended
+  local count, page = tonumber(ARGV[4])
   repeat -- until it spans a whole node at least
     page = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', count)
     local limit = page[#page][1]
@@ -55,6 +56,6 @@ if first and not after(first, ARGV[2]) then
     end
   end
 end
-local done = not first or after(first, ARGV[2])
-if done then redis.call('HDEL', KEYS[2], ARGV[1]) end
+local done = not first or after(first, ARGV[3])
+if done and redis.call('HGET', KEYS[2], ARGV[1]) == ARGV[2] then redis.call('HDEL', KEYS[2], ARGV[1]) end
 return { removed, done and 1 or 0 }

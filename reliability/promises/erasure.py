@@ -18,7 +18,8 @@ from models.registry import Registry
 from reliability.promise import Finding
 from reliability.world_state import archive, run, serving
 from service.embedded import EmbeddedStore
-from training.logged import logged_interactions
+from training.interactions import read_interactions
+from training.logged import logged_interactions, without_erased
 
 TITLE = "Erasure: after DELETE /users/{id} nothing of the user is left, and all of the others is"
 
@@ -67,7 +68,10 @@ def check(full: bool, folder: Path) -> list[Finding]:
             untold = _told(url, others)
             metrics = urllib.request.urlopen(f"{url}/metrics", timeout=10).read().decode()  # noqa: S310
         files = _in_files(folder / "store")
-        bundle = _in_bundle(folder, store.url, target)
+        data = _past(folder / "past.csv")
+        learned = _in_training(store.url, target, data=data) + (
+            _in_bundle(folder, store.url, target, data) if full else 0
+        )
         rows = len(settled(read(target)))
         client.close()
     after = {
@@ -76,7 +80,7 @@ def check(full: bool, folder: Path) -> list[Finding]:
         "rows of the Parquet after compaction": _in_parquet(target),
         "lines of the logs": log.read_text().count(_CANARY),
         "lines of the metrics": metrics.count(_CANARY),
-        "the next bundle": bundle,
+        "what the next training reads" + (", and its bundle" if full else ""): learned,
     }
     return [
         Finding("places that had the canary before, of 4", sum(map(bool, before.values())), least=4),
@@ -154,34 +158,30 @@ def _in_parquet(folder: Path) -> int:
     return found
 
 
-def _in_training(*sources: Any) -> int:
-    logged = logged_interactions([str(source) for source in sources], ["interaction"], Console(quiet=True)).interactions
-    return 0 if logged is None else logged.frame.filter(pl.col("item_id").str.contains(_CANARY)).height
+def _past(path: Path) -> Path:
+    """A file of past events, which has the canary too."""
+    rows = [f"user-{n},item-{(n + step) % 40},{_NOW_MS - 10**9 + step * 10**6}" for n in range(60) for step in range(6)]
+    rows += [f"{_USER},item-{_CANARY},{_NOW_MS - 10**9 + step}" for step in range(6)]
+    path.write_text("\n".join(["user_id,item_id,timestamp", *rows]))
+    return path
 
 
-def _in_bundle(folder: Path, url: str, target: Path) -> int:
-    """Files of the next bundle, and ids of it, that have the canary, although the file of past events has it."""
-    config, data = folder / "small.toml", folder / "past.csv"
+def _in_training(*sources: Any, data: Path | None = None) -> int:
+    """Interactions with the canary that a training on these logs, and on a file of past events, learns from."""
+    logged = logged_interactions([str(source) for source in sources], ["interaction"], Console(quiet=True))
+    parts = [] if logged.interactions is None else [logged.interactions]
+    if data is not None:
+        parts.append(without_erased(read_interactions([data]), logged.tombstones))
+    return sum(part.frame.filter(pl.col("item_id").str.contains(_CANARY)).height for part in parts)
+
+
+def _in_bundle(folder: Path, url: str, target: Path, data: Path) -> int:
+    """Files of the next bundle, and ids of it, that have the canary."""
+    config, artifacts = folder / "small.toml", folder / "trained"
     config.write_text(_CONFIG)
-    past = [f"user-{n},item-{(n + step) % 40},{_NOW_MS - 10**9 + step * 10**6}" for n in range(60) for step in range(6)]
-    past += [f"{_USER},item-{_CANARY},{_NOW_MS - 10**9 + step}" for step in range(6)]
-    data.write_text("\n".join(["user_id,item_id,timestamp", *past]))
-    artifacts = folder / "trained"
     sources = [word for source in (url, target) for word in ("--events-from", str(source))]
-    run(
-        [
-            "-m",
-            "training",
-            "retrain",
-            "--config",
-            str(config),
-            "--data",
-            str(data),
-            *sources,
-            "--output",
-            str(artifacts),
-        ]
-    )
+    words = ["--config", str(config), "--data", str(data), *sources, "--output", str(artifacts)]
+    run(["-m", "training", "retrain", *words])
     registry = Registry(artifacts)
     (version,) = registry.versions()
     bundle = read_bundle(registry.folder(version))

@@ -167,6 +167,25 @@ def test_events_that_come_while_a_user_is_erased_are_kept(store_url: str, server
     assert {one.event_id for one in eventlog.read_events(server)} == {f"e{n}" for n in range(2000, 2050)}
 
 
+def test_erasures_at_the_same_time_hinder_none_of_each_other(store_url: str, server: redis.Redis) -> None:
+    partition = partition_of("canary")
+    first, second, third = [f"u{n}" for n in range(400) if partition_of(f"u{n}") == partition][:3]
+    asyncio.run(append(store_url, *(event(("canary", first, second, third)[n % 4], n) for n in range(2000))))
+
+    async def together() -> None:
+        async with SequenceStore.connect(store_url, StoreSettings(write_timeout_s=5)) as store:
+            erasure = Erasure(store.connection, log_length=10_000)
+            erasing = [asyncio.create_task(erasure.erase(user)) for user in ("canary", first, "canary", second)]
+            for number in range(2000, 2020):  # of a user who returns, and goes again
+                await store.append([event("canary", number)])
+            await asyncio.gather(*erasing, erasure.erase("canary"))
+
+    asyncio.run(together())
+    assert holding(server, "canary") == []
+    assert holding(server, "erasing") == []
+    assert {one.event_id for one in eventlog.read_events(server)} == {f"e{n}" for n in range(3, 2000, 4)}
+
+
 def test_a_damaged_history_is_erased_too(store_url: str, server: redis.Redis) -> None:
     asyncio.run(append(store_url, event("canary", 1)))
     server.set(next(server.scan_iter("*:h:canary")), b"\xc1 canary")
@@ -199,6 +218,18 @@ def test_a_log_that_is_full_of_young_events_refuses_and_takes_more_once_they_are
     eventlog.acknowledge(server, partition, last)
     assert asyncio.run(append(store_url, event("canary", 200), **keeps)) == 1
     assert eventlog.archived(server, partition) == last
+
+
+def test_expiry_and_minimum_retention_are_settings(
+    start_service: Callable[..., httpx.Client], make_bundle: Callable[..., Path], store_url: str, server: redis.Redis
+) -> None:
+    make_bundle("v1")
+    client = start_service(store_url, history_days=0.5, log_min_days=1, log_max_events=16)  # one a partition
+    post(client, {"user_id": "ada", "item_id": "i1", "timestamp": 1})
+    assert server.ttl(next(server.scan_iter("*:h:ada"))) == 43_200
+    full = client.post("/events", json={"user_id": "ada", "item_id": "i2", "timestamp": 2})
+    assert (full.status_code, full.json()["code"], full.headers["retry-after"]) == (503, "store_unavailable", "1")
+    assert len(client.get("/users/ada/history").json()["events"]) == 1
 
 
 def test_old_events_of_a_full_log_make_room(store_url: str, server: redis.Redis) -> None:
