@@ -2,11 +2,16 @@
 
 There is no timer to tune: an idle service answers at once, and a busy one fills its batches by itself. What waits is
 bounded, because a queue that grows turns overload into timeouts. A failed batch fails its members only.
+
+Where calls have deadlines and more come than can be answered, those who have waited longest are nearly out of time, and
+a service that took them first would rank for nobody. So a batch holds only calls for which it can be done in time, and
+those that cannot be are told so at once.
 """
 
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -17,6 +22,9 @@ Call = TypeVar("Call")
 Answer = TypeVar("Answer")
 
 logger = logging.getLogger(__name__)
+
+_SWEEP_S = 0.01  # between looks for calls that nobody waits for; one for each refusal would cost more than refusing
+_SMOOTHING = 0.2  # weight of the last batch in what a call is expected to take
 
 
 class Overloaded(Exception):  # noqa: N818 - a condition, as in 503
@@ -52,7 +60,10 @@ class Batcher(Generic[Call, Answer]):
         self._max_waiting = max_waiting
         self._stuck_s = stuck_s
         self._on_batch = on_batch
-        self._waiting: deque[tuple[Call, asyncio.Future[Answer]]] = deque()
+        self._waiting: deque[tuple[Call, asyncio.Future[Answer], float]] = deque()  # with the time they have to, or inf
+        self._deadlines = 0  # calls that wait or have waited with one, since the queue was last empty
+        self._call_s = 0.0  # what a call of a batch is expected to take
+        self._swept_at = 0.0
         self._arrived = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
         self._busy_since: float | None = None
@@ -82,6 +93,15 @@ class Batcher(Generic[Call, Answer]):
     def waiting(self) -> int:
         return len(self._waiting)
 
+    def check_room(self) -> None:
+        """Raises Overloaded if a call would be refused now."""
+        if len(self._waiting) >= self._max_waiting and time.monotonic() - self._swept_at > _SWEEP_S:
+            # Those whose caller has gone, or whose time is up, keep nobody out.
+            self._waiting = deque(entry for entry in self._waiting if not entry[1].done())
+            self._swept_at = time.monotonic()
+        if len(self._waiting) >= self._max_waiting:
+            raise Overloaded(f"{self._max_waiting} requests are waiting already")
+
     async def submit(self, call: Call, *, timeout_s: float | None = None) -> Answer:
         """Answer of one call. Raises Overloaded at once if the queue is full, or whatever it or its batch failed with.
 
@@ -89,17 +109,14 @@ class Batcher(Generic[Call, Answer]):
         """
         if self._worker is None or self._worker.done():
             raise Closed("the service is shutting down")
-        if len(self._waiting) >= self._max_waiting:
-            # Those whose caller has gone, or whose time is up, keep nobody out.
-            self._waiting = deque(entry for entry in self._waiting if not entry[1].done())
-        if len(self._waiting) >= self._max_waiting:
-            raise Overloaded(f"{self._max_waiting} requests are waiting already")
+        self.check_room()
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Answer] = loop.create_future()
-        self._waiting.append((call, future))
+        self._waiting.append((call, future, math.inf if timeout_s is None else time.monotonic() + timeout_s))
         self._arrived.set()
         if timeout_s is None:
             return await future
+        self._deadlines += 1
         alarm = loop.call_later(timeout_s, _refuse, [future], Expired(f"there is no answer after {timeout_s:.3f} s"))
         try:
             return await future
@@ -112,21 +129,44 @@ class Batcher(Generic[Call, Answer]):
             batch = self._take()
             if batch:
                 self._on_batch(len(batch))
-                self._busy_since = time.monotonic()
+                self._busy_since = began = time.monotonic()
                 await self._answer(batch)
                 self._busy_since = None
+                spent_s = (time.monotonic() - began) / len(batch)
+                self._call_s += (spent_s - self._call_s) * (_SMOOTHING if self._call_s else 1.0)
                 await asyncio.sleep(0)  # a batch that was run without waiting has kept everything else waiting
 
     def _take(self) -> list[tuple[Call, asyncio.Future[Answer]]]:
-        """Everything that waits, up to max_batch; a caller who has gone costs nothing."""
+        """Everything that waits and can be done in time, up to max_batch; a caller who has gone costs nothing."""
+        most = self._give_up() if self._deadlines else self._max_batch
         batch: list[tuple[Call, asyncio.Future[Answer]]] = []
-        while self._waiting and len(batch) < self._max_batch:
-            entry = self._waiting.popleft()
-            if not entry[1].done():
-                batch.append(entry)
+        while self._waiting and len(batch) < most:
+            call, future, _ = self._waiting.popleft()
+            if not future.done():
+                batch.append((call, future))
         if not self._waiting:
             self._arrived.clear()
+            self._deadlines = 0
         return batch
+
+    def _give_up(self) -> int:
+        """Expire the calls that the next batch would come too late for, and give how large it may be.
+
+        As large as it can be: the h-index of the calls, by how many of a batch fit into the time that each has left.
+        """
+        now = time.monotonic()
+        live = [entry for entry in self._waiting if not entry[1].done()]
+        left = sorted((until - now for _, _, until in live), reverse=True)
+        size = 0
+        while size < min(len(left), self._max_batch) and left[size] >= self._call_s * (size + 1):
+            size += 1
+        # Were none taken at all, nobody would ever find out that a call takes less by now.
+        least = self._call_s * size if size else left[0] if left else 0.0
+        for _, future, until in live:
+            if until - now < least:
+                _refuse([future], Expired("the answer would come after the last moment"))
+        self._waiting = deque(entry for entry in live if not entry[1].done())
+        return max(1, size)
 
     async def _answer(self, batch: list[tuple[Call, asyncio.Future[Answer]]]) -> None:
         futures = [future for _, future in batch]

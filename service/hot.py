@@ -57,6 +57,8 @@ class HotRoutes:
             headers = headers_of(scope)
             self._services.keys.require(headers, "events" if path == "/events" else "recommend")
             timeout_s = _timeout_s(scope, headers)
+            if path == "/recommend":
+                self._check_room()  # before the body is looked at: a refusal should cost as little as it can
             body = await read_body(headers, receive)
             if timeout_s is not None:
                 timeout_s = max(0.0, timeout_s - (time.perf_counter() - began))
@@ -76,6 +78,12 @@ class HotRoutes:
         fields += [(name.lower().encode(), value.encode()) for name, value in more.items()]
         await send({"type": "http.response.start", "status": status, "headers": fields})
         await send({"type": "http.response.body", "body": content})
+
+    def _check_room(self) -> None:
+        try:
+            self._services.batcher.check_room()
+        except Overloaded as error:
+            raise _overloaded(error) from error
 
     async def _recommend(self, body: bytes, timeout_s: float | None) -> object:
         return await self._ranked(parse_json(body), timeout_s)
@@ -97,7 +105,7 @@ class HotRoutes:
             batcher = self._services.batcher if wish.plain else self._services.aside
             found = await batcher.submit(wish, timeout_s=timeout_s)
         except Overloaded as error:
-            raise unavailable("overloaded", f"{error}; come back later") from error
+            raise _overloaded(error) from error
         except Expired as error:
             raise Problem("deadline_exceeded", f"{error}, which is what X-Timeout-Ms allowed") from error
         except Closed as error:
@@ -162,6 +170,10 @@ def _timeout_s(scope: Scope, headers: Mapping[bytes, bytes]) -> float | None:
         found = shorten(given.decode("latin-1"))
         raise Problem("invalid_request", f"the header X-Timeout-Ms is {found}; give 1 to {MAX_TIMEOUT_MS} milliseconds")
     return int(given) / 1000
+
+
+def _overloaded(error: Overloaded) -> Problem:
+    return unavailable("overloaded", f"{error}; come back later")
 
 
 def _queries(body: object) -> list[object]:
