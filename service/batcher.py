@@ -24,7 +24,8 @@ Answer = TypeVar("Answer")
 logger = logging.getLogger(__name__)
 
 _SWEEP_S = 0.01  # between looks for calls that nobody waits for; one for each refusal would cost more than refusing
-_SMOOTHING = 0.2  # weight of the last batch in what a call is expected to take
+_SMOOTHING = 0.2  # weight of the last batch in what is known of how long one takes
+_SPREADS = 2.0  # beyond the mean that a call is expected to take at most
 
 
 class Overloaded(Exception):  # noqa: N818 - a condition, as in 503
@@ -62,7 +63,7 @@ class Batcher(Generic[Call, Answer]):
         self._on_batch = on_batch
         self._waiting: deque[tuple[Call, asyncio.Future[Answer], float]] = deque()  # with the time they have to, or inf
         self._deadlines = 0  # calls that wait or have waited with one, since the queue was last empty
-        self._call_s = 0.0  # what a call of a batch is expected to take
+        self._call_s = self._spread_s = 0.0  # what a call of a batch has taken, and how far from that as a rule
         self._swept_at = 0.0
         self._arrived = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
@@ -133,7 +134,9 @@ class Batcher(Generic[Call, Answer]):
                 await self._answer(batch)
                 self._busy_since = None
                 spent_s = (time.monotonic() - began) / len(batch)
-                self._call_s += (spent_s - self._call_s) * (_SMOOTHING if self._call_s else 1.0)
+                off_s = spent_s - self._call_s
+                self._spread_s += (abs(off_s) - self._spread_s) * _SMOOTHING if self._call_s else 0.0
+                self._call_s += off_s * (_SMOOTHING if self._call_s else 1.0)
                 await asyncio.sleep(0)  # a batch that was run without waiting has kept everything else waiting
 
     def _take(self) -> list[tuple[Call, asyncio.Future[Answer]]]:
@@ -154,14 +157,14 @@ class Batcher(Generic[Call, Answer]):
 
         As large as it can be: the h-index of the calls, by how many of a batch fit into the time that each has left.
         """
-        now = time.monotonic()
+        now, call_s = time.monotonic(), self._call_s + _SPREADS * self._spread_s
         live = [entry for entry in self._waiting if not entry[1].done()]
         left = sorted((until - now for _, _, until in live), reverse=True)
         size = 0
-        while size < min(len(left), self._max_batch) and left[size] >= self._call_s * (size + 1):
+        while size < min(len(left), self._max_batch) and left[size] >= call_s * (size + 1):
             size += 1
         # Were none taken at all, nobody would ever find out that a call takes less by now.
-        least = self._call_s * size if size else left[0] if left else 0.0
+        least = call_s * size if size else left[0] if left else 0.0
         for _, future, until in live:
             if until - now < least:
                 _refuse([future], Expired("the answer would come after the last moment"))
