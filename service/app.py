@@ -4,7 +4,6 @@ import gc
 import logging
 import math
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -36,6 +35,7 @@ from service.schemas import (
     RecommendBatchRequest,
     RecommendRequest,
 )
+from service.scoring import ScoringThread
 from service.sequences import SequenceStore, StoreSettings
 from service.settings import BadSettings, Settings
 from service.slot import Slot
@@ -90,7 +90,7 @@ async def running(settings: Settings, store_url: str, metrics: Metrics | None = 
         await stack.enter_async_context(items)
         if (warning := await store.durability()) is not None:
             logger.warning("%s", warning)
-        scoring = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="scoring"))
+        scoring = stack.enter_context(ScoringThread())
         recommender = Recommender(store, lambda: slot.engine, scoring, metrics)
         batcher = Batcher(
             recommender.recommend,
@@ -110,7 +110,9 @@ async def running(settings: Settings, store_url: str, metrics: Metrics | None = 
             on_batch=metrics.batch_size.observe,
         )
         await stack.enter_async_context(aside)
-        metrics.batcher_started(lambda: batcher.waiting + aside.waiting, lambda: batcher.alive and aside.alive)
+        metrics.batcher_started(
+            lambda: batcher.waiting + aside.waiting, lambda: batcher.alive and aside.alive and scoring.alive
+        )
         intake = Intake(store, lambda: slot.engine, metrics, max_waiting=settings.max_waiting)
         await stack.enter_async_context(intake)
         keys = Keys(settings.api_key_hashes, trusted_network=settings.trusted_network)

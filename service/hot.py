@@ -24,6 +24,7 @@ from service.recommender import NoModel, Wish
 from service.requests import REQUEST_ID, bug, headers_of, parse_json, read_body, request_id_of
 from service.routes import NO_MODEL, Services
 from service.schemas import MAX_QUERIES, MAX_TIMEOUT_MS, RecommendRequest
+from service.scoring import ScoringStopped
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +111,8 @@ class HotRoutes:
             raise Problem("deadline_exceeded", f"{error}, which is what X-Timeout-Ms allowed") from error
         except Closed as error:
             raise unavailable("shutting_down", str(error)) from error
+        except ScoringStopped as error:
+            raise unavailable("unhealthy", str(error)) from error
         except NoModel as error:
             raise unavailable("no_model", NO_MODEL, retry_after_s=5) from error
         except UnknownAttribute as error:
