@@ -238,7 +238,7 @@ async def rollback(request: Request) -> Response:
 async def healthz(request: Request) -> Response:
     """Whether the scoring worker of the process that answers lives; restart it if not, as several workers do."""
     services: Services = request.app.state.services
-    if not (services.batcher.alive and services.aside.alive):
+    if not services.metrics.healthy():
         raise unavailable("unhealthy", "the scoring worker has stopped or is stuck; restart the service")
     return _json({"status": "ok"})
 
