@@ -4,10 +4,11 @@
 -- Called again after a lost reply it takes again: that errs towards fewer requests, never more.
 --
 -- KEYS  bucket  two numbers, MessagePack: tokens, and the millisecond at which there were so many
--- ARGV  size (tokens of a full bucket), fill_ms (in which an empty one becomes full), wanted
+-- ARGV  size (tokens of a full bucket), fill_ms (in which an empty one becomes full), wanted, spent (what passed without
+--       a token while this server did not answer, which is taken first, as far as it is there)
 -- Gives the tokens taken, and a thousand times those that are left.
 
-local size, fill_ms, wanted = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local size, fill_ms, wanted, spent = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 
@@ -18,8 +19,9 @@ if stored then
   tokens = math.min(size, before + math.max(0, now_ms - at_ms) * size / fill_ms)
 end
 
+tokens = math.max(0, tokens - spent)
 local taken = math.min(wanted, math.floor(tokens))
-if taken > 0 then
+if taken + spent > 0 then
   tokens = tokens - taken
   redis.call('SET', KEYS[1], cmsgpack.pack({ tokens, now_ms }), 'PX', math.ceil((size - tokens) * fill_ms / size))
 end

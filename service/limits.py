@@ -4,9 +4,8 @@ A lot is at most what the limit allows in 50 ms, and one token where requests ar
 twenty times a second and not for every request. What this keeps to, for a limit of n requests in w seconds: in any t
 seconds at most n + n t / w requests pass, and the lots that workers held before, of which each is at most n / w / 20.
 
-Where Redis does not answer, each worker keeps to its share of the limit by itself, from where the bucket stood; when
-it answers again the bucket may have filled meanwhile, which is n requests more. Services on several machines that lose
-it at once keep to the limit each.
+Where Redis does not answer, each worker keeps to its share of the limit by itself, from where it last saw the bucket,
+and gives account of what passed when Redis is back. Several services that lose it at once keep to the limit each.
 """
 
 import asyncio
@@ -24,19 +23,26 @@ logger = logging.getLogger(__name__)
 
 LOT_S = 0.05  # a lot is what the limit allows in so long
 _HELD_S = 1.0  # a lot that is older has been given up: it may not add to a later burst
-_ASK_S = 0.1  # for an answer of Redis; a recommendation has 150 ms in all
+ASK_S = 0.1  # for an answer of Redis; a recommendation has 150 ms in all
 _RETRY_S = 0.5  # between attempts while Redis does not answer
 _KEY = b"recserve:{limit:%b}"
 
 
 class Limits:
-    """Admits requests by the limit of their key. `workers`: that share a limit while Redis is away; clock: seconds."""
+    """Admits requests by the limit of their key. `workers`: that share a limit while Redis does not answer within
+    ask_s; clock: seconds."""
 
     def __init__(
-        self, connection: Connection, *, workers: int = 1, clock: Callable[[], float] = time.monotonic
+        self,
+        connection: Connection,
+        *,
+        workers: int = 1,
+        ask_s: float = ASK_S,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._connection = connection
         self._workers = workers
+        self._ask_s = ask_s
         self._clock = clock
         self._script = Script(Path(__file__).with_suffix(".lua").read_bytes(), keys=1)
         self._buckets: dict[str, _Bucket] = {}
@@ -83,17 +89,19 @@ class Limits:
     async def _ask(self, bucket: "_Bucket") -> None:
         await asyncio.sleep(0)  # whoever comes in this turn of the loop waits with us
         limit = bucket.limit
-        call = (bucket.key, limit.requests, limit.seconds * 1000, bucket.wanted(self._clock()))
+        spent = bucket.spent
+        call = (bucket.key, limit.requests, limit.seconds * 1000, bucket.wanted(self._clock()), spent)
         try:
-            async with asyncio.timeout(_ASK_S):
+            async with asyncio.timeout(self._ask_s):
                 (reply,) = await self._connection.write(lambda client: self._script.run(client, [call]))
             if isinstance(reply, Exception):
                 raise StoreUnavailable(f"Redis refused: {reply}")
+            bucket.spent -= spent
             bucket.filled(reply[0], reply[1] / 1000, self._clock())
             self._alone = False
         except (StoreUnavailable, TimeoutError) as error:
             if not self._alone:  # once, and not for every key and attempt
-                why = str(error) or f"no answer within {_ASK_S * 1000:.0f} ms"
+                why = str(error) or f"no answer within {self._ask_s * 1000:.0f} ms"
                 logger.warning("each worker limits requests by itself until the store answers again: %s", why)
             self._alone = True
             bucket.left_alone(self._clock())
@@ -111,6 +119,7 @@ class _Bucket:
         self.asking: asyncio.Task[None] | None = None
         self.local: float | None = None  # tokens of the worker's own bucket, while Redis does not answer
         self.ask_at = 0.0  # not before
+        self.spent = 0  # what passed meanwhile
         self._policy = f'"key";q={limit.requests};w={limit.seconds}'
         self._share = max(1.0, limit.requests / workers)
         self._workers = workers
@@ -129,6 +138,7 @@ class _Bucket:
             self._at = now
             if self.local >= 1:
                 self.local -= 1
+                self.spent += 1
                 return True
         return False
 
