@@ -123,7 +123,7 @@ async def put_items(request: Request) -> Response:
     """Attributes and availability of up to 1,000 items: here when this answers, in other workers within a second."""
     services: Services = request.app.state.services
     with services.metrics.observed("items"):
-        headers = await _admitted(request, "items")
+        headers = await admitted(request, "items")
         body = await read_body(headers, request.receive)
         try:
             asked = ItemsRequest.model_validate(parse_json(body))
@@ -157,7 +157,7 @@ async def similar(item_id: str, request: Request, k: str = "10") -> Response:
     """The available items that lie nearest in the model's item space, nearest first."""
     services: Services = request.app.state.services
     with services.metrics.observed("similar"):
-        await _admitted(request, "recommend")
+        await admitted(request, "recommend")
         if surplus := sorted(request.query_params.keys() - {"k"}):
             raise Problem("invalid_request", f"there is no query parameter {shorten(surplus[0])}; leave it out")
         if not (k.isascii() and k.isdigit() and len(k) <= 3 and 1 <= int(k) <= MAX_K):
@@ -179,7 +179,7 @@ async def models(request: Request) -> Response:
     """All versions with their metrics, the champion, and what is loaded."""
     services: Services = request.app.state.services
     with services.metrics.observed("models"):
-        await _admitted(request, "admin")
+        await admitted(request, "admin")
         slot = services.slot
         champion, versions = await asyncio.to_thread(_versions, slot.registry)
         refused = slot.refused and {"version": slot.refused.version, "reason": slot.refused.reason}
@@ -194,7 +194,7 @@ async def promote(version: str, request: Request) -> Response:
     """Test a version and serve it. When this answers, it serves here; other workers notice within a second."""
     services: Services = request.app.state.services
     with services.metrics.observed("promote"):
-        await _admitted(request, "admin")
+        await admitted(request, "admin")
         if not _VERSION.fullmatch(version):
             raise Problem("version_not_found", "a version is 1 to 100 letters, digits, dots, dashes and underscores")
         try:
@@ -212,7 +212,7 @@ async def rollback(request: Request) -> Response:
     """Serve the champion before this one again; other workers notice within a second."""
     services: Services = request.app.state.services
     with services.metrics.observed("rollback"):
-        await _admitted(request, "admin")
+        await admitted(request, "admin")
         try:
             return _promoted(await services.slot.rollback())
         except RegistryError as error:
@@ -258,7 +258,7 @@ async def root() -> Response:
     return RedirectResponse("/docs")
 
 
-async def _admitted(request: Request, scope: Scope) -> dict[bytes, bytes]:
+async def admitted(request: Request, scope: Scope) -> dict[bytes, bytes]:
     """The headers of a request that may do this. Raises Problem if it may not, or not now."""
     services: Services = request.app.state.services
     headers = headers_of(request.scope)
