@@ -5,7 +5,8 @@ twenty times a second and not for every request. What this keeps to, for a limit
 seconds at most n + n t / w requests pass, and the lots that workers held before, of which each is at most n / w / 20.
 
 Where Redis does not answer, each worker keeps to its share of the limit by itself, from where it last saw the bucket,
-and gives account of what passed when Redis is back. Several services that lose it at once keep to the limit each.
+and gives account of what passed when Redis is back, which it looks for every half second: if only some workers lost it,
+so much can pass twice. Several services that lose it at once keep to the limit each.
 """
 
 import asyncio
@@ -24,7 +25,7 @@ logger = logging.getLogger(__name__)
 LOT_S = 0.05  # a lot is what the limit allows in so long
 _HELD_S = 1.0  # a lot that is older has been given up: it may not add to a later burst
 ASK_S = 0.1  # for an answer of Redis; a recommendation has 150 ms in all
-_RETRY_S = 0.5  # between attempts while Redis does not answer
+RETRY_S = 0.5  # between attempts while Redis does not answer
 _KEY = b"recserve:{limit:%b}"
 
 
@@ -167,15 +168,15 @@ class _Bucket:
     def left_alone(self, now: float) -> None:
         """Redis did not answer: go on from the worker's share of what was there."""
         if self.local is None:
-            self.local, self._at = min(self._share, self._remaining(now) / self._workers), now
-        self.ask_at = now + _RETRY_S
+            self.local, self._at = min(self._share, max(0.0, self._remaining(now)) / self._workers), now
+        self.ask_at = now + RETRY_S
 
     def headers(self, now: float) -> dict[str, str]:
         """RateLimit and RateLimit-Policy of draft-ietf-httpapi-ratelimit-headers-11: what is left as far as is known
         here, and in how many seconds everything will be."""
         limit = self.limit
         left = self.local if self.local is not None else self._remaining(now) + (self._held or 0)
-        left = min(limit.requests, int(left))
+        left = min(limit.requests, max(0, int(left)))
         full_s = math.ceil((limit.requests - left) / limit.per_s)
         return {"RateLimit-Policy": self._policy, "RateLimit": f'"key";r={left};t={full_s}'}
 
