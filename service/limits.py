@@ -91,7 +91,7 @@ class Limits:
         await asyncio.sleep(0)  # whoever comes in this turn of the loop waits with us
         limit = bucket.limit
         spent = bucket.spent
-        call = (bucket.key, limit.requests, limit.seconds * 1000, bucket.wanted(self._clock()), spent)
+        call = (bucket.key, limit.requests, limit.seconds * 1000, bucket.wanted(self._clock()), bucket.owed())
         try:
             async with asyncio.timeout(self._ask_s):
                 (reply,) = await self._connection.write(lambda client: self._script.run(client, [call]))
@@ -155,6 +155,10 @@ class _Bucket:
         self._lot = min(self._most, self._lot * 2) if quick else max(1, self._lot // 2)
         self._asked_at = now
         return min(max(self._lot, self.waiting), self.limit.requests)
+
+    def owed(self) -> float:
+        """Of what passed meanwhile, what the worker's own bucket has not regained since, as Redis's has."""
+        return float(self.spent) if self.local is None else min(self.spent, self._share - self.local)
 
     def filled(self, taken: int, left: float, now: float) -> None:
         """Redis has given so many tokens and has so many left."""
