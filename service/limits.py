@@ -177,12 +177,12 @@ class _Bucket:
 
     def headers(self, now: float) -> dict[str, str]:
         """RateLimit and RateLimit-Policy of draft-ietf-httpapi-ratelimit-headers-11: what is left as far as is known
-        here, and in how many seconds everything will be."""
+        here, and in how many seconds it will be one more."""
         limit = self.limit
-        left = self.local if self.local is not None else self._remaining(now) + (self._held or 0)
-        left = min(limit.requests, max(0, int(left)))
-        full_s = math.ceil((limit.requests - left) / limit.per_s)
-        return {"RateLimit-Policy": self._policy, "RateLimit": f'"key";r={left};t={full_s}'}
+        left = self.local if self.local is not None else self._remaining(now) + self._held
+        whole = min(limit.requests, max(0, int(left)))
+        more_s = max(1, math.ceil((whole + 1 - left) / limit.per_s))
+        return {"RateLimit-Policy": self._policy, "RateLimit": f'"key";r={whole};t={more_s}'}
 
     def _remaining(self, now: float) -> float:
         """Tokens in Redis, if no other worker takes any."""
