@@ -1,13 +1,15 @@
 -- Takes tokens out of a bucket that fills evenly, as many as are there, at most as many as are wanted.
 --
 -- The server's own clock decides, so that workers of several machines agree. A bucket that is full is not stored.
+-- What is owed, having passed while this server did not answer, can exceed what is there if another worker had an answer;
+-- then it is a debt, of one second's tokens at most, lest a client be shut out for long.
 -- Called again after a lost reply it takes again: that errs towards fewer requests, never more.
 --
 -- KEYS  bucket  two numbers, MessagePack: tokens, and the millisecond at which there were so many
--- ARGV  size (tokens of a full bucket), fill_ms (in which an empty one becomes full), wanted
+-- ARGV  size (tokens of a full bucket), fill_ms (in which an empty one becomes full), wanted, owed
 -- Gives the tokens taken, and a thousand times those that are left.
 
-local size, fill_ms, wanted = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local size, fill_ms, wanted, owed = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 
@@ -18,9 +20,11 @@ if stored then
   tokens = math.min(size, before + math.max(0, now_ms - at_ms) * size / fill_ms)
 end
 
-local taken = math.min(wanted, math.floor(tokens))
-if taken > 0 then
+tokens = math.max(tokens - owed, -1000 * size / fill_ms)
+local taken = math.min(wanted, math.max(0, math.floor(tokens)))
+if taken + owed > 0 then
   tokens = tokens - taken
-  redis.call('SET', KEYS[1], cmsgpack.pack({ tokens, now_ms }), 'PX', math.ceil((size - tokens) * fill_ms / size))
+  local full_ms = math.max(1, math.ceil((size - tokens) * fill_ms / size))
+  redis.call('SET', KEYS[1], cmsgpack.pack({ tokens, now_ms }), 'PX', full_ms)
 end
 return { taken, math.floor(tokens * 1000) }

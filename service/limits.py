@@ -4,9 +4,9 @@ A lot is at most what the limit allows in 50 ms, and one token where requests ar
 twenty times a second and not for every request. What this keeps to, for a limit of n requests in w seconds: in any t
 seconds at most n + n t / w requests pass, and the lots that workers held before, of which each is at most n / w / 20.
 
-Where Redis does not answer, each worker keeps to its share of the limit by itself, from where the bucket stood; when
-it answers again the bucket may have filled meanwhile, which is n requests more. Services on several machines that lose
-it at once keep to the limit each.
+Where Redis does not answer, each worker keeps to its share of the limit by itself, from where it last saw the bucket,
+and gives account of what passed when Redis is back, which it looks for every half second: if only some workers lost it,
+so much can pass twice. Several services that lose it at once keep to the limit each.
 """
 
 import asyncio
@@ -24,19 +24,26 @@ logger = logging.getLogger(__name__)
 
 LOT_S = 0.05  # a lot is what the limit allows in so long
 _HELD_S = 1.0  # a lot that is older has been given up: it may not add to a later burst
-_ASK_S = 0.1  # for an answer of Redis; a recommendation has 150 ms in all
-_RETRY_S = 0.5  # between attempts while Redis does not answer
+ASK_S = 0.1  # for an answer of Redis; a recommendation has 150 ms in all
+RETRY_S = 0.5  # between attempts while Redis does not answer
 _KEY = b"recserve:{limit:%b}"
 
 
 class Limits:
-    """Admits requests by the limit of their key. `workers`: that share a limit while Redis is away; clock: seconds."""
+    """Admits requests by the limit of their key. `workers`: that share a limit while Redis does not answer within
+    ask_s; clock: seconds."""
 
     def __init__(
-        self, connection: Connection, *, workers: int = 1, clock: Callable[[], float] = time.monotonic
+        self,
+        connection: Connection,
+        *,
+        workers: int = 1,
+        ask_s: float = ASK_S,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._connection = connection
         self._workers = workers
+        self._ask_s = ask_s
         self._clock = clock
         self._script = Script(Path(__file__).with_suffix(".lua").read_bytes(), keys=1)
         self._buckets: dict[str, _Bucket] = {}
@@ -83,17 +90,19 @@ class Limits:
     async def _ask(self, bucket: "_Bucket") -> None:
         await asyncio.sleep(0)  # whoever comes in this turn of the loop waits with us
         limit = bucket.limit
-        call = (bucket.key, limit.requests, limit.seconds * 1000, bucket.wanted(self._clock()))
+        spent = bucket.spent
+        call = (bucket.key, limit.requests, limit.seconds * 1000, bucket.wanted(self._clock()), bucket.owed())
         try:
-            async with asyncio.timeout(_ASK_S):
+            async with asyncio.timeout(self._ask_s):
                 (reply,) = await self._connection.run(self._script, [call])
             if isinstance(reply, Exception):
                 raise StoreUnavailable(f"Redis refused: {reply}")
+            bucket.spent -= spent
             bucket.filled(reply[0], reply[1] / 1000, self._clock())
             self._alone = False
         except (StoreUnavailable, TimeoutError) as error:
             if not self._alone:  # once, and not for every key and attempt
-                why = str(error) or f"no answer within {_ASK_S * 1000:.0f} ms"
+                why = str(error) or f"no answer within {self._ask_s * 1000:.0f} ms"
                 logger.warning("each worker limits requests by itself until the store answers again: %s", why)
             self._alone = True
             bucket.left_alone(self._clock())
@@ -111,6 +120,7 @@ class _Bucket:
         self.asking: asyncio.Task[None] | None = None
         self.local: float | None = None  # tokens of the worker's own bucket, while Redis does not answer
         self.ask_at = 0.0  # not before
+        self.spent = 0  # what passed meanwhile
         self._policy = f'"key";q={limit.requests};w={limit.seconds}'
         self._share = max(1.0, limit.requests / workers)
         self._workers = workers
@@ -129,6 +139,7 @@ class _Bucket:
             self._at = now
             if self.local >= 1:
                 self.local -= 1
+                self.spent += 1
                 return True
         return False
 
@@ -145,6 +156,10 @@ class _Bucket:
         self._asked_at = now
         return min(max(self._lot, self.waiting), self.limit.requests)
 
+    def owed(self) -> float:
+        """Of what passed meanwhile, what the worker's own bucket has not regained since, as Redis's has."""
+        return float(self.spent) if self.local is None else min(self.spent, self._share - self.local)
+
     def filled(self, taken: int, left: float, now: float) -> None:
         """Redis has given so many tokens and has so many left."""
         if now >= self._held_until:
@@ -157,17 +172,17 @@ class _Bucket:
     def left_alone(self, now: float) -> None:
         """Redis did not answer: go on from the worker's share of what was there."""
         if self.local is None:
-            self.local, self._at = min(self._share, self._remaining(now) / self._workers), now
-        self.ask_at = now + _RETRY_S
+            self.local, self._at = min(self._share, max(0.0, self._remaining(now)) / self._workers), now
+        self.ask_at = now + RETRY_S
 
     def headers(self, now: float) -> dict[str, str]:
         """RateLimit and RateLimit-Policy of draft-ietf-httpapi-ratelimit-headers-11: what is left as far as is known
-        here, and in how many seconds everything will be."""
+        here, and in how many seconds it will be one more."""
         limit = self.limit
-        left = self.local if self.local is not None else self._remaining(now) + (self._held or 0)
-        left = min(limit.requests, int(left))
-        full_s = math.ceil((limit.requests - left) / limit.per_s)
-        return {"RateLimit-Policy": self._policy, "RateLimit": f'"key";r={left};t={full_s}'}
+        left = self.local if self.local is not None else self._remaining(now) + self._held
+        whole = min(limit.requests, max(0, int(left)))
+        more_s = max(1, math.ceil((whole + 1 - left) / limit.per_s))
+        return {"RateLimit-Policy": self._policy, "RateLimit": f'"key";r={whole};t={more_s}'}
 
     def _remaining(self, now: float) -> float:
         """Tokens in Redis, if no other worker takes any."""

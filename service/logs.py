@@ -66,7 +66,7 @@ class PlainFormatter(logging.Formatter):
 def _message(record: logging.LogRecord) -> str:
     """What a record says, and of the event loop's complaints the first line: then come callbacks with what they got."""
     message = record.getMessage()
-    return message.partition("\n")[0].partition("<")[0] if record.name == "asyncio" else message
+    return re.sub("<.*>", "<...>", message.partition("\n")[0]) if record.name == "asyncio" else message
 
 
 def _told(error: BaseException | None) -> str:

@@ -251,6 +251,14 @@ def test_the_service_is_published_on_loopback_alone_which_is_why_it_trusts_its_n
     assert json.loads(SERVICES["service"]["environment"]["RECSERVE_ALLOWED_HOSTS"]) == SERVING
 
 
+def test_keys_lie_on_a_volume_that_only_the_service_has_and_its_user_may_write() -> None:
+    assert {name for name, one in SERVICES.items() if "keys:/keys" in one.get("volumes", [])} == set(SERVING)
+    dockerfile = dockerfile_of("service")
+    assert "RECSERVE_KEYS=/keys" in " ".join(last_stage(dockerfile, "ENV"))
+    assert "install -d -o recserve -g recserve -m 700 /keys" in " ".join(last_stage(dockerfile, "RUN"))
+    assert "/keys" in last_stage(dockerfile, "VOLUME")[0].split()
+
+
 def test_plain_up_starts_store_bootstrap_and_service_in_this_order() -> None:
     assert {name for name, container in SERVICES.items() if "profiles" not in container} == {
         "valkey",

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import redis
 
-from service.keyfile import SCOPES, KeyFolder
+from service.keyfile import SCOPES, KeyFolder, Limit
 from tests.service.processes import ROOT
 from tests.service.test_workers import eventually
 
@@ -35,6 +35,7 @@ class Driven:
 
     url: str
     key: str
+    limited: str  # a key that may do everything, but once a second
     output: Path
     store: Path
     process: "subprocess.Popen[bytes]"
@@ -65,7 +66,9 @@ def driven(store: Path, make_bundle: Callable[..., Path], artifacts: Path, tmp_p
     table = np.ones((201, 200))
     table[150] = np.nan  # a history that ends with i150 is a bug
     make_bundle("v1", table=table)
-    _, key = KeyFolder(artifacts / "keys").create("all", list(SCOPES))
+    keys = KeyFolder(artifacts / "keys")
+    _, key = keys.create("all", list(SCOPES))
+    _, limited = keys.create("limited", list(SCOPES), Limit(requests=1, seconds=1))
     output = tmp_path / "output"
     command = [sys.executable, "-X", "dev", "-m", "service", "serve", "--port", "0", "--device", "cpu"]
     command += ["--workers", "2", "--redis", f"unix://{store / 's'}", "--artifacts", str(artifacts)]
@@ -75,7 +78,7 @@ def driven(store: Path, make_bundle: Callable[..., Path], artifacts: Path, tmp_p
         eventually(lambda: bool(re.search(r"serving on (http://[^\"\s]+)", output.read_text())) or bool(process.poll()))
         found = re.search(r"serving on (http://[^\"\s]+)", output.read_text())
         assert found, output.read_text()
-        yield Driven(found[1], key, output, store, process)
+        yield Driven(found[1], key, limited, output, store, process)
     finally:
         process.kill()
         process.wait()
@@ -127,6 +130,7 @@ def send_everything(driven: Driven) -> None:
         for method, path in dict.fromkeys(routes):
             for header in (f"Bearer {STRANGER}", f"Basic {basic}", STRANGER, f"Bearer {USER}", USER):
                 client.request(method, path, headers={"Authorization": header})
+            client.request(method, path, headers={"Authorization": f"Bearer {driven.limited}"}, params={USER: USER})
             client.request(method, path, params={"k": USER, "key": driven.key, USER: STRANGER})
             client.request(method, path, headers={"X-Request-ID": driven.key, "X-Timeout-Ms": USER, "Origin": USER})
         for path in ("/events", "/recommend", "/recommend/batch", "/items"):
@@ -165,11 +169,23 @@ def test_whatever_is_sent_no_key_and_no_user_is_in_any_output(driven: Driven) ->
     driven.process.send_signal(signal.SIGTERM)
     assert driven.process.wait(30) == 0
     said = driven.said()
-    for proof in ("EngineError", "Invalid HTTP request received", "events were not stored", "without stored histories"):
+    proofs = (
+        "EngineError",
+        "Invalid HTTP request",
+        "were not stored",
+        "without stored histories",
+        "limits requests by",
+    )
+    for proof in proofs:
         assert proof in said  # or this has driven less than it says
-    secret = driven.key[17:]
+    assert "429" in metrics[0]
     for what in (said, (driven.store / "log").read_text(errors="replace"), *metrics):
-        for canary in ("canary7f31", secret, base64.b64encode(USER.encode()).decode()[:20]):
+        for canary in (
+            "canary7f31",
+            driven.key[17:],
+            driven.limited[17:],
+            base64.b64encode(USER.encode()).decode()[:20],
+        ):
             found = re.search(f".*{re.escape(canary)}.*", what)
             assert found is None, found[0][:2000]
     for line in said.splitlines():
