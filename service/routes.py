@@ -76,7 +76,7 @@ _ADMIN: dict[str, Any] = {"security": [{}, {"key": []}]}
 @router.post(
     "/recommend",
     tags=["recommend"],
-    responses={200: {"model": RecommendResponse}, **_problems(400, 401, 403, 404, 413, 422, 503, 504)},
+    responses={200: {"model": RecommendResponse}, **_problems(400, 401, 403, 404, 408, 413, 422, 503, 504)},
     openapi_extra=_body_of("RecommendRequest", example={"history": ["50", "181", "174"], "k": 5}),
 )
 async def recommend() -> None:
@@ -87,7 +87,7 @@ async def recommend() -> None:
 @router.post(
     "/recommend/batch",
     tags=["recommend"],
-    responses={200: {"model": BatchResponse}, **_problems(400, 401, 403, 413, 422)},
+    responses={200: {"model": BatchResponse}, **_problems(400, 401, 403, 408, 413, 422)},
     openapi_extra=_body_of(
         "RecommendBatchRequest", example={"queries": [{"history": ["50"]}, {"user_id": "ada", "k": 5}]}
     ),
@@ -100,7 +100,7 @@ async def recommend_batch() -> None:
 @router.post(
     "/events",
     tags=["events"],
-    responses={200: {"model": EventsResponse}, **_problems(400, 401, 403, 413, 422, 503)},
+    responses={200: {"model": EventsResponse}, **_problems(400, 401, 403, 408, 413, 422, 503)},
     openapi_extra=_body_of("EventRequest", "EventsRequest", example={"user_id": "ada", "item_id": "50"}),
 )
 async def events() -> None:
@@ -111,7 +111,7 @@ async def events() -> None:
 @router.put(
     "/items",
     tags=["items"],
-    responses={200: {"model": ItemsResponse}, **_problems(400, 401, 403, 409, 413, 422, 503)},
+    responses={200: {"model": ItemsResponse}, **_problems(400, 401, 403, 408, 409, 413, 422, 503)},
     openapi_extra=_body_of("ItemsRequest", example={"items": [{"item_id": "50", "available": False}]}),
 )
 async def put_items(request: Request) -> Response:
@@ -186,7 +186,7 @@ async def models(request: Request) -> Response:
 @router.post(
     "/models/{version}/promote",
     tags=["models"],
-    responses=_problems(400, 401, 403, 404, 409, 413, 422, 503),
+    responses=_problems(400, 401, 403, 404, 408, 409, 413, 422, 503),
     openapi_extra=_ADMIN,
 )
 async def promote(version: str, request: Request) -> Response:
@@ -209,7 +209,10 @@ async def promote(version: str, request: Request) -> Response:
 
 
 @router.post(
-    "/models/rollback", tags=["models"], responses=_problems(400, 401, 403, 409, 413, 422, 503), openapi_extra=_ADMIN
+    "/models/rollback",
+    tags=["models"],
+    responses=_problems(400, 401, 403, 408, 409, 413, 422, 503),
+    openapi_extra=_ADMIN,
 )
 async def rollback(request: Request) -> Response:
     """Serve the champion before this one again; other workers notice within a second."""
