@@ -87,6 +87,10 @@ class Connection(HttpToolsProtocol):
         if offers_upgrade:  # the offer is passed over, and the parser loses what follows it
             self.cycle.keep_alive = False
 
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self.cycle.more_body = False  # uvicorn forgets this where the answer came first
+
     def _head_bytes(self) -> int:
         """Size of a head that is complete."""
         return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)

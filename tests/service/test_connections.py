@@ -120,6 +120,16 @@ def test_idle_connections_are_kept(hasty: httpx.Client) -> None:
             assert rest(connection).startswith(b"HTTP/1.1 200 ")
 
 
+def test_a_connection_is_kept_whose_body_came_after_the_answer(hasty: httpx.Client) -> None:
+    with connected(hasty) as connection:
+        connection.sendall(b"POST /recommend?k=5 HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n")
+        assert connection.recv(1 << 16).startswith(b"HTTP/1.1 422 ")
+        connection.sendall(b"{}")
+        time.sleep(1.5)
+        connection.sendall(request("POST", "/recommend", b"{}", "Connection: close"))
+        assert rest(connection).startswith(b"HTTP/1.1 200 ")
+
+
 @pytest.mark.parametrize("pieces", [1, 3])
 def test_a_head_may_be_as_large_as_the_limit_and_no_larger(client: httpx.Client, pieces: int) -> None:
     path, header = "/recommend", ("Host", "localhost")
