@@ -174,7 +174,7 @@ def test_whatever_is_sent_no_key_and_no_user_is_in_any_output(driven: Driven) ->
         "EngineError",
         "Invalid HTTP request",
         "were not stored",
-        "without stored histories",
+        "of the store are refused",
         "limits requests by",
     )
     for proof in proofs:
