@@ -73,6 +73,7 @@ def check(full: bool, folder: Path) -> Sequence[Finding]:
             found = attack.result()
             statuses += found.statuses
             surprises += found.surprises
+        slow = asyncio.run(_slow(door)) if full else []
         restarts, bugs = (
             door.said("it is replaced|the next one starts"),
             door.said("a bug |Exception in ASGI|Traceback"),
@@ -93,8 +94,23 @@ def check(full: bool, folder: Path) -> Sequence[Finding]:
             Finding("p99 of healthy traffic alone, median of rounds", float(np.median(alone)), unit="ms"),
             Finding("p99 of healthy traffic beside it, median of rounds", float(np.median(beside)), unit="ms"),
             Finding("times as long, median of rounds", float(np.median(times)), most=2),
+            Finding("half-sent heads and bodies without a 408", sum(status != 408 for status, _ in slow), most=0),
+            Finding("the longest of them was waited for", max(seconds for _, seconds in slow), most=10, unit="s"),
         ]
     return findings
+
+
+async def _slow(door: Door) -> list[tuple[int, float]]:
+    """The status of the answer to each request of which the rest never comes, and the seconds until it was there."""
+    head = b"POST /recommend HTTP/1.1\r\nHost: localhost\r\n"
+
+    async def one(wire: bytes) -> tuple[int, float]:
+        began = time.perf_counter()
+        answer = await ask(door.host, door.port, wire, patience_s=30)
+        return (answer.status if answer else 0), time.perf_counter() - began
+
+    half = [head[:9], head, head + b"Content-Length: 9\r\n\r\n", head + b"Content-Length: 9\r\n\r\n{"]
+    return await asyncio.gather(*(one(wire) for wire in half * 5))
 
 
 def _named(surprises: Sequence[str]) -> str:
