@@ -150,6 +150,7 @@ class Reaper:
 
     def __init__(self, limit_s: float) -> None:
         self._limit_s = limit_s
+        self._patience_s = 0.85 * limit_s  # looks are half a second apart, at the beginning of a wait and at its end
         self._waiting: dict[Connection, tuple[str, object, float]] = {}  # for what, of which request, since when
 
     def look(self, connections: Iterable[Any]) -> None:
@@ -163,7 +164,7 @@ class Reaper:
             # The mark of a request is its scope, and two may be equal.
             if before != what or not (earlier is mark or (what == "answer" and earlier == mark)):
                 since = now
-            if now - since < self._limit_s:
+            if now - since < self._patience_s:
                 waiting[connection] = what, mark, since
             elif what == "answer":
                 logger.debug("a client does not read its answer; the connection is given up")

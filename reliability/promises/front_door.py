@@ -25,10 +25,19 @@ TITLE = "Poisonous requests at the front door"
 
 _ROUNDS = 10  # of healthy traffic alone and then beside the attack, so that both see the same machine
 _ATTACKERS = 16
-_ATTACKS_PER_S = 100.0
 _HEALTHY_PER_S = 100.0
 _PATIENCE_S = 0.25  # with a request that may be half of one
 _CONNECTIONS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class _Round:
+    """Which of how many rounds, how many requests it has, and at which rate."""
+
+    number: int
+    rounds: int
+    requests: int
+    per_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +50,7 @@ class _Attack:
 
 def check(full: bool, folder: Path) -> Sequence[Finding]:
     """20,000 requests beside healthy traffic, some hundreds in the quick form, which bounds no time."""
-    attacks, rounds, alone_s = (20_000, _ROUNDS, 10.0) if full else (600, 2, 1.0)
+    attacks, rounds, alone_s, rate = (20_000, _ROUNDS, 10.0, 100.0) if full else (500, 2, 1.0, 250.0)
     context = multiprocessing.get_context("spawn")
     with (
         serving(folder, workers=2, items=12_000 if full else 100) as door,
@@ -57,13 +66,14 @@ def check(full: bool, folder: Path) -> Sequence[Finding]:
         for number in range(rounds):
             latencies, broken = asyncio.run(_healthy(door, alone_s, None))
             alone.append(float(np.percentile(latencies, 99)) * 1e3)
-            attack = pool.submit(_attack, door, number, rounds, attacks // rounds)
+            attack = pool.submit(_attack, door, _Round(number, rounds, attacks // rounds, rate))
             latencies, broken_beside = asyncio.run(_healthy(door, 0.0, attack))
             beside.append(float(np.percentile(latencies, 99)) * 1e3)
             failed += broken + broken_beside
             found = attack.result()
             statuses += found.statuses
             surprises += found.surprises
+        slow = asyncio.run(_slow(door)) if full else []
         restarts, bugs = (
             door.said("it is replaced|the next one starts"),
             door.said("a bug |Exception in ASGI|Traceback"),
@@ -84,8 +94,23 @@ def check(full: bool, folder: Path) -> Sequence[Finding]:
             Finding("p99 of healthy traffic alone, median of rounds", float(np.median(alone)), unit="ms"),
             Finding("p99 of healthy traffic beside it, median of rounds", float(np.median(beside)), unit="ms"),
             Finding("times as long, median of rounds", float(np.median(times)), most=2),
+            Finding("half-sent heads and bodies without a 408", sum(status != 408 for status, _ in slow), most=0),
+            Finding("the longest of them was waited for", max(seconds for _, seconds in slow), most=10, unit="s"),
         ]
     return findings
+
+
+async def _slow(door: Door) -> list[tuple[int, float]]:
+    """The status of the answer to each request of which the rest never comes, and the seconds until it was there."""
+    head = b"POST /recommend HTTP/1.1\r\nHost: localhost\r\n"
+
+    async def one(wire: bytes) -> tuple[int, float]:
+        began = time.perf_counter()
+        answer = await ask(door.host, door.port, wire, patience_s=30)
+        return (answer.status if answer else 0), time.perf_counter() - began
+
+    half = [head[:9], head, head + b"Content-Length: 9\r\n\r\n", head + b"Content-Length: 9\r\n\r\n{"]
+    return await asyncio.gather(*(one(wire) for wire in half * 5))
 
 
 def _named(surprises: Sequence[str]) -> str:
@@ -131,16 +156,16 @@ async def _healthy(door: Door, window_s: float, until: "Future[_Attack] | None")
     return latencies, failed
 
 
-def _attack(door: Door, number: int, rounds: int, requests: int) -> _Attack:
+def _attack(door: Door, turn: _Round) -> _Attack:
     """One round of the attack, in a process of its own: its share of the poison, and the rest mutated."""
-    return asyncio.run(_attacked(door, number, rounds, requests))
+    return asyncio.run(_attacked(door, turn))
 
 
-async def _attacked(door: Door, number: int, rounds: int, requests: int) -> _Attack:
-    generator = random.Random(number)
-    poison = list(corpus())[number::rounds]
+async def _attacked(door: Door, turn: _Round) -> _Attack:
+    generator = random.Random(turn.number)
+    poison = list(corpus())[turn.number :: turn.rounds]
     sent: list[tuple[bytes, str, int]] = [(one.sent(), one.name, one.status) for one in poison]
-    sent += [(mutated(generator), "", 0) for _ in range(requests - len(poison))]
+    sent += [(mutated(generator), "", 0) for _ in range(turn.requests - len(poison))]
     generator.shuffle(sent)
     statuses: Counter[int] = Counter()
     surprises: list[str] = []
@@ -148,7 +173,7 @@ async def _attacked(door: Door, number: int, rounds: int, requests: int) -> _Att
 
     async def attacker(offset: int) -> None:
         for place in range(offset, len(sent), _ATTACKERS):
-            await asyncio.sleep(max(0.0, began + place / _ATTACKS_PER_S - time.perf_counter()))
+            await asyncio.sleep(max(0.0, began + place / turn.per_s - time.perf_counter()))
             wire, name, expected = sent[place]
             answer = await ask(door.host, door.port, wire, patience_s=30 if name else _PATIENCE_S)
             status = answer.status if answer else 0
