@@ -20,7 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from models.bundle import BundleError, read_bundle
+from models.bundle import read_bundle
+from models.manifest import BundleError
 from models.registry import Registry, RegistryError
 
 CONFIG = "ml-100k"

@@ -11,7 +11,7 @@ from bench import machine, report
 from bench.child import ChildError
 from bench.servers import ServerError
 from bench.serving import QUICK, Plan, bench_serving
-from models.bundle import BundleError
+from models.manifest import BundleError
 from models.registry import RegistryError
 from service.embedded import EmbeddedStoreError
 
@@ -28,7 +28,9 @@ def main(arguments: list[str] | None = None) -> int:
     serving = commands.add_parser("serving", help="requests a second, latency and their floors", epilog=_EPILOG)
     serving.add_argument("--items", type=int, default=_USUAL.items, help="of the first catalogue (%(default)s)")
     serving.add_argument("--large", action="store_true", help=f"measure a catalogue of {LARGE:,} items too")
-    serving.add_argument("--peers", action="store_true", help="measure LitServe, MLServer and BentoML beside it")
+    serving.add_argument(
+        "--peers", action="store_true", help="measure LitServe, MLServer, BentoML and others beside it"
+    )
     serving.add_argument("--rounds", type=int, default=_USUAL.rounds, help="that count (%(default)s)")
     serving.add_argument("--seconds", type=float, default=_USUAL.seconds, help="of each load (%(default)s)")
     serving.add_argument("--quick", action="store_true", help="all of it in seconds, on tiny catalogues: says nothing")

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from bench.probes import PADDED
-from models.bundle import BundleError, Content, DataWindow, Manifest, Parity, verify, write_bundle
+from models.bundle import verify
+from models.draft import Content, write_bundle
+from models.manifest import BundleError, DataWindow, Manifest, Parity
 from models.registry import Registry
 from models.sasrec import SASRec, SASRecConfig
 from training.export import certify, encoder_graph, golden

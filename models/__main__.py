@@ -7,8 +7,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from models.bundle import BundleError, read_bundle
+from models.bundle import read_bundle
 from models.device import DeviceError, check_installation
+from models.manifest import BundleError
 from models.registry import Registry, RegistryError
 from models.runtime import Runtime
 

@@ -3,119 +3,64 @@
 It is the one place where training and service meet. Only the bundle translates between external ids (strings) and
 indices, so a retrained model may renumber its items without touching a stored history.
 
-`write_bundle` writes a draft, syncs it and renames it: a bundle is complete or absent. `read_bundle` verifies every
-digest before anything is used: onnxruntime loads a graph with flipped bits without a word.
+`read_bundle` verifies every digest before anything is used: onnxruntime loads a graph with flipped bits without a word.
+models/draft.py writes bundles.
 """
 
 import hashlib
-import json
-import os
-import shutil
-import tempfile
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from models import VERSION
+from models.arrays import Shape, load_archive, load_array
+from models.graphs import check_graph
+from models.manifest import (
+    AFFINITIES,
+    ATTRIBUTES,
+    ENCODER,
+    GOLDEN,
+    INPUTS,
+    ITEMS,
+    MANIFEST,
+    NEIGHBOURS,
+    OPTIONAL,
+    POPULARITY,
+    QUANTISED,
+    RANKER,
+    REQUIRED,
+    SCALES,
+    SCAN,
+    VOCABULARY,
+    BundleError,
+    Manifest,
+    open_own,
+    plain,
+    read_json,
+    read_manifest,
+)
 from models.neighbours import Neighbours
 from models.scan import Quantised
 from models.sequence import PADDING
 
-FORMAT = 1  # raised when an older reader could misread a newer bundle
-READER = "0.1.0"  # oldest version that reads what this one writes
-MANIFEST = "manifest.json"
-ENCODER = "encoder.onnx"
-RANKER = "ranker.onnx"
-ITEMS = "items.npy"
-VOCABULARY = "vocabulary.json"
-POPULARITY = "popularity.npy"
-ATTRIBUTES = "attributes.json"
-GOLDEN = "golden.npz"
-NEIGHBOURS = "neighbours.npy"
-AFFINITIES = "affinities.npy"
-INPUTS = "inputs.npy"
-SCAN = "scan.onnx"
-QUANTISED = "items8.npy"
-SCALES = "scales.npy"
-VERSION_NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,99}"  # what a version may be called: one plain folder
-REQUIRED = (ENCODER, RANKER, ITEMS, VOCABULARY, POPULARITY, GOLDEN)
-OPTIONAL = (ATTRIBUTES, NEIGHBOURS, AFFINITIES, INPUTS, SCAN, QUANTISED, SCALES)
-
-_GOLDEN_SHAPES = {"sequences": 2, "lengths": 1, "excluded": 2, "vectors": 2, "indices": 2, "scores": 2}
+GOLDEN_ARRAYS: dict[str, tuple[type[np.number[Any]], Shape]] = {
+    "sequences": (np.int64, (None, None)),
+    "lengths": (np.int64, (None,)),
+    "excluded": (np.int64, (None, None)),
+    "vectors": (np.float32, (None, None)),
+    "indices": (np.int64, (None, None)),
+    "scores": (np.float32, (None, None)),
+}
 _CHUNK_BYTES = 1 << 20
-
-
-class BundleError(Exception):
-    """A bundle that must not serve; the message names the folder and what is wrong with it."""
-
-
-class DataWindow(BaseModel):
-    """What the model was trained on. Times in epoch milliseconds, None where the data had none."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    files: dict[str, str]  # name -> sha256
-    users: int
-    items: int
-    interactions: int
-    first_ms: int | None = None
-    last_ms: int | None = None
-    trained_until_ms: int | None = None  # newest interaction that weights were fitted to; later ones were held out
-
-
-class Parity(BaseModel):
-    """How far the graphs were from torch when the bundle was made, over a grid of batch sizes and lengths."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    cases: int
-    largest_difference: float  # of a score
-    top_k_agreed: bool
-
-
-class Scoring(BaseModel):
-    """How the catalogue is searched, and what was measured when that was chosen; on small catalogues nothing is.
-
-    recall_at_10: share of the exact first ten items that the int8 scan finds. Milliseconds of ranking by batch size,
-    on the machine that exported; milliseconds_exact beside them those of the exact scan.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kind: Literal["exact", "approximate"] = "exact"
-    recall_at_10: float | None = None
-    milliseconds_exact: dict[int, float] = Field(default_factory=dict)
-    milliseconds_int8: dict[int, float] = Field(default_factory=dict)
-
-
-class Manifest(BaseModel):
-    """What is in a bundle and where it comes from."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format: int = FORMAT
-    reader: str = Field(READER, pattern=r"^\d+\.\d+\.\d+$")  # oldest version that can read it
-    version: str = Field(pattern=f"^{VERSION_NAME}$")
-    created: str  # RFC 3339
-    model: str
-    items: int = Field(ge=1)
-    dim: int = Field(ge=1)
-    length: int = Field(ge=1)  # longest history the encoder reads
-    config: dict[str, JsonValue]
-    seed: int
-    data: DataWindow
-    metrics: dict[str, JsonValue]
-    parity: Parity
-    scoring: Scoring = Scoring()
-    files: dict[str, str] = Field(default_factory=dict)  # name -> sha256
-    # sha256 of the manifest's own file without these 64 characters; the last field, where `sealed` puts it
-    seal: str = Field("", pattern=r"^([0-9a-f]{64})?$")
+_ID_BYTES = 1 << 11  # of an id in the vocabulary: 256, each of which may be written as an escape of six characters
+_ATTRIBUTE_BYTES = 1 << 14  # of an item, on average; beside _SPARE_BYTES
+_SPARE_BYTES = 1 << 20
+_LARGEST = float(np.finfo(np.float64).max)
+_LISTED = 5  # names in a message
+_KNOWN = {MANIFEST, *REQUIRED, *OPTIONAL}
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,24 +79,6 @@ class Golden:
     indices: NDArray[np.int64]
     scores: NDArray[np.float32]
     values: NDArray[np.float32] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Content:
-    """Everything a bundle holds, before it is written; row 0 of every per-item array is padding."""
-
-    manifest: Manifest
-    encoder: bytes
-    ranker: bytes
-    items: NDArray[np.float32]  # (items + 1, dim)
-    ids: list[str]  # external id of every row; "" for padding
-    popularity: NDArray[np.float32]  # (items + 1,) interactions of each item
-    attributes: Mapping[str, list[Any]] | None  # column -> a value for every row
-    golden: Golden
-    neighbours: Neighbours | None = None  # added to the scores, by a ranker that reads them
-    inputs: NDArray[np.float32] | None = None  # (items + 1, any): what the encoder reads items as, if not as `items`
-    scan: bytes | None = None  # the graph that finds candidates in a large catalogue
-    quantised: Quantised | None = None  # what it reads, if not `items`
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,59 +116,6 @@ class Bundle:
         return np.fromiter((index for index in known if index is not None), np.int64)
 
 
-def write_bundle(artifacts: Path, content: Content) -> Path:
-    """Write a bundle to `artifacts/<version>` and return that folder.
-
-    It appears under its name complete, synced to disk and read-only, or not at all.
-    Raises BundleError if the version exists already.
-    """
-    target = artifacts / content.manifest.version
-    artifacts.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=artifacts))
-    try:
-        (draft / ENCODER).write_bytes(content.encoder)
-        (draft / RANKER).write_bytes(content.ranker)
-        np.save(draft / ITEMS, np.ascontiguousarray(content.items, np.float32), allow_pickle=False)
-        np.save(draft / POPULARITY, content.popularity.astype(np.float32), allow_pickle=False)
-        _write_json(draft / VOCABULARY, content.ids)
-        if content.attributes is not None:
-            _write_json(draft / ATTRIBUTES, dict(content.attributes))
-        if content.neighbours is not None:
-            np.save(draft / NEIGHBOURS, content.neighbours.items.astype(np.int32), allow_pickle=False)
-            np.save(draft / AFFINITIES, content.neighbours.affinities.astype(np.float32), allow_pickle=False)
-        if content.inputs is not None:
-            np.save(draft / INPUTS, np.ascontiguousarray(content.inputs, np.float32), allow_pickle=False)
-        if content.scan is not None:
-            (draft / SCAN).write_bytes(content.scan)
-        if content.quantised is not None:
-            np.save(draft / QUANTISED, content.quantised.items, allow_pickle=False)
-            np.save(draft / SCALES, content.quantised.scales, allow_pickle=False)
-        golden = {name: getattr(content.golden, name) for name in _GOLDEN_SHAPES}
-        if content.golden.values is not None:
-            golden["values"] = content.golden.values
-        np.savez(draft / GOLDEN, allow_pickle=False, **golden)
-        digests = {path.name: _sha256(path) for path in sorted(draft.iterdir())}
-        manifest = content.manifest.model_copy(update={"files": digests})
-        (draft / MANIFEST).write_bytes(sealed(manifest))
-        for path in draft.iterdir():
-            path.chmod(0o444)
-            sync(path)
-        draft.chmod(0o755)
-        sync(draft)
-        try:
-            draft.rename(target)  # fails where there is a file or a folder with anything in it
-        except OSError as error:
-            if not target.exists():
-                raise
-            raise BundleError(
-                f"{target} exists already; a bundle is never changed, export under a new version"
-            ) from error
-        sync(artifacts)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)  # does nothing after the rename
-    return target
-
-
 def read_bundle(folder: Path) -> Bundle:
     """Verify a bundle and open it.
 
@@ -249,28 +123,22 @@ def read_bundle(folder: Path) -> Bundle:
     """
     manifest = verify(folder)
     rows = manifest.items + 1
-    items = _load_array(folder / ITEMS, np.float32, (rows, manifest.dim), mapped=True)
-    popularity = _load_array(folder / POPULARITY, np.float32, (rows,))
-    ids = _load_json(folder / VOCABULARY)
-    if not isinstance(ids, list) or len(ids) != rows or not all(isinstance(item, str) for item in ids):
-        raise BundleError(f"{folder / VOCABULARY}: must be a list of {rows} ids, one a row")
+    items = load_array(folder / ITEMS, np.float32, (rows, manifest.dim), mapped=True)
+    popularity = load_array(folder / POPULARITY, np.float32, (rows,))
+    if popularity.min() < 0:
+        raise BundleError(f"{folder / POPULARITY}: holds {popularity.min()}, a count of interactions is 0 or more")
+    ids = _load_ids(folder / VOCABULARY, rows)
     index_of = {item: row for row, item in enumerate(ids) if row != PADDING}
     if ids[PADDING] != "" or "" in index_of:
         raise BundleError(f"{folder / VOCABULARY}: the id of row {PADDING}, and of no other row, must be empty")
     if len(index_of) != manifest.items:
         raise BundleError(f"{folder / VOCABULARY}: {manifest.items - len(index_of)} ids occur twice")
-    attributes = None
-    if ATTRIBUTES in manifest.files:
-        attributes = _load_json(folder / ATTRIBUTES)
-        if not isinstance(attributes, dict) or any(
-            not isinstance(column, list) or len(column) != rows for column in attributes.values()
-        ):
-            raise BundleError(f"{folder / ATTRIBUTES}: every column must be a list of {rows} values, one a row")
+    attributes = _load_attributes(folder / ATTRIBUTES, rows) if ATTRIBUTES in manifest.files else None
     golden = _load_golden(folder / GOLDEN, manifest)
     neighbours = _load_neighbours(folder, manifest)
     inputs = None
     if INPUTS in manifest.files:
-        inputs = _load_array(folder / INPUTS, np.float32, (rows, None), mapped=True)
+        inputs = load_array(folder / INPUTS, np.float32, (rows, None), mapped=True)
     quantised = _load_quantised(folder, manifest)
     return Bundle(folder, manifest, items, ids, index_of, popularity, attributes, golden, neighbours, inputs, quantised)
 
@@ -281,68 +149,26 @@ def verify(folder: Path) -> Manifest:
     Raises BundleError, naming the file and the reason.
     """
     manifest = read_manifest(folder)
-    expected = {MANIFEST, *manifest.files}
-    missing = sorted({*REQUIRED, *manifest.files} - {entry.name for entry in folder.iterdir()})
-    if missing:
-        raise BundleError(f"{folder}: {', '.join(missing)} missing")
-    unknown = sorted(({entry.name for entry in folder.iterdir()} - expected) | (expected - _KNOWN))
-    if unknown:
-        raise BundleError(f"{folder}: {', '.join(unknown)} does not belong in a bundle")
+    expected, found_there = {MANIFEST, *manifest.files}, {entry.name for entry in folder.iterdir()}
+    if unknown := (found_there - expected) | (expected - _KNOWN):
+        raise BundleError(f"{folder}: {_listed(unknown)} does not belong in a bundle")
+    if missing := {*REQUIRED, *manifest.files} - found_there:
+        raise BundleError(f"{folder}: {_listed(missing)} missing")
     for name, digest in manifest.files.items():
         path = folder / name
-        if path.is_symlink() or not path.is_file():
-            raise BundleError(f"{path}: must be a regular file of the bundle's own, not a link")
-        found = _sha256(path)
+        found = sha256(path)
         if found != digest:
             raise BundleError(
                 f"{path}: sha256 is {found[:12]}..., manifest says {digest[:12]}...; restore or re-export"
             )
+    for name in (ENCODER, RANKER, *({SCAN} & set(manifest.files))):
+        check_graph(folder / name)
     return manifest
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """The manifest alone, without a look at the other files. Raises BundleError if there is none to be read."""
-    path = folder / MANIFEST
-    try:
-        if path.is_symlink():
-            raise BundleError(f"{path}: must be a regular file of the bundle's own, not a link")
-        raw = path.read_bytes()
-        fields = json.loads(raw)
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{path}: cannot be read as JSON: {error}") from error
-    # Before the fields are checked: a newer format may have fields that this reader does not know.
-    if not isinstance(fields, dict) or fields.get("format") != FORMAT:
-        found = fields.get("format") if isinstance(fields, dict) else fields
-        raise BundleError(
-            f"{path}: format is {found!r}, this version ({VERSION}) reads {FORMAT}; export the model again"
-        )
-    try:
-        manifest = Manifest.model_validate(fields)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise BundleError(f"{path}: {where}: {first['msg']} (found {first['input']!r})") from error
-    if hashlib.sha256(raw.replace(manifest.seal.encode(), b"")).hexdigest() != manifest.seal:
-        raise BundleError(f"{path}: has changed since it was written (its seal is another); restore or re-export")
-    if _numbers(manifest.reader) > _numbers(VERSION):
-        raise BundleError(f"{path}: needs version {manifest.reader} or later, this is {VERSION}; update the service")
-    if manifest.version != folder.name:
-        raise BundleError(f"{path}: version is {manifest.version}, the folder is called {folder.name}")
-    return manifest
-
-
-def sealed(manifest: Manifest) -> bytes:
-    """A manifest as the bytes of its file, with the digest that guards them: it guards every other file."""
-    text = manifest.model_copy(update={"seal": ""}).model_dump_json(indent=2) + "\n"
-    before, after = text.rsplit('""', 1)
-    return f'{before}"{hashlib.sha256(text.encode()).hexdigest()}"{after}'.encode()
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(map(int, version.split(".")))
-
-
-_KNOWN = {MANIFEST, *REQUIRED, *OPTIONAL}
+def _listed(names: set[str]) -> str:
+    shown = ", ".join(plain(name) for name in sorted(names)[:_LISTED])
+    return shown if len(names) <= _LISTED else f"{shown} and {len(names) - _LISTED} more"
 
 
 def _load_neighbours(folder: Path, manifest: Manifest) -> Neighbours | None:
@@ -352,8 +178,8 @@ def _load_neighbours(folder: Path, manifest: Manifest) -> Neighbours | None:
     if len(present) == 1:
         raise BundleError(f"{folder}: has {present.pop()} alone; {NEIGHBOURS} and {AFFINITIES} belong together")
     rows = manifest.items + 1
-    items = _load_array(folder / NEIGHBOURS, np.int32, (rows, None), mapped=True)
-    affinities = _load_array(folder / AFFINITIES, np.float32, items.shape, mapped=True)
+    items = load_array(folder / NEIGHBOURS, np.int32, (rows, None), mapped=True)
+    affinities = load_array(folder / AFFINITIES, np.float32, items.shape, mapped=True)
     if items.min(initial=0) < 0 or items.max(initial=0) >= rows:
         raise BundleError(f"{folder / NEIGHBOURS}: holds an item outside the rows 0 to {rows - 1}")
     if items[PADDING].any() or affinities[PADDING].any():
@@ -370,72 +196,77 @@ def _load_quantised(folder: Path, manifest: Manifest) -> Quantised | None:
         raise BundleError(f"{folder}: scoring is {manifest.scoring.kind}, which {parts} contradicts; export it again")
     if manifest.scoring.kind == "exact":
         return None
-    items = _load_array(folder / QUANTISED, np.uint8, (manifest.items + 1, manifest.dim), mapped=True)
-    scales = _load_array(folder / SCALES, np.float32, (manifest.dim,))
+    items = load_array(folder / QUANTISED, np.uint8, (manifest.items + 1, manifest.dim), mapped=True)
+    scales = load_array(folder / SCALES, np.float32, (manifest.dim,))
     if (scales <= 0).any():
         raise BundleError(f"{folder / SCALES}: holds {scales.min()}, a scale must be positive; export it again")
     return Quantised(items, scales)
 
 
-def _load_array(
-    path: Path, dtype: type[np.number[Any]], shape: tuple[int | None, ...], *, mapped: bool = False
-) -> NDArray[Any]:
+def _load_ids(path: Path, rows: int) -> list[str]:
+    _, ids = read_json(path, _SPARE_BYTES + rows * _ID_BYTES)
+    if not isinstance(ids, list) or len(ids) != rows or not all(isinstance(item, str) for item in ids):
+        raise BundleError(f"{path}: must be a list of {rows} ids, one a row")
     try:
-        array = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{path}: cannot be read as an array: {error}") from error
-    fits = array.ndim == len(shape) and all(
-        size in (None, found) for size, found in zip(shape, array.shape, strict=True)
-    )
-    if array.dtype != dtype or not fits:
-        raise BundleError(f"{path}: is {array.dtype} {array.shape}, manifest says {np.dtype(dtype)} {shape}")
-    if np.issubdtype(dtype, np.floating) and not np.isfinite(array).all():
-        raise BundleError(f"{path}: holds a value that is not a finite number")
-    return array  # type: ignore[no-any-return]
+        "".join(ids).encode()
+    except UnicodeEncodeError as error:
+        raise BundleError(f"{path}: holds an id that is no text and could not be sent: {error}") from error
+    return ids
+
+
+def _load_attributes(path: Path, rows: int) -> dict[str, list[Any]]:
+    _, attributes = read_json(path, _SPARE_BYTES + rows * _ATTRIBUTE_BYTES)
+    if not isinstance(attributes, dict) or any(
+        not isinstance(column, list) or len(column) != rows for column in attributes.values()
+    ):
+        raise BundleError(f"{path}: every column must be a list of {rows} values, one a row")
+    for name, column in attributes.items():
+        for row, entry in enumerate(column):
+            for value in entry if isinstance(entry, list) else (entry,):
+                if not _filterable(value):
+                    raise BundleError(
+                        f"{path}: column {plain(name)}, row {row} holds {plain(repr(value))}; a value is text, a "
+                        "finite number, true, false, null or a list of these"
+                    )
+    return attributes
+
+
+def _filterable(value: object) -> bool:
+    """Whether a value is one that filters compare; numbers as floats, which some whole numbers are too large for."""
+    if isinstance(value, int | float):
+        return -_LARGEST <= value <= _LARGEST
+    return value is None or isinstance(value, str)
 
 
 def _load_golden(path: Path, manifest: Manifest) -> Golden:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            values = arrays.get("values")
-            golden = Golden(**{name: arrays[name] for name in _GOLDEN_SHAPES}, values=values)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise BundleError(f"{path}: cannot be read as golden inputs: {error}") from error
-    cases = len(golden.lengths)
-    for name, dimensions in _GOLDEN_SHAPES.items():
-        array = getattr(golden, name)
-        if array.ndim != dimensions or len(array) != cases or cases == 0:
-            raise BundleError(f"{path}: {name} has shape {array.shape}, expected {dimensions} dimensions, {cases} rows")
+    arrays = load_archive(path, GOLDEN_ARRAYS | {"values": GOLDEN_ARRAYS["scores"]})
+    if missing := sorted(GOLDEN_ARRAYS.keys() - arrays.keys()):
+        raise BundleError(f"{path}: cannot be read as golden inputs: {', '.join(missing)} missing")
+    golden = Golden(**arrays)
+    cases, width = golden.sequences.shape
+    for name, array in arrays.items():
+        if len(array) != cases:
+            raise BundleError(f"{path}: {name} has {len(array)} rows, expected {cases}")
     if golden.values is not None and golden.values.shape != golden.sequences.shape:
         raise BundleError(f"{path}: values have shape {golden.values.shape}, sequences {golden.sequences.shape}")
     if golden.vectors.shape[1] != manifest.dim:
         raise BundleError(f"{path}: vectors have {golden.vectors.shape[1]} columns, manifest says {manifest.dim}")
+    if golden.indices.shape != golden.scores.shape:
+        raise BundleError(f"{path}: indices have shape {golden.indices.shape}, scores {golden.scores.shape}")
+    bounds = {"sequences": manifest.items, "excluded": manifest.items, "indices": manifest.items, "lengths": width}
+    for name, most in bounds.items():
+        if arrays[name].min() < 0 or arrays[name].max() > most:
+            raise BundleError(f"{path}: {name} holds a number outside 0 to {most}")
     return golden
 
 
-def _load_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{path}: cannot be read as JSON: {error}") from error
-
-
-def _write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")), encoding="utf-8")
-
-
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Digest of a file. Raises BundleError if it is not one, or a link."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
+    with open_own(path) as file:
+        try:
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
+        except OSError as error:
+            raise BundleError(f"{path}: cannot be read: {error}") from error
     return digest.hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Put a file, or the names in a folder, on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,9 +1,13 @@
-"""Vectors for items that a model was not trained on, from what their attributes say.
+"""Vectors for items that a model was not trained on, from their attributes and from the items met just before them.
 
-An item is placed where the items lie that have something in common with it: each of its attribute values stands for
+By attributes an item is placed where the items lie that have something in common with it: each of its values stands for
 the mean vector of the known items that have it, and the more telling a value is, the more it counts. In that mean an
 item weighs the square root of its interactions: the full softmax pushes rare items to one side, all of them, and a mean
-that they dominate says that an item is rare rather than what it is about. `python -m training cold` measures it.
+that they dominate says that an item is rare rather than what it is about.
+
+By events it is placed where the known items lie that its users met just before it, its contexts. There the popular
+weigh less, since they are met before anything. The more contexts there are, the less attributes count.
+`python -m training cold` measures both.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,6 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.sequence import PADDING
+
+CONTEXT = 3  # known items before an event that say what it is about; with 5 or more hidden films were found less often
+FULL = 20  # contexts kept of an item: with more of them it gains little, and a training comes sooner or later
+FEW = 3  # contexts that place an item without attributes: one or two may be chance, or a slip
+_PRIOR = 5.0  # contexts that attributes count for
 
 LEAST = 2  # known items that must have a value: what a single one has is not shared
 MOST = 0.9  # share of them beyond which a value tells nothing
@@ -77,6 +86,54 @@ class AttributeCentroids:
                 total += self._weights[some] @ self._items[some]
             self._means[key] = total / self._weights[owners].sum(dtype=np.float64)
         return self._means[key]
+
+
+class Placing:
+    """Places new items by all that is known of them; arguments as of AttributeCentroids. Not safe for threads."""
+
+    def __init__(
+        self,
+        items: NDArray[np.float32],
+        columns: Mapping[str, Sequence[Any]],
+        popularity: NDArray[np.float32],
+        *,
+        norm: float | None,
+    ) -> None:
+        self._items = items
+        self._weights = 1 / np.sqrt(np.maximum(popularity, 1))
+        self._norm = norm
+        self._centroids = AttributeCentroids(items, columns, popularity, norm=norm)
+
+    def vector(
+        self, attributes: Mapping[str, Any] | None, contexts: Sequence[Sequence[int]]
+    ) -> NDArray[np.float32] | None:
+        """Where an item belongs: float32 (dim,), or None if too little is known of it.
+
+        contexts: for each of its events the rows of the known items met just before, at most CONTEXT of them.
+        """
+        told = self._centroids.vector(attributes) if attributes else None
+        contexts = [context for context in contexts if len(context)]
+        if not contexts or (told is None and len(contexts) < FEW):
+            return told
+        seen = self._scaled(np.mean([self._mean(context) for context in contexts], axis=0))
+        if seen is None or told is None:
+            return told if seen is None else seen.astype(np.float32)
+        share = len(contexts) / (len(contexts) + _PRIOR)
+        found = self._scaled(share * seen + (1 - share) * told)
+        return None if found is None else found.astype(np.float32)
+
+    def _mean(self, context: Sequence[int]) -> NDArray[np.float64]:
+        rows = np.asarray(context)
+        weights = self._weights[rows].astype(np.float64)
+        mean: NDArray[np.float64] = weights @ self._items[rows] / weights.sum()
+        return mean
+
+    def _scaled(self, vector: NDArray[np.float64]) -> NDArray[np.float64] | None:
+        """At the length that was asked for; None where it has no direction."""
+        length = float(np.linalg.norm(vector))
+        if not length > 0:
+            return None
+        return vector if self._norm is None else vector * (self._norm / length)
 
 
 def typical_norm(items: NDArray[np.float32]) -> float:

@@ -7,12 +7,15 @@ error rather than a guess. redis is imported by the functions that use it: model
 
 from __future__ import annotations
 
+import hashlib
 import math
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
+
+from models.storeurl import several
 
 if TYPE_CHECKING:
     import redis
@@ -21,6 +24,8 @@ PARTITIONS = 16  # spreads users and logs over a cluster; part of every key: ano
 SCHEMA = 1
 SEQUENCE_TYPES = ("interaction", "view", "click", "rating", "purchase")  # the default of which types count as history
 LAST_TIMESTAMP_MS = 2**53 - 1  # Redis computes in doubles, which are exact up to here
+
+START = "0-0"  # before every entry of a log
 
 _PAGE = 2_000  # entries a round trip: about half a megabyte, a few milliseconds of the server's one thread
 _CONNECT_TIMEOUT_S = 2.0
@@ -58,8 +63,27 @@ class LoggedEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class Tombstone:
+    """A user who was erased: nothing counts that was logged of the user up to the entry `upto`, that one included.
+
+    `user` is the user's `digest_of`: an erased id must not live on in what says that it was erased.
+    """
+
+    user: str
+    upto: str
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry of a partition's log, and its id there: "milliseconds-number", later entries having larger ones."""
+
+    id: str
+    what: LoggedEvent | Tombstone
+
+
+@dataclass(frozen=True, slots=True)
 class LogSize:
-    """Entries the streams hold, and entries they once held and no longer do (trimmed or erased)."""
+    """Entries the streams hold, and entries they once held and no longer do (archived, trimmed or erased)."""
 
     held: int
     trimmed: int
@@ -73,6 +97,25 @@ def partition_of(user_id: str) -> int:
 def log_key(partition: int) -> str:
     """Stream of a partition. The braces are a cluster hash tag: it lies beside the state of the partition's users."""
     return f"recserve:{{{partition}}}:log"
+
+
+def archived_key(partition: int) -> str:
+    """Id of the last entry of a partition that is in the archive; the log may still hold it."""
+    return f"recserve:{{{partition}}}:archived"
+
+
+def digest_of(user_id: str) -> str:
+    """What a tombstone says instead of the user's id: 32 hex digits."""
+    return hashlib.blake2b(user_id.encode(), digest_size=16).hexdigest()
+
+
+def position(entry_id: str) -> tuple[int, int]:
+    """The two numbers of an entry's id, in whose order entries were logged. Raises EventLogError if it has none."""
+    try:
+        ms, _, number = entry_id.partition("-")
+        return int(ms), int(number)
+    except ValueError as error:
+        raise EventLogError(f"{entry_id!r} is not the id of a log entry, such as 1700000000000-0") from error
 
 
 def encode(event: LoggedEvent) -> list[str | bytes]:
@@ -122,38 +165,98 @@ def decode(entry: tuple[bytes, Mapping[bytes, bytes]]) -> LoggedEvent:
         raise EventLogError(f"log entry {entry_id.decode()} is damaged: {error}") from error
 
 
+def decode_entry(entry: tuple[bytes, Mapping[bytes, bytes]]) -> Entry:
+    """As `decode`, for an entry that may be a tombstone."""
+    entry_id, fields = entry
+    if b"erased" not in fields:
+        return Entry(entry_id.decode(), decode(entry))
+    if fields.get(b"schema") != str(SCHEMA).encode() or b"upto" not in fields:
+        raise EventLogError(f"log entry {entry_id.decode()} is a tombstone of a later version: read it with that one")
+    tombstone = Tombstone(fields[b"erased"].decode(), fields[b"upto"].decode())
+    position(tombstone.upto)
+    return Entry(entry_id.decode(), tombstone)
+
+
 def connect(url: str) -> redis.Redis:
     """Client for reading the log, with timeouts of seconds: right for a batch job, far too patient for a request.
 
-    Nothing is sent yet. Raises EventLogError if redis is not installed or the URL is not one.
+    Of a cluster the nodes are asked for, else nothing is sent yet. Raises EventLogError if redis is not installed, the
+    URL is none (models.storeurl), or no node of a cluster answers.
     """
     try:
         import redis  # noqa: PLC0415
     except ImportError as error:
         raise EventLogError("reading the event log needs redis: pip install redis") from error
+    options: dict[str, Any] = {
+        "socket_connect_timeout": _CONNECT_TIMEOUT_S,
+        "socket_timeout": _PAGE_TIMEOUT_S,
+        "retry": redis.retry.Retry(redis.backoff.NoBackoff(), 1),  # the client's own default is up to ten
+        "decode_responses": False,
+    }
     try:
-        return redis.Redis.from_url(
-            url,
-            socket_connect_timeout=_CONNECT_TIMEOUT_S,
-            socket_timeout=_PAGE_TIMEOUT_S,
-            retry=redis.retry.Retry(redis.backoff.NoBackoff(), 1),  # the client's own default is up to ten
-            decode_responses=False,
-        )
+        found = several(url)
+        if found is None:
+            return redis.Redis.from_url(url, **options)
     except ValueError as error:
-        raise EventLogError(f"not the URL of a Redis server (redis://, rediss:// or unix://): {error}") from error
+        raise EventLogError(
+            "not the URL of a Redis server (redis://, rediss://, unix://, redis+cluster:// or redis+sentinel://): "
+            f"{error}"
+        ) from error
+    options |= {"username": found.username, "password": found.password}
+    if not found.cluster:
+        sentinel = redis.sentinel.Sentinel(list(found.addresses), socket_timeout=_CONNECT_TIMEOUT_S)  # type: ignore[no-untyped-call]
+        return cast("redis.Redis", sentinel.master_for(found.name, **options))  # type: ignore[no-untyped-call]
+    nodes = [redis.cluster.ClusterNode(*address) for address in found.addresses]  # type: ignore[no-untyped-call]
+    try:  # every command here has one key, so that a cluster's client does as well
+        return cast("redis.Redis", redis.RedisCluster(startup_nodes=nodes, **options))
+    except (redis.RedisError, redis.exceptions.RedisClusterException, OSError) as error:
+        raise EventLogError(f"cannot reach the cluster of the event log: {error}") from error
 
 
 def read_events(client: redis.Redis) -> Iterator[LoggedEvent]:
     """Every event in the log, one partition after the other, each in the order of arrival; bounded memory.
 
-    Events that arrive while it reads may be included. Raises EventLogError as `decode` does, or if the server fails.
+    Events that arrive while it reads may be included, some of them twice while a user is being erased. Raises
+    EventLogError as `decode` does, or if the server fails.
     """
     for partition in range(PARTITIONS):
-        start = "-"
-        while page := _page(client, log_key(partition), start):
-            for entry in page:
-                yield decode(entry)
-            start = "(" + page[-1][0].decode()
+        for entry in read_partition(client, partition):
+            if isinstance(entry.what, LoggedEvent):
+                yield entry.what
+
+
+def read_partition(client: redis.Redis, partition: int, *, after: str = START) -> Iterator[Entry]:
+    """The entries of one partition later than the entry `after`, in the order of arrival; else as `read_events`."""
+    while page := _page(client, log_key(partition), f"({after}"):
+        yield from map(decode_entry, page)
+        after = page[-1][0].decode()
+
+
+def archived(client: redis.Redis, partition: int) -> str:
+    """Id of the last entry of a partition that is in the archive; START if none is. Raises EventLogError."""
+    with _asking(archived_key(partition)):
+        found = cast(bytes | None, client.get(archived_key(partition)))
+    return START if found is None else found.decode()
+
+
+def acknowledge(client: redis.Redis, partition: int, entry_id: str) -> None:
+    """Say that the entries up to this one are in the archive, and let the log forget them. May be repeated.
+
+    Whole nodes are trimmed: what Redis deletes of a node stays in its memory, out of reach of an erasure, so that up
+    to a hundred archived entries stay in the log. Raises EventLogError if the server fails.
+    """
+    with _asking(log_key(partition)):
+        if position(entry_id) > position(archived(client, partition)):
+            client.set(archived_key(partition), entry_id)
+        client.xtrim(log_key(partition), minid=entry_id, approximate=True, limit=0)
+
+
+def rewrite(client: redis.Redis) -> None:
+    """Ask the server to write its files anew from what it holds, which it does beside its work."""
+    import redis  # noqa: PLC0415
+
+    with suppress(redis.ResponseError), _asking("files of the store"):  # it is at it, or this is for others to ask
+        client.bgrewriteaof()
 
 
 def log_size(client: redis.Redis) -> LogSize:

@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from models.bundle import MANIFEST, VERSION_NAME, BundleError, Manifest, read_bundle, read_manifest, sync
+from models.bundle import read_bundle
+from models.draft import sync
+from models.manifest import MANIFEST, VERSION_NAME, BundleError, Manifest, read_manifest
 
 CURRENT = "CURRENT"
 _KEPT = 50  # promotions remembered, far more than anyone rolls back
@@ -42,6 +44,8 @@ class Registry:
     def folder(self, version: str) -> Path:
         """Where a version lives. Raises RegistryError for a name that is no version here."""
         folder = self.artifacts / version
+        if re.fullmatch(VERSION_NAME, version) and folder.is_dir() and not (folder / MANIFEST).is_file():
+            raise RegistryError(f"{folder / MANIFEST}: is not there, or no file; so {version!r} is no version")
         if not re.fullmatch(VERSION_NAME, version) or not (folder / MANIFEST).is_file():
             known = ", ".join(self.versions()) or "none"
             raise RegistryError(f"there is no version {version!r} in {self.artifacts} (versions here: {known})")

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.binding import BoundSession, Resident
-from models.bundle import Bundle, BundleError
+from models.bundle import Bundle
 from models.device import CPU, CUDA, Device, open_session
+from models.manifest import GOLDEN, BundleError
 from models.neighbours import recent
 from models.scan import GROUP, Scan
 from models.selection import Selection
@@ -143,7 +144,7 @@ class Runtime:
 
     def replay_golden(self) -> None:
         """Raise BundleError unless the golden inputs give the answers that torch gave."""
-        golden = self.bundle.golden
+        golden, where = self.bundle.golden, self.bundle.folder / GOLDEN
         sequences = [row[:length] for row, length in zip(golden.sequences, golden.lengths, strict=True)]
         try:
             values = (
@@ -156,23 +157,23 @@ class Runtime:
             indices, scores = self.rank(*asked, whole=self.scoring == "approximate")
             scanned, _ = self.rank(*asked) if self.scoring == "approximate" else (indices, scores)
         except Exception as error:  # onnxruntime's own errors share no other base class
-            raise BundleError(f"{self.bundle.folder}: its graphs cannot run the golden inputs: {error}") from error
+            raise BundleError(f"{where}: its graphs cannot run the golden inputs: {error}") from error
         neighbours = self.bundle.neighbours
         bonus = None if neighbours is None else neighbours.bonus(sequences)
         difference = np.max([_distance(vectors, golden.vectors), _distance(scores, golden.scores)])
         if not difference <= TOLERANCE:  # so written, a NaN fails too
             raise BundleError(
-                f"{self.bundle.folder}: golden inputs come out {difference:.2g} away from torch's answers "
+                f"{where}: golden inputs come out {difference:.2g} away from torch's answers "
                 f"(at most {TOLERANCE:.0e} is allowed); do not serve it, export it again"
             )
         if not same_items(self.bundle.items, vectors, indices, golden.indices, golden.scores, bonus=bonus):
             raise BundleError(
-                f"{self.bundle.folder}: golden inputs rank other items than torch did; do not serve it, export it again"
+                f"{where}: golden inputs rank other items than torch did; do not serve it, export it again"
             )
         found = overlap(scanned, indices)
         if found < _GOLDEN_RECALL:
             raise BundleError(
-                f"{self.bundle.folder}: its int8 scan finds {found:.3f} of the golden answers (at least "
+                f"{where}: its int8 scan finds {found:.3f} of the golden answers (at least "
                 f"{_GOLDEN_RECALL} is needed); do not serve it, export it again"
             )
 

@@ -1,6 +1,7 @@
 """`python -m reliability`: try every promise under faults; see ./run reliability."""
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -22,6 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if unknown := set(options.names) - {promise.name for promise in every}:
         parser.error(f"no promise is called {', '.join(sorted(unknown))}; there are {names}")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what was started is stopped
     outcomes = []
     for promise in every:
         if not options.names or promise.name in options.names:

@@ -1,4 +1,4 @@
-"""`python -m service`: serve recommendations, and manage the keys of those who may ask for them.
+"""`python -m service`: serve recommendations, archive the event log, and manage the keys of those who may ask.
 
 Whatever stops it from starting is one sentence on stderr and exit status 2; a store of its own that ends by itself
 stops it with status 1, for whoever supervises it to start both again.
@@ -15,8 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from models.bundle import BundleError
+from models.archive import ArchiveError
 from models.device import DeviceError, check_installation
+from models.eventlog import EventLogError
+from models.manifest import BundleError
 from service import key_commands, logs
 from service.keyfile import KeyFileError
 from service.settings import BadSettings, Settings, load
@@ -31,6 +33,7 @@ logger = logging.getLogger(__name__)
 _EPILOG = """examples:
   python -m service serve --embedded                       with a store of its own under artifacts/store
   python -m service serve --redis redis://127.0.0.1:6379
+  python -m service archive --redis redis://127.0.0.1:6379 --to artifacts/archive
   python -m service keys create shop --scope recommend --scope events        a key, for listening beyond this machine
 
 every option is also a variable, RECSERVE_PORT=9000 for example; the option wins"""
@@ -38,6 +41,18 @@ every option is also a variable, RECSERVE_PORT=9000 for example; the option wins
 
 class StartError(Exception):
     """The service cannot start; the message says what to do."""
+
+
+_SENTENCES = (
+    ArchiveError,
+    BadSettings,
+    BundleError,
+    DeviceError,
+    EventLogError,
+    KeyFileError,
+    StartError,
+    OSError,
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -63,20 +78,44 @@ def main(arguments: list[str] | None = None) -> int:
         "--threads", help="CPU threads of one ranking (1 if that is quick, else the CPU quota / workers)"
     )
     serve.add_argument("--log-level", help="debug, info, warning or error (info)")
+    archive = commands.add_parser("archive", help="move the event log to Parquet files, every few minutes or once")
+    archive.add_argument("--redis", metavar="URL", help="store whose log it is (RECSERVE_REDIS)")
+    archive.add_argument("--to", type=Path, metavar="DIR", help="folder of the archive, one for each store")
+    archive.add_argument("--every", type=float, default=300, metavar="S", help="seconds between two moves (300)")
+    archive.add_argument("--once", action="store_true", help="move what is there, and end")
+    archive.add_argument("--compact", action="store_true", help="with --once: drop repeats and erased users as well")
     key_commands.add_to(commands)
     options = vars(parser.parse_args(arguments))
     command = options.pop("command")
     try:
         if command == "keys":
             return key_commands.run(options)
+        if command == "archive":
+            return _archive(**options)
         settings = load(options)
         check_installation()
         return _serve(settings)
-    except (BadSettings, BundleError, DeviceError, KeyFileError, StartError, OSError) as error:
+    except _SENTENCES as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:  # told to stop before it had started
         return 0
+
+
+def _archive(*, redis: str | None, to: Path | None, every: float, once: bool, compact: bool) -> int:
+    from service.archive import archive  # noqa: PLC0415 - needs an extra package
+
+    settings = load({"redis": redis})
+    if settings.redis is None:
+        raise StartError("the archiver needs the URL of the store; the log of 'serve --embedded' names it at its start")
+    if compact and not once:
+        raise StartError("--compact goes with --once; without it every day is compacted anyway")
+    if not every > 0:
+        raise StartError(f"--every is {every:g}; give seconds above 0")
+    logs.configure(settings.log_level)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    archive(settings.redis, to or settings.artifacts / "archive", once=once, compacting=compact, every_s=every)
+    return 0
 
 
 def _serve(settings: Settings) -> int:
@@ -114,10 +153,12 @@ async def _run(settings: Settings, embedded: "EmbeddedStore | None", listener: s
         logger.info("stopped")
         return supervisor.status
     from service.app import running  # noqa: PLC0415
+    from service.metrics import Metrics  # noqa: PLC0415
     from service.server import CannotListen, Server  # noqa: PLC0415
 
-    async with running(settings, store_url) as app:
-        server = Server(app, settings, lambda: logger.info("serving on %s", url))
+    metrics = Metrics()
+    async with running(settings, store_url, metrics) as app:
+        server = Server(app, settings, metrics, lambda: logger.info("serving on %s", url))
         _stop_in_time(server, embedded)
         try:
             await server.serve(sockets=[listener])
@@ -181,7 +222,7 @@ def _embedded(settings: Settings) -> Iterator["EmbeddedStore | None"]:
         return
     from service.embedded import EmbeddedStore, EmbeddedStoreError  # noqa: PLC0415 - needs an extra package
 
-    embedded = EmbeddedStore(settings.store_folder)
+    embedded = EmbeddedStore(settings.store_folder, sync_every_write=settings.durability != "fast")
     try:
         embedded.__enter__()
     except EmbeddedStoreError as error:

@@ -17,14 +17,16 @@ from starlette.types import ASGIApp
 from models import VERSION
 from models.eventlog import PARTITIONS
 from models.runtime import cpu_quota
-from service import errors
+from service import durability, errors, users
 from service.auth import Keys
 from service.batcher import Batcher
 from service.engine import Engine
+from service.erasure import Erasure
 from service.hot import HotRoutes
 from service.intake import Intake
 from service.items import ItemStore, LiveItems
 from service.limits import Limits
+from service.meetings import Meetings
 from service.metrics import Metrics
 from service.recommender import Recommender
 from service.requests import RequestScope
@@ -75,7 +77,8 @@ async def running(settings: Settings, store_url: str, metrics: Metrics | None = 
         raise BadSettings(f"redis is not the URL of a Redis server: {error}") from error
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(store)
-        items = LiveItems(ItemStore(store.connection), lambda: slot.resident().values(), poll_s=settings.poll_s)
+        item_store = ItemStore(store.connection)
+        items = LiveItems(item_store, lambda: slot.resident().values(), poll_s=settings.poll_s)
         slot = Slot(
             settings.artifacts,
             device=settings.device,
@@ -89,8 +92,12 @@ async def running(settings: Settings, store_url: str, metrics: Metrics | None = 
         )
         await stack.enter_async_context(slot)
         await stack.enter_async_context(items)
-        if (warning := await store.durability()) is not None:
-            logger.warning("%s", warning)
+        try:
+            await stack.enter_async_context(
+                durability.checked(store.connection, settings.durability, settings.replicas)
+            )
+        except durability.NotDurable as error:
+            raise BadSettings(str(error)) from error
         scoring = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="scoring"))
         recommender = Recommender(store, lambda: slot.engine, scoring, metrics)
         batcher = Batcher(
@@ -99,6 +106,7 @@ async def running(settings: Settings, store_url: str, metrics: Metrics | None = 
             max_waiting=settings.max_waiting,
             stuck_s=settings.stuck_s,
             on_batch=metrics.batch_size.observe,
+            on_abandoned=metrics.abandoned.inc,
         )
         await stack.enter_async_context(batcher)
         # What takes longer, and comes rarely, waits in a queue of its own and a few at a time, so that plain requests
@@ -109,22 +117,36 @@ async def running(settings: Settings, store_url: str, metrics: Metrics | None = 
             max_waiting=settings.max_waiting,
             stuck_s=settings.stuck_s,
             on_batch=metrics.batch_size.observe,
+            on_abandoned=metrics.abandoned.inc,
         )
         await stack.enter_async_context(aside)
         metrics.batcher_started(lambda: batcher.waiting + aside.waiting, lambda: batcher.alive and aside.alive)
-        intake = Intake(store, lambda: slot.engine, metrics, max_waiting=settings.max_waiting)
+        meetings = Meetings(store, item_store, items, lambda: slot.engine)
+        if settings.cold_share:
+            await stack.enter_async_context(meetings)
+        intake = Intake(
+            store,
+            lambda: slot.engine,
+            metrics,
+            max_waiting=settings.max_waiting,
+            on_unknown=meetings.stored if settings.cold_share else lambda events: None,
+        )
         await stack.enter_async_context(intake)
         limits = Limits(store.connection, workers=settings.workers)
         keys = await stack.enter_async_context(Keys(settings, on_change=limits.keep))
-        services = Services(keys, limits, slot, batcher, aside, intake, items, metrics)
+        erasure = Erasure(store.connection, log_length=store.settings.log_max_events)
+        services = Services(keys, limits, slot, batcher, aside, intake, items, store, erasure, metrics)
         yield HotRoutes(create_app(services), services)
 
 
 def _store_settings(settings: Settings) -> StoreSettings:
     return StoreSettings(
         history_length=settings.history_length,
+        history_ttl_s=math.ceil(settings.history_days * 86_400),
         sequence_types=settings.sequence_types,
         log_max_events=math.ceil(settings.log_max_events / PARTITIONS),
+        replicas=settings.replicas if settings.durability == "replicated" else 0,
+        log_min_s=settings.log_min_days * 86_400,
     )
 
 
@@ -140,6 +162,7 @@ def create_app(services: Services) -> FastAPI:
     )
     app.state.services = services
     app.include_router(router)
+    app.include_router(users.router)
     app.add_middleware(RequestScope)
     errors.install(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]

@@ -6,10 +6,11 @@
 -- KEYS  history  MessagePack array, five values an event, oldest first: timestamp_ms, event_id, item_id, type, value
 --       record   twelve bytes an event, in order of arrival: digest of the event id, second of arrival (big-endian)
 --       log      stream of the partition
--- ARGV  history_length, history_ttl_s, record_length, record_ttl_s, log_length, now_s, then the events as a MessagePack
---       array of {timestamp_ms, event_id, item_id, type, value or false, digest, in_sequence, log fields}; the first five
---       go to the history as they are
--- Gives the number of events that were new.
+-- ARGV  history_length, history_ttl_s, record_length, record_ttl_s, log_length, log_min_s, now_s, then the events as a
+--       MessagePack array of {timestamp_ms, event_id, item_id, type, value or false, digest, in_sequence, log fields};
+--       the first five go to the history as they are
+-- Gives the number of events that were new, or the error LOGFULL where the log would have to drop an entry that is
+-- younger than log_min_s to take them.
 
 local STRIDE = 5
 local DIGEST = 8
@@ -17,8 +18,8 @@ local ENTRY = 12
 
 local history_length, history_ttl_s = tonumber(ARGV[1]), tonumber(ARGV[2])
 local record_length, record_ttl_s = tonumber(ARGV[3]), tonumber(ARGV[4])
-local log_length, now_s = ARGV[5], tonumber(ARGV[6])
-local events = cmsgpack.unpack(ARGV[7])
+local log_length, log_min_s, now_s = ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7])
+local events = cmsgpack.unpack(ARGV[8])
 
 -- Lua's own `<` on strings follows the locale of the server; byte order is the same everywhere.
 local function later(time_a, id_a, time_b, id_b)
@@ -32,20 +33,38 @@ end
 
 local stored = redis.call('GET', KEYS[1])
 local window = stored and cmsgpack.unpack(stored) or {}
+-- A record and a window of fifty entries are searched for one event in less time than their sets are made.
+local few = #events <= 4
 local in_window = {}
-for i = 2, #window, STRIDE do in_window[window[i]] = true end
+if not few then
+  for i = 2, #window, STRIDE do in_window[window[i]] = true end
+end
 
 local record = redis.call('GET', KEYS[2]) or ''
 local from = 1
 while from <= #record and struct.unpack('>I4', record, from + DIGEST) <= now_s - record_ttl_s do from = from + ENTRY end
 record = string.sub(record, from)
 local recorded = {}
-for i = 1, #record, ENTRY do recorded[string.sub(record, i, i + DIGEST - 1)] = true end
+if not few then
+  for i = 1, #record, ENTRY do recorded[string.sub(record, i, i + DIGEST - 1)] = true end
+end
+
+local function known(event_id, digest)
+  if recorded[digest] or in_window[event_id] then return true end
+  if not few then return false end
+  local at = string.find(record, digest, 1, true)
+  while at and (at - 1) % ENTRY ~= 0 do at = string.find(record, digest, at + 1, true) end
+  if at then return true end
+  for i = 2, #window, STRIDE do
+    if window[i] == event_id then return true end
+  end
+  return false
+end
 
 local logged, taken, moved = {}, { record }, false
 for _, event in ipairs(events) do
   local timestamp_ms, event_id, digest = event[1], event[2], event[6]
-  if not (in_window[event_id] or recorded[digest]) then
+  if not known(event_id, digest) then
     recorded[digest] = true
     taken[#taken + 1] = digest .. struct.pack('>I4', now_s)
     logged[#logged + 1] = event[8]
@@ -63,13 +82,25 @@ end
 
 if #logged == 0 then return 0 end
 
+if log_min_s > 0 then
+  local surplus = redis.call('XLEN', KEYS[3]) + #logged - log_length
+  if surplus > 0 then
+    local oldest = redis.call('XRANGE', KEYS[3], '-', '+', 'COUNT', surplus)
+    local newest_dropped = oldest[#oldest]
+    if newest_dropped and tonumber(string.match(newest_dropped[1], '^%d+')) > (now_s - log_min_s) * 1000 then
+      return redis.error_reply('LOGFULL the event log is full of entries too young to be dropped; archive it')
+    end
+  end
+end
 for _, fields in ipairs(logged) do
   redis.call('XADD', KEYS[3], 'MAXLEN', '~', log_length, '*', unpack(fields))
 end
 redis.call('SET', KEYS[2], string.sub(table.concat(taken), -record_length * ENTRY), 'EX', record_ttl_s)
 if moved then
-  local kept = {}
-  for i = math.max(1, #window - history_length * STRIDE + 1), #window do kept[#kept + 1] = window[i] end
-  redis.call('SET', KEYS[1], cmsgpack.pack(kept), 'EX', history_ttl_s)
+  local surplus = #window - history_length * STRIDE
+  if surplus > 0 then
+    for i = 1, #window do window[i] = window[i + surplus] end
+  end
+  redis.call('SET', KEYS[1], cmsgpack.pack(window), 'EX', history_ttl_s)
 end
 return #logged

@@ -30,10 +30,15 @@ _NOBODY = -1  # the code of a word that no item has
 
 @dataclass(frozen=True, slots=True)
 class ItemState:
-    """What was said about an item after the bundle was made: attributes (None: those of the bundle), availability."""
+    """What became known of an item after the bundle was made.
+
+    attributes (None: those of the bundle) and availability were put; contexts, of an item that no model knew, are the
+    ids of the known items that its users met just before it, for each of its first events.
+    """
 
     attributes: Mapping[str, Any] | None = None
     available: bool = True
+    contexts: tuple[tuple[str, ...], ...] = ()
 
 
 AS_IN_BUNDLE = ItemState()

@@ -62,6 +62,7 @@ class Keys:
     def __init__(self, settings: Settings, *, on_change: Callable[[Collection[str]], None] = lambda ids: None) -> None:
         self._settings = settings
         self._folder = KeyFolder(settings.keys_folder)
+        self._allowed_hosts = frozenset(name.lower() for name in settings.allowed_hosts)
         self._on_change = on_change
         self._ring: Keyring | None = None
         self._recognised: dict[bytes, Key] = {}  # by digest of the header
@@ -162,6 +163,18 @@ class Keys:
                 "to localhost and loopback addresses alone; make a key with 'python -m service keys create', or set "
                 "RECSERVE_TRUSTED_NETWORK=true if only machines you trust can reach it",
             )
+        if self._allowed_hosts and _name_of(host) not in self._allowed_hosts and not _names_this_machine(host):
+            raise Problem(
+                "foreign_host",
+                f"the request is addressed to {shorten(host.decode('latin-1'))}, which is none of the names in "
+                "RECSERVE_ALLOWED_HOSTS",
+            )
+
+
+def _name_of(host: bytes) -> str:
+    """The name in a Host header, which may have a port: [::1]:8000, localhost:8000."""
+    name = host.decode("latin-1").lower()
+    return name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
 
 
 def _recognise(ring: Keyring, header: bytes) -> Key:
@@ -189,8 +202,7 @@ def _listed(ids: Collection[str]) -> str:
 @lru_cache(maxsize=64)
 def _names_this_machine(host: bytes) -> bool:
     """Whether a Host header is a loopback name or address, or missing, which it is from no browser."""
-    name = host.decode("latin-1").lower()
-    name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]  # [::1]:8000, localhost:8000
+    name = _name_of(host)
     try:
         return name in ("", "localhost") or ipaddress.ip_address(name).is_loopback
     except ValueError:

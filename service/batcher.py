@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
-from typing import Generic, Self, TypeVar
+from typing import Generic, NamedTuple, Protocol, Self, TypeVar
 
 Call = TypeVar("Call")
 Answer = TypeVar("Answer")
@@ -31,6 +31,23 @@ class Expired(Exception):  # noqa: N818 - a condition, as in 504
     """The caller's time was up before the answer was there."""
 
 
+class Abandoned(Exception):  # noqa: N818 - a condition that nobody is told of
+    """The caller has gone, and the call was not run."""
+
+
+class Caller(Protocol):
+    """Who waits for an answer, and may stop waiting."""
+
+    @property
+    def gone(self) -> bool: ...
+
+
+class _Entry(NamedTuple, Generic[Call, Answer]):
+    call: Call
+    future: "asyncio.Future[Answer]"
+    caller: Caller | None
+
+
 class Batcher(Generic[Call, Answer]):
     """Collects calls into batches for `run`, which takes a list and gives as many answers, or what a call failed with.
     Enter it to start.
@@ -46,13 +63,15 @@ class Batcher(Generic[Call, Answer]):
         max_waiting: int,
         stuck_s: float,
         on_batch: Callable[[int], None] = lambda size: None,
+        on_abandoned: Callable[[], None] = lambda: None,
     ) -> None:
         self._run = run
         self._max_batch = max_batch
         self._max_waiting = max_waiting
         self._stuck_s = stuck_s
         self._on_batch = on_batch
-        self._waiting: deque[tuple[Call, asyncio.Future[Answer]]] = deque()
+        self._on_abandoned = on_abandoned
+        self._waiting: deque[_Entry[Call, Answer]] = deque()
         self._arrived = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
         self._busy_since: float | None = None
@@ -70,7 +89,7 @@ class Batcher(Generic[Call, Answer]):
             with contextlib.suppress(asyncio.CancelledError):
                 await worker
         while self._waiting:
-            _refuse([self._waiting.popleft()[1]], Closed("the service is shutting down"))
+            _refuse([self._waiting.popleft().future], Closed("the service is shutting down"))
 
     @property
     def alive(self) -> bool:
@@ -82,21 +101,21 @@ class Batcher(Generic[Call, Answer]):
     def waiting(self) -> int:
         return len(self._waiting)
 
-    async def submit(self, call: Call, *, timeout_s: float | None = None) -> Answer:
+    async def submit(self, call: Call, *, timeout_s: float | None = None, caller: Caller | None = None) -> Answer:
         """Answer of one call. Raises Overloaded at once if the queue is full, or whatever it or its batch failed with.
 
-        Raises Expired after timeout_s; a call that still waits then is never run.
+        Raises Expired after timeout_s, and Abandoned if the caller is gone; a call that still waits then is never run.
         """
         if self._worker is None or self._worker.done():
             raise Closed("the service is shutting down")
         if len(self._waiting) >= self._max_waiting:
             # Those whose caller has gone, or whose time is up, keep nobody out.
-            self._waiting = deque(entry for entry in self._waiting if not entry[1].done())
+            self._waiting = deque(entry for entry in self._waiting if self._wanted(entry))
         if len(self._waiting) >= self._max_waiting:
             raise Overloaded(f"{self._max_waiting} requests are waiting already")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Answer] = loop.create_future()
-        self._waiting.append((call, future))
+        self._waiting.append(_Entry(call, future, caller))
         self._arrived.set()
         if timeout_s is None:
             return await future
@@ -117,21 +136,31 @@ class Batcher(Generic[Call, Answer]):
                 self._busy_since = None
                 await asyncio.sleep(0)  # a batch that was run without waiting has kept everything else waiting
 
-    def _take(self) -> list[tuple[Call, asyncio.Future[Answer]]]:
+    def _wanted(self, entry: _Entry[Call, Answer]) -> bool:
+        """Whether anybody still waits for an answer."""
+        if entry.future.done():
+            return False
+        if entry.caller is not None and entry.caller.gone:
+            self._on_abandoned()
+            entry.future.set_exception(Abandoned())
+            return False
+        return True
+
+    def _take(self) -> list[_Entry[Call, Answer]]:
         """Everything that waits, up to max_batch; a caller who has gone costs nothing."""
-        batch: list[tuple[Call, asyncio.Future[Answer]]] = []
+        batch: list[_Entry[Call, Answer]] = []
         while self._waiting and len(batch) < self._max_batch:
             entry = self._waiting.popleft()
-            if not entry[1].done():
+            if self._wanted(entry):
                 batch.append(entry)
         if not self._waiting:
             self._arrived.clear()
         return batch
 
-    async def _answer(self, batch: list[tuple[Call, asyncio.Future[Answer]]]) -> None:
-        futures = [future for _, future in batch]
+    async def _answer(self, batch: list[_Entry[Call, Answer]]) -> None:
+        futures = [entry.future for entry in batch]
         try:
-            answers = await self._run([call for call, _ in batch])
+            answers = await self._run([entry.call for entry in batch])
             if len(answers) != len(batch):
                 raise RuntimeError(f"a batch of {len(batch)} got {len(answers)} answers")
         except asyncio.CancelledError:

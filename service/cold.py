@@ -1,4 +1,4 @@
-"""Items that were added after the bundle was made: placed by their attributes and ranked beside the bundle's items.
+"""Items that came after the bundle was made: placed by what is known of them and ranked beside the bundle's items.
 
 They form a small matrix of their own, the tail, which is scored whole for every query; the bundle's is never copied. A
 tail is replaced and never changed, so that a query ranks and names its items by the same one.
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.bundle import Bundle
-from models.cold import AttributeCentroids, typical_norm
+from models.cold import Placing, typical_norm
 from models.sequence import PADDING
 from service.attributes import ItemAttributes, ItemState
 from service.filters import Filter
@@ -94,23 +94,23 @@ class ColdItems:
         self._bundle = bundle
         self._share = share
         self._placed: dict[str, _Placed] = {}  # in the order they were put
-        self._centroids: AttributeCentroids | None = None
+        self._placing: Placing | None = None
         self._lock = threading.Lock()
         self.tail: Tail | None = None  # where there are any
         self._names: frozenset[str] = frozenset()
 
     def change(self, states: Mapping[str, ItemState]) -> None:
-        """Take over what was said about items that the bundle lacks, by id, what was said last at the end.
+        """Take over what became known of items that the bundle lacks, by id, what became known last at the end.
 
-        One without a vector is passed over: it is not available, or shares no telling attribute with known items.
+        One without a vector is passed over: it is not available, or too little is known of it.
         """
-        if not self._share or self._bundle.attributes is None:
+        if not self._share:
             return
         with self._lock:
             fresh: dict[str, _Placed] = {}
             for item, state in reversed(list(states.items())):
                 if len(fresh) == MAX_COLD:
-                    logger.warning("of the new items the last %d that were put can be recommended", MAX_COLD)
+                    logger.warning("of the new items the last %d can be recommended", MAX_COLD)
                     break
                 placed = self._placed.get(item)
                 if placed is None or placed.state != state:
@@ -139,14 +139,15 @@ class ColdItems:
         return ColdChoice(tail, eligible, most=int(self._share * k + _ROUNDING))
 
     def _place(self, state: ItemState) -> "_Placed | None":
-        if not (state.available and state.attributes):
+        if not state.available:
             return None
-        if self._centroids is None:
-            bundle = self._bundle
+        bundle = self._bundle
+        if self._placing is None:
             # An autoencoder's vectors hold biases: as means they are right, and at another length they are not.
             norm = None if bundle.inputs is not None else typical_norm(bundle.items)
-            self._centroids = AttributeCentroids(bundle.items, bundle.attributes or {}, bundle.popularity, norm=norm)
-        vector = self._centroids.vector(state.attributes)
+            self._placing = Placing(bundle.items, bundle.attributes or {}, bundle.popularity, norm=norm)
+        contexts = [bundle.indices(list(context)).tolist() for context in state.contexts]
+        vector = self._placing.vector(state.attributes, contexts)
         return None if vector is None else _Placed(state, vector)
 
     def _gathered(self) -> Tail:

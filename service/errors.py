@@ -14,7 +14,10 @@ from starlette.exceptions import HTTPException
 
 # code -> (status, title)
 TABLE: dict[str, tuple[int, str]] = {
+    "malformed_http": (400, "The request is not HTTP"),
     "malformed_json": (400, "The body is not JSON"),
+    "duplicate_key": (400, "A key of the body stands twice"),
+    "too_deep": (400, "The body is nested too deeply"),
     "unauthorized": (401, "A valid key is needed"),
     "forbidden": (403, "The key lacks a scope"),
     "cross_origin": (403, "The request comes from a page of another site"),
@@ -23,6 +26,7 @@ TABLE: dict[str, tuple[int, str]] = {
     "item_not_found": (404, "The model does not know the item"),
     "version_not_found": (404, "There is no such version"),
     "method_not_allowed": (405, "The method is not allowed here"),
+    "too_slow": (408, "The request did not arrive in time"),
     "conflict": (409, "The state of the service does not allow this"),
     "too_many_items": (409, "No more items can be kept"),
     "version_damaged": (409, "The version must not serve"),
@@ -30,6 +34,7 @@ TABLE: dict[str, tuple[int, str]] = {
     "invalid_request": (422, "The request is not valid"),
     "no_valid_event": (422, "No event could be accepted"),
     "rate_limited": (429, "The key has made all requests it may for now"),
+    "head_too_large": (431, "The head of the request is too large"),
     "internal_error": (500, "The service made a mistake"),
     "artifacts_unavailable": (503, "The artifacts folder cannot be changed"),
     "no_model": (503, "No model is loaded"),

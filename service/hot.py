@@ -16,12 +16,12 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service import filters, logs
-from service.batcher import Closed, Expired, Overloaded
+from service.batcher import Abandoned, Caller, Closed, Expired, Overloaded
 from service.engine import Engine
 from service.errors import Problem, invalid, problem_body, problem_fields, shorten, unavailable
 from service.filters import Filter, UnknownAttribute
 from service.recommender import NoModel, Wish
-from service.requests import REQUEST_ID, bug, headers_of, parse_json, read_body, request_id_of
+from service.requests import CONNECTION, REQUEST_ID, bug, headers_of, parse_json, read_body, request_id_of
 from service.routes import NO_MODEL, Services
 from service.schemas import MAX_QUERIES, MAX_TIMEOUT_MS, RecommendRequest
 
@@ -37,7 +37,7 @@ class HotRoutes:
     def __init__(self, app: ASGIApp, services: Services) -> None:
         self._app = app
         self._services = services
-        self._answers: dict[str, Callable[[bytes, float | None], Awaitable[object]]] = {
+        self._answers: dict[str, Callable[[bytes, float | None, Caller | None], Awaitable[object]]] = {
             "/recommend": self._recommend,
             "/recommend/batch": self._batch,
             "/events": self._events,
@@ -63,9 +63,10 @@ class HotRoutes:
             body = await read_body(headers, receive)
             if timeout_s is not None:
                 timeout_s = max(0.0, timeout_s - (time.perf_counter() - began))
-            content = orjson.dumps(await answer(body, timeout_s))
-        except ClientDisconnect:
-            logger.debug("the client left before its request was complete")
+            caller = scope.get("state", {}).get(CONNECTION)
+            content = orjson.dumps(await answer(body, timeout_s, caller))
+        except (ClientDisconnect, Abandoned):
+            logger.debug("the client left before it had an answer")
             return
         except Exception as error:
             if not isinstance(error, Problem):
@@ -80,25 +81,27 @@ class HotRoutes:
         await send({"type": "http.response.start", "status": status, "headers": fields})
         await send({"type": "http.response.body", "body": content})
 
-    async def _recommend(self, body: bytes, timeout_s: float | None) -> object:
-        return await self._ranked(parse_json(body), timeout_s)
+    async def _recommend(self, body: bytes, timeout_s: float | None, caller: Caller | None) -> object:
+        return await self._ranked(parse_json(body), timeout_s, caller)
 
-    async def _batch(self, body: bytes, timeout_s: float | None) -> object:
+    async def _batch(self, body: bytes, timeout_s: float | None, caller: Caller | None) -> object:
         queries = _queries(parse_json(body))
-        found = await asyncio.gather(*(self._ranked(query, timeout_s) for query in queries), return_exceptions=True)
+        found = await asyncio.gather(
+            *(self._ranked(query, timeout_s, caller) for query in queries), return_exceptions=True
+        )
         return {"results": [_result(one) for one in found]}
 
-    async def _events(self, body: bytes, timeout_s: float | None) -> object:
+    async def _events(self, body: bytes, timeout_s: float | None, caller: Caller | None) -> object:
         if timeout_s is not None:
             raise Problem("invalid_request", "X-Timeout-Ms is for recommendations; an event is stored or refused")
         return await self._services.intake.take(parse_json(body))
 
-    async def _ranked(self, query: object, timeout_s: float | None) -> dict[str, object]:
+    async def _ranked(self, query: object, timeout_s: float | None, caller: Caller | None) -> dict[str, object]:
         """The answer to one parsed query."""
         wish = self._wish(query)
         try:
             batcher = self._services.batcher if wish.plain else self._services.aside
-            found = await batcher.submit(wish, timeout_s=timeout_s)
+            found = await batcher.submit(wish, timeout_s=timeout_s, caller=caller)
         except Overloaded as error:
             raise unavailable("overloaded", f"{error}; come back later") from error
         except Expired as error:
@@ -183,7 +186,7 @@ def _result(found: dict[str, object] | BaseException) -> dict[str, object]:
         return found
     if isinstance(found, Problem):
         return problem_fields(found, None)
-    if not isinstance(found, Exception):  # the request is being given up
+    if isinstance(found, Abandoned) or not isinstance(found, Exception):  # the request is being given up
         raise found
     logger.error("a bug answered one of several queries", exc_info=found)
     return problem_fields(bug(), None)

@@ -15,7 +15,7 @@ import orjson
 from pydantic import ValidationError
 
 from service.batcher import Batcher, Closed, Overloaded
-from service.connection import StoreUnavailable
+from service.connection import StillUnavailable, StoreUnavailable
 from service.engine import Engine
 from service.errors import Problem, describe, field_errors, shorten, unavailable
 from service.metrics import Metrics
@@ -31,7 +31,7 @@ class Intake:
     """Checks and stores events, those of all requests that wait together. Enter it to start.
 
     Every write waits for the disk, and one that holds many costs no more. `now` gives epoch seconds; at most
-    max_waiting requests wait.
+    max_waiting requests wait; on_unknown is told of stored events whose items the live model does not know.
     """
 
     def __init__(
@@ -42,7 +42,9 @@ class Intake:
         *,
         max_waiting: int,
         now: Callable[[], float] = time.time,
+        on_unknown: Callable[[Sequence[Event]], None] = lambda events: None,
     ) -> None:
+        self._on_unknown = on_unknown
         self._store = store
         self._writes = Batcher[Sequence[Event], AppendResult](
             self._write, max_batch=_TOGETHER, max_waiting=max_waiting, stuck_s=math.inf
@@ -94,7 +96,8 @@ class Intake:
             raise unavailable("shutting_down", f"{error}; send the same events again") from error
         except StoreUnavailable as error:
             self._metrics.store_write_errors.inc()
-            logger.warning("events were not stored: %s", error)
+            if not isinstance(error, StillUnavailable):
+                logger.warning("events were not stored: %s", error)
             raise unavailable(
                 "store_unavailable", "the events could not be stored; send the same events again"
             ) from error
@@ -102,11 +105,13 @@ class Intake:
         self._metrics.events_duplicate.inc(result.duplicates)
         engine = self._live()
         known = engine.bundle.index_of if engine is not None else {}
+        unknown = [event for event in accepted if event.item_id not in known]
+        self._on_unknown(unknown)
         return {
             "accepted": result.accepted,
             "duplicates": result.duplicates,
             "rejected": rejected,
-            "unknown_items": sum(event.item_id not in known for event in accepted),
+            "unknown_items": len(unknown),
         }
 
     async def _write(self, groups: Sequence[Sequence[Event]]) -> list[AppendResult | StoreUnavailable]:

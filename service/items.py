@@ -1,14 +1,16 @@
-"""What was said about items since their bundle was made, kept in Redis and followed by every process.
+"""What became known of items since their bundle was made, kept in Redis and followed by every process.
 
-It outlives restarts and new bundles, so that an item that is sold out stays out whatever is promoted. A process reads
-only what has changed since it last looked; while the store is away, what it knows stands.
+Of an item it is what was put, and of one that no model knew what its users met just before it. It outlives restarts and
+new bundles, so that an item that is sold out stays out whatever is promoted. A process reads only what has changed
+since it last looked; while the store is away, what it knows stands.
 """
 
 import asyncio
 import contextlib
 import logging
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -16,7 +18,9 @@ from typing import Any, Self
 import msgpack  # type: ignore[import-untyped]
 import orjson
 
+from models.cold import FULL
 from service.attributes import AS_IN_BUNDLE, ItemState
+from service.cold import MAX_COLD
 from service.connection import Connection, Script, StoreUnavailable
 from service.engine import Engine
 
@@ -24,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 MAX_KEPT = 1_000_000  # items with a state of their own
 _KEYS = (b"recserve:{items}:states", b"recserve:{items}:changes", b"recserve:{items}:version")
+_CONTEXT_KEYS = (b"recserve:{items}:contexts", b"recserve:{items}:met", *_KEYS[1:])
 _PAGE = 2000  # changes read at once; more than one write can make, so that a page holds a whole one
 _STATES = 200  # states read at once: at most a megabyte
 
@@ -37,29 +42,42 @@ class ItemStore:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._script = Script(Path(__file__).with_name("put_items.lua").read_bytes(), keys=len(_KEYS))
+        self._put = Script(Path(__file__).with_name("put_items.lua").read_bytes(), keys=len(_KEYS))
+        self._meet = Script(Path(__file__).with_name("meet_items.lua").read_bytes(), keys=len(_CONTEXT_KEYS))
 
     async def put(self, states: Mapping[str, ItemState]) -> None:
         """Store states by item id, at most 1,000, in one step. Raises TooManyItems, and nothing is stored then."""
         packed = [(item, _packed(state)) for item, state in states.items()]
         call = (*_KEYS, MAX_KEPT, msgpack.packb(packed, use_bin_type=False))
-        (version,) = await self._connection.write(lambda client: self._script.run(client, [call]))
+        (version,) = await self._connection.run(self._put, [call])
         if isinstance(version, Exception):
             raise StoreUnavailable(f"Redis refused: {version}") from version
         if not version:
             raise TooManyItems(f"{MAX_KEPT:,} items can have a state of their own")
 
+    async def meet(self, contexts: Sequence[tuple[str, tuple[str, ...]]]) -> None:
+        """Store contexts of items that no model knows, as pairs of the item and the known items met just before it.
+
+        One that is stored already, or one more than FULL of an item, changes nothing.
+        """
+        packed = [(item, msgpack.packb(context)) for item, context in contexts]
+        call = (*_CONTEXT_KEYS, MAX_COLD, FULL, msgpack.packb(packed, use_bin_type=False))
+        (version,) = await self._connection.run(self._meet, [call])
+        if isinstance(version, Exception):
+            raise StoreUnavailable(f"Redis refused: {version}") from version
+
     async def version(self) -> int:
         """Number of the last write, 0 before the first."""
-        found: Any = await self._connection.read(lambda client: client.get(_KEYS[2]))
+        found: Any = await self._connection.read(_KEYS[2], lambda client: client.get(_KEYS[2]))
         return int(found or 0)
 
     async def since(self, version: int) -> tuple[int, dict[str, ItemState]]:
         """States that have changed since a write, or the first of them, and up to which write these are all."""
         changes: Any = await self._connection.read(
+            _KEYS[1],
             lambda client: client.zrange(
                 _KEYS[1], f"({version}", "+inf", byscore=True, offset=0, num=_PAGE, withscores=True
-            )
+            ),
         )
         if not changes:
             return version, {}
@@ -70,8 +88,8 @@ class ItemStore:
         states: dict[str, ItemState] = {}
         for begin in range(0, len(changes), _STATES):
             items = [item for item, _ in changes[begin : begin + _STATES]]
-            found: Any = await self._connection.read(lambda client, ids=items: client.hmget(_KEYS[0], ids))  # type: ignore[misc]
-            states |= {item.decode(): _unpacked(raw) for item, raw in zip(items, found, strict=True)}
+            put, met = await self._connection.read(_KEYS[0], lambda client, ids=items: _both(client, ids))  # type: ignore[misc]
+            states |= {item.decode(): _unpacked(*raw) for item, *raw in zip(items, put, met, strict=True)}
         return upto, states
 
 
@@ -112,6 +130,11 @@ class LiveItems:
         if self._told is None or self._told[0]() is not engine or self._told[1] != changes:
             engine.catalogue.change(dict(self._states))
             self._told = weakref.ref(engine), changes
+
+    def wanted(self, item: str) -> bool:
+        """Whether more contexts of an item would be kept."""
+        state = self._states.get(item)
+        return state is None or len(state.contexts) < FULL
 
     async def put(self, states: Mapping[str, ItemState]) -> None:
         """Store states; when this returns, this process serves by them. Raises StoreUnavailable, TooManyItems."""
@@ -178,13 +201,25 @@ def _packed(state: ItemState) -> bytes:
     return orjson.dumps({"attributes": state.attributes, "available": state.available})
 
 
-def _unpacked(raw: bytes | None) -> ItemState:
-    """A state; one that cannot be read counts as none: it must not keep the others from being followed."""
-    if raw is None:
-        return AS_IN_BUNDLE
+async def _both(client: Any, items: Sequence[bytes]) -> list[Any]:
+    """What was put of each item and its contexts, in one round trip."""
+    pipeline = client.pipeline(transaction=False)
+    pipeline.hmget(_KEYS[0], items)
+    pipeline.hmget(_CONTEXT_KEYS[0], items)
+    return await pipeline.execute()  # type: ignore[no-any-return]
+
+
+def _unpacked(put: bytes | None, met: bytes | None) -> ItemState:
+    """A state; a part that cannot be read counts as none: it must not keep the others from being followed."""
+    state = AS_IN_BUNDLE
     try:
-        fields = orjson.loads(raw)
-        return ItemState(fields["attributes"], fields["available"])
-    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+        if put is not None:
+            fields = orjson.loads(put)
+            state = ItemState(fields["attributes"], fields["available"])
+        if met is not None:
+            state = replace(
+                state, contexts=tuple(tuple(msgpack.unpackb(one)) for one in msgpack.unpackb(met, raw=True))
+            )
+    except (ValueError, KeyError, TypeError) as error:  # those of both formats are ValueErrors
         logger.error("the state of an item is not readable and counts as none: %s", error)
-        return AS_IN_BUNDLE
+    return state

@@ -94,7 +94,7 @@ class Limits:
         call = (bucket.key, limit.requests, limit.seconds * 1000, bucket.wanted(self._clock()), bucket.owed())
         try:
             async with asyncio.timeout(self._ask_s):
-                (reply,) = await self._connection.write(lambda client: self._script.run(client, [call]))
+                (reply,) = await self._connection.run(self._script, [call])
             if isinstance(reply, Exception):
                 raise StoreUnavailable(f"Redis refused: {reply}")
             bucket.spent -= spent

@@ -39,6 +39,9 @@ class Metrics:
         self.batch_size = Histogram(
             "recserve_batch_size", "Requests ranked together", buckets=_BATCH, registry=self.registry
         )
+        self.abandoned = Counter(
+            "recserve_abandoned_requests", "Rankings not made because the client had left", registry=self.registry
+        )
         self._waiting = Gauge("recserve_waiting_requests", "Requests in the queue", registry=self.registry)
         Gauge("recserve_workers", "Processes that answer", registry=self.registry).set(1)
         store_errors = Counter(

@@ -8,7 +8,6 @@ brought, and without any history it gives what is popular.
 import asyncio
 import logging
 import math
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.selection import Selection
-from service.connection import StoreUnavailable
+from service.connection import StillUnavailable, StoreUnavailable
 from service.engine import Engine, Query, Ranking, Reason
 from service.filters import Filter, UnknownAttribute
 from service.metrics import Metrics
@@ -25,7 +24,6 @@ from service.sequences import SequenceStore
 
 logger = logging.getLogger(__name__)
 
-_STORE_PAUSE_S = 0.5  # after a failed read: those who wait behind it get their answer without waiting for another
 _NOTHING: NDArray[np.int64] = np.empty(0, np.int64)
 
 
@@ -87,7 +85,6 @@ class Recommender:
         self._live = live
         self._executor = executor
         self._metrics = metrics
-        self._store_pause_until = 0.0
 
     async def recommend(self, wishes: Sequence[Wish]) -> list[Answer]:
         """A recommendation for each wish, or what kept it from one. All that pin no version are from one bundle.
@@ -141,14 +138,13 @@ class Recommender:
         """Histories by user, with values if rated, or None while the store does not answer."""
         if not user_ids:
             return _Stored({}, {})
-        if time.monotonic() < self._store_pause_until:
-            return None
         try:
             if not rated:  # the values are not even unpacked
                 return _Stored(dict(zip(user_ids, await self._store.histories(user_ids), strict=True)), {})
             found = dict(zip(user_ids, await self._store.rated_histories(user_ids), strict=True))
+        except StillUnavailable:
+            return None
         except StoreUnavailable as error:
-            self._store_pause_until = time.monotonic() + _STORE_PAUSE_S
             self._metrics.store_read_errors.inc()
             logger.warning("answering without stored histories: %s", error)
             return None

@@ -4,22 +4,28 @@ Pure ASGI: the framework's own kind of middleware costs two thirds of a small en
 here too, because reading it is where a request can be too large.
 """
 
+import gc
+import json
 import logging
 import random
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import orjson
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import logs
-from service.errors import Problem, problem_response
+from service.errors import Problem, problem_response, shorten
 
 logger = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 1 << 20
+MAX_DEPTH = 254  # of lists and objects in each other: as deep as can be written again, for the store or the log
+_SMALL_BYTES = 65_536
 REQUEST_ID = b"x-request-id"
+CONNECTION = "connection"  # where the state of a scope names the connection, whose client may be gone
 _DECIDING = (b"authorization", b"host", b"origin")
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
@@ -106,12 +112,78 @@ async def read_body(headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
             return bytes(body)
 
 
+async def refuse_body(headers: Mapping[bytes, bytes], receive: Receive) -> None:
+    """Raises Problem if a request has a body that says anything, on a route where that would be ignored."""
+    body = await read_body(headers, receive)
+    if body and parse_json(body) != {}:
+        raise Problem("invalid_request", "this route takes no body; leave it out")
+
+
 def parse_json(body: bytes) -> object:
-    """What the bytes of a body say. Raises Problem if they are not JSON."""
+    """What the bytes of a body say. Raises Problem if they are not JSON, or JSON that two readers may read differently.
+
+    A repeated key is dropped without a word by every quick parser, so that a proxy and this service could take another
+    of the two. A parser that sees pairs takes ten times as long, and this look adds 0.3 microseconds to the usual body:
+    every key has a colon, and what was read has, written again, as many as the body, unless something was dropped.
+    """
+    try:
+        found = _read(body)
+    except orjson.JSONDecodeError as error:
+        if error.msg.startswith("depth limit"):
+            raise _too_deep() from error
+        raise Problem("malformed_json", f"the body is not JSON: {error}") from error
+    colons = body.count(b":")
+    if type(found) is dict and len(found) == colons and body.count(b"[") < MAX_DEPTH:
+        return found  # the usual body has no object inside, and no colon in a text
+    try:
+        written = orjson.dumps(found)
+    except TypeError as error:  # the writer's limit is MAX_DEPTH, the parser's four times that
+        raise _too_deep() from error
+    if b"\\u003" in body:  # a colon may be written as an escape
+        escapes = body.replace(b"\\\\", b"..")
+        colons += escapes.count(b"\\u003a") + escapes.count(b"\\u003A")
+    if written.count(b":") != colons:
+        raise _repeated(body)
+    return found
+
+
+def _read(body: bytes) -> object:
+    """Like orjson.loads, without collections of garbage amid a large body: of many small lists they are most of it."""
+    if len(body) <= _SMALL_BYTES:
+        return orjson.loads(body)
+    gc.disable()
     try:
         return orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise Problem("malformed_json", f"the body is not JSON: {error}") from error
+    finally:
+        gc.enable()
+
+
+def _repeated(body: bytes) -> Problem:
+    """Names the first key of JSON that is repeated in its object."""
+
+    def look(pairs: list[tuple[str, Any]]) -> None:
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise _RepeatedKey(name)
+            seen.add(name)
+
+    try:
+        json.loads(body, object_pairs_hook=look)
+    except _RepeatedKey as error:
+        field = error.name[:80]
+        entry = {"field": field, "code": "duplicate_key", "detail": "stands twice in one object", "value": None}
+        return Problem("duplicate_key", f"{shorten(field)} stands twice in one object; send it once", errors=[entry])
+    return bug()
+
+
+class _RepeatedKey(Exception):  # noqa: N818 - found, not failed
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+def _too_deep() -> Problem:
+    return Problem("too_deep", f"the body is nested more than {MAX_DEPTH} deep; send it flatter")
 
 
 def _too_large(found: str) -> Problem:

@@ -10,8 +10,8 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 from pydantic import ValidationError
 
-from models.bundle import BundleError
 from models.device import DeviceError
+from models.manifest import BundleError
 from models.registry import Registry, RegistryError
 from service import metrics as prometheus
 from service.attributes import ItemState
@@ -19,6 +19,7 @@ from service.auth import Keys
 from service.batcher import Batcher
 from service.connection import StoreUnavailable
 from service.engine import EngineError
+from service.erasure import Erasure
 from service.errors import Problem, invalid, shorten, unavailable
 from service.intake import Intake
 from service.items import LiveItems, TooManyItems
@@ -26,7 +27,7 @@ from service.keyfile import Scope
 from service.limits import Limits
 from service.metrics import Metrics
 from service.recommender import Recommendation, Wish
-from service.requests import headers_of, parse_json, read_body
+from service.requests import headers_of, parse_json, read_body, refuse_body
 from service.schemas import (
     MAX_K,
     BatchResponse,
@@ -36,6 +37,7 @@ from service.schemas import (
     RecommendResponse,
     SimilarResponse,
 )
+from service.sequences import SequenceStore
 from service.slot import Promoted, Slot
 
 router = APIRouter()
@@ -58,11 +60,13 @@ class Services:
     aside: Batcher[Wish, Recommendation]  # for wishes that are not plain
     intake: Intake
     items: LiveItems
+    store: SequenceStore
+    erasure: Erasure
     metrics: Metrics
 
 
-def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Of a route that answers with these, and to whom a key lets in also with that it may not so often."""
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Documentation of the problems a route may answer with, and where a key lets in, that it may not so often."""
     statuses += (429,) * (401 in statuses)
     content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemResponse"}}}
     return {status: {"description": "a problem (RFC 9457)", "content": content} for status in statuses}
@@ -81,7 +85,7 @@ _ADMIN: dict[str, Any] = {"security": [{}, {"key": []}]}
 @router.post(
     "/recommend",
     tags=["recommend"],
-    responses={200: {"model": RecommendResponse}, **_problems(400, 401, 403, 404, 413, 422, 503, 504)},
+    responses={200: {"model": RecommendResponse}, **problems(400, 401, 403, 404, 413, 422, 503, 504)},
     openapi_extra=_body_of("RecommendRequest", example={"history": ["50", "181", "174"], "k": 5}),
 )
 async def recommend() -> None:
@@ -92,7 +96,7 @@ async def recommend() -> None:
 @router.post(
     "/recommend/batch",
     tags=["recommend"],
-    responses={200: {"model": BatchResponse}, **_problems(400, 401, 403, 413, 422)},
+    responses={200: {"model": BatchResponse}, **problems(400, 401, 403, 413, 422)},
     openapi_extra=_body_of(
         "RecommendBatchRequest", example={"queries": [{"history": ["50"]}, {"user_id": "ada", "k": 5}]}
     ),
@@ -105,7 +109,7 @@ async def recommend_batch() -> None:
 @router.post(
     "/events",
     tags=["events"],
-    responses={200: {"model": EventsResponse}, **_problems(400, 401, 403, 413, 422, 503)},
+    responses={200: {"model": EventsResponse}, **problems(400, 401, 403, 413, 422, 503)},
     openapi_extra=_body_of("EventRequest", "EventsRequest", example={"user_id": "ada", "item_id": "50"}),
 )
 async def events() -> None:
@@ -116,7 +120,7 @@ async def events() -> None:
 @router.put(
     "/items",
     tags=["items"],
-    responses={200: {"model": ItemsResponse}, **_problems(400, 401, 403, 409, 413, 422, 503)},
+    responses={200: {"model": ItemsResponse}, **problems(400, 401, 403, 409, 413, 422, 503)},
     openapi_extra=_body_of("ItemsRequest", example={"items": [{"item_id": "50", "available": False}]}),
 )
 async def put_items(request: Request) -> Response:
@@ -150,7 +154,7 @@ async def put_items(request: Request) -> Response:
 @router.get(
     "/items/{item_id:path}/similar",
     tags=["items"],
-    responses={200: {"model": SimilarResponse}, **_problems(401, 403, 404, 422, 503)},
+    responses={200: {"model": SimilarResponse}, **problems(401, 403, 404, 422, 503)},
     openapi_extra={"security": [{}, {"key": []}]},
 )
 async def similar(item_id: str, request: Request, k: str = "10") -> Response:
@@ -174,7 +178,7 @@ async def similar(item_id: str, request: Request, k: str = "10") -> Response:
         return _json({"item_id": item_id, "model_version": engine.version, "items": items})
 
 
-@router.get("/models", tags=["models"], responses=_problems(401, 403), openapi_extra=_ADMIN)
+@router.get("/models", tags=["models"], responses=problems(401, 403), openapi_extra=_ADMIN)
 async def models(request: Request) -> Response:
     """All versions with their metrics, the champion, and what is loaded."""
     services: Services = request.app.state.services
@@ -188,13 +192,17 @@ async def models(request: Request) -> Response:
 
 
 @router.post(
-    "/models/{version}/promote", tags=["models"], responses=_problems(401, 403, 404, 409, 503), openapi_extra=_ADMIN
+    "/models/{version}/promote",
+    tags=["models"],
+    responses=problems(400, 401, 403, 404, 409, 413, 422, 503),
+    openapi_extra=_ADMIN,
 )
 async def promote(version: str, request: Request) -> Response:
     """Test a version and serve it. When this answers, it serves here; other workers notice within a second."""
     services: Services = request.app.state.services
     with services.metrics.observed("promote"):
         await admitted(request, "admin")
+        await refuse_body(headers_of(request.scope), request.receive)
         if not _VERSION.fullmatch(version):
             raise Problem("version_not_found", "a version is 1 to 100 letters, digits, dots, dashes and underscores")
         try:
@@ -207,12 +215,15 @@ async def promote(version: str, request: Request) -> Response:
             raise _unwritable(error) from error
 
 
-@router.post("/models/rollback", tags=["models"], responses=_problems(401, 403, 409, 503), openapi_extra=_ADMIN)
+@router.post(
+    "/models/rollback", tags=["models"], responses=problems(400, 401, 403, 409, 413, 422, 503), openapi_extra=_ADMIN
+)
 async def rollback(request: Request) -> Response:
     """Serve the champion before this one again; other workers notice within a second."""
     services: Services = request.app.state.services
     with services.metrics.observed("rollback"):
         await admitted(request, "admin")
+        await refuse_body(headers_of(request.scope), request.receive)
         try:
             return _promoted(await services.slot.rollback())
         except RegistryError as error:
@@ -223,7 +234,7 @@ async def rollback(request: Request) -> Response:
             raise _unwritable(error) from error
 
 
-@router.get("/healthz", tags=["operation"], responses=_problems(503))
+@router.get("/healthz", tags=["operation"], responses=problems(503))
 async def healthz(request: Request) -> Response:
     """Whether the scoring worker of the process that answers lives; restart it if not, as several workers do."""
     services: Services = request.app.state.services
@@ -232,7 +243,7 @@ async def healthz(request: Request) -> Response:
     return _json({"status": "ok"})
 
 
-@router.get("/readyz", tags=["operation"], responses=_problems(503))
+@router.get("/readyz", tags=["operation"], responses=problems(503))
 async def readyz(request: Request) -> Response:
     """Whether a tested bundle serves in the process that answers."""
     slot = request.app.state.services.slot
@@ -242,7 +253,7 @@ async def readyz(request: Request) -> Response:
     return _json({"status": "ready", "model_version": slot.engine.version})
 
 
-@router.get("/metrics", tags=["operation"], response_class=Response, responses=_problems(503))
+@router.get("/metrics", tags=["operation"], response_class=Response, responses=problems(503))
 async def metrics(request: Request) -> Response:
     """Counts and times of all workers, in Prometheus's text format."""
     services: Services = request.app.state.services

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import orjson
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from models.eventlog import LAST_TIMESTAMP_MS
@@ -30,6 +30,7 @@ MAX_QUERIES = 256
 MAX_ITEMS = 1000
 MAX_ATTRIBUTES_BYTES = 4096
 MAX_TIMEOUT_MS = 60_000
+MAX_FIELDS = 64  # of one object, whether they exist or not
 
 _RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 
@@ -60,18 +61,15 @@ def _milliseconds(value: object) -> object:
         ) from None
 
 
-def _writable(properties: dict[str, JsonValue]) -> dict[str, JsonValue]:
-    """Refuses what is too large or cannot be written as JSON again."""
-    try:
-        size = len(orjson.dumps(properties))
-    except TypeError:  # the writer's depth limit is a quarter of the parser's
-        raise PydanticCustomError("too_deep", "must not be nested more than 250 deep") from None
-    if size > MAX_PROPERTIES_BYTES:
+def _small(properties: object) -> object:
+    """Refuses what is too large, before anything in it is looked at; what came as a body can be written again."""
+    if isinstance(properties, dict) and len(orjson.dumps(properties)) > MAX_PROPERTIES_BYTES:
         raise PydanticCustomError("too_long", f"must be at most {MAX_PROPERTIES_BYTES} bytes of JSON")
     return properties
 
 
 Id = Annotated[str, _bytes_at_most(MAX_ID_BYTES), Field(json_schema_extra={"minLength": 1, "maxLength": MAX_ID_BYTES})]
+Ids = Annotated[list[Id], Field(fail_fast=True)]  # one that is wrong is told, and not each of ten thousand
 EventType = Annotated[str, _bytes_at_most(MAX_TYPE_BYTES)]
 TimestampMs = Annotated[
     int,
@@ -82,13 +80,23 @@ TimestampMs = Annotated[
         description="epoch milliseconds, or RFC 3339 with a zone; default: now, so give it or event_id if you retry",
     ),
 ]
-Properties = Annotated[dict[str, Any], AfterValidator(_writable)]
+Properties = Annotated[dict[str, Any], BeforeValidator(_small)]
 Scalar = str | Annotated[float, Field(allow_inf_nan=False)] | bool
-Attributes = Annotated[dict[str, Scalar | list[Scalar]], AfterValidator(_writable)]
+Attributes = Annotated[dict[str, Scalar | list[Scalar]], BeforeValidator(_small)]
 
 
 class _Request(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few(cls, fields: object) -> object:
+        """A body of a megabyte has room for a hundred thousand fields that do not exist: no list of all of them."""
+        if isinstance(fields, dict) and len(fields) > MAX_FIELDS:
+            raise PydanticCustomError(
+                "too_many_fields", f"has {len(fields)} fields, of {len(cls.model_fields)} there are"
+            )
+        return fields
 
 
 class EventRequest(_Request):
@@ -116,19 +124,19 @@ class RecommendRequest(_Request):
     """For whom, or after which history, to recommend. With neither, the answer is what is popular."""
 
     user_id: Id | None = Field(None, description="whose stored history to use; an unknown user is no error")
-    history: list[Id] | None = Field(None, max_length=MAX_HISTORY, description="item ids, oldest first")
+    history: Ids | None = Field(None, max_length=MAX_HISTORY, description="item ids, oldest first")
     history_mode: Literal["replace", "append"] = Field(
         "replace", description="whether `history` stands in for the stored history or continues it"
     )
     k: int = Field(10, ge=1, le=MAX_K)
     exclude_seen: bool = Field(True, description="leave out items of the history")
-    exclude_item_ids: list[Id] = Field([], max_length=MAX_EXCLUDED)
+    exclude_item_ids: Ids = Field([], max_length=MAX_EXCLUDED)
     filter: dict[str, Any] | None = Field(
         None,
         description="which items may come back, over their attributes: one of all, any, not, eq, in, lt, lte, gt, gte",
         examples=[{"all": [{"in": {"genre": ["Drama", "Comedy"]}}, {"gte": {"year": 1990}}]}],
     )
-    candidates: list[Id] | None = Field(
+    candidates: Ids | None = Field(
         None,
         min_length=1,
         max_length=MAX_CANDIDATES,
@@ -159,7 +167,7 @@ class ItemRequest(_Request):
 class ItemsRequest(_Request):
     """Items with attributes and availability, all of which take effect or none."""
 
-    items: list[ItemRequest] = Field(min_length=1, max_length=MAX_ITEMS)
+    items: Annotated[list[ItemRequest], Field(fail_fast=True)] = Field(min_length=1, max_length=MAX_ITEMS)
 
 
 class RejectedEvent(BaseModel):

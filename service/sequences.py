@@ -41,10 +41,12 @@ class StoreSettings:
     history_length: int = 50  # events kept per user
     history_ttl_s: int = 90 * 24 * 3600  # since the user's last event
     log_max_events: int = 62_500  # per partition, of which there are models.eventlog.PARTITIONS; whole nodes of 100
+    log_min_s: float = 0  # younger entries are never dropped from a full log; then events are refused
     sequence_types: tuple[str, ...] = SEQUENCE_TYPES  # other types (impressions) go to the log only
     read_timeout_s: float = 0.05  # per attempt, of which there are two; far above a healthy read
     write_timeout_s: float = 0.5  # per attempt; a write waits for the disk
     max_connections: int = 16  # for reads and for writes each
+    replicas: int = 0  # that must have an event before it counts as stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,7 @@ class HistoryEvent:
 class SequenceStore:
     """The sequence store, open while it is entered: `async with SequenceStore.connect(url) as store`.
 
-    Every call raises StoreUnavailable within two attempts' timeouts, and works again as soon as the server does.
+    Every call raises StoreUnavailable within two attempts' timeouts, and works again a moment after the server does.
     """
 
     def __init__(
@@ -85,13 +87,14 @@ class SequenceStore:
     def connect(
         cls, url: str, settings: StoreSettings | None = None, *, clock: Callable[[], float] = time.time
     ) -> SequenceStore:
-        """Store at a redis://, rediss:// or unix:// URL. Raises ValueError if the URL is not one."""
+        """Store at a URL as in models.storeurl. Raises ValueError if it is not one."""
         settings = settings or StoreSettings()
         connection = Connection(
             url,
             read_timeout_s=settings.read_timeout_s,
             write_timeout_s=settings.write_timeout_s,
             max_connections=settings.max_connections,
+            replicas=settings.replicas,
         )
         return cls(connection, settings, clock=clock)
 
@@ -128,21 +131,18 @@ class SequenceStore:
                 by_user.setdefault(event.user_id, []).append(event)
             calls += [self._append_call(user_id, of_user) for user_id, of_user in by_user.items()]
             ends.append(len(calls))
-        replies = await self.connection.write(lambda client: self._script.run(client, calls)) if calls else []
+        replies = await self.connection.run(self._script, calls) if calls else []
         begins = [0, *ends[:-1]]
         return [
             _result(len(events), replies[begin:end]) for events, begin, end in zip(groups, begins, ends, strict=True)
         ]
 
     async def histories(self, user_ids: Sequence[str]) -> list[list[str]]:
-        """Item ids of each user's history, oldest first; an empty list for a user without one. One round trip.
-
-        Needs a single server: on a cluster the users' keys lie on several.
-        """
+        """Item ids of each user's history, oldest first; an empty list for a user without one. One round trip."""
         if not user_ids:
             return []
-        keys = [_history_key(user_id) for user_id in user_ids]
-        values: list[Any] = await self.connection.read(lambda client: client.mget(keys))
+        keys = [history_key(user_id) for user_id in user_ids]
+        values = await self.connection.values(keys)
         return [
             _unpack(value, user_id)[ITEM_ID::STRIDE] if value else []
             for user_id, value in zip(user_ids, values, strict=True)
@@ -152,8 +152,8 @@ class SequenceStore:
         """As `histories`, with the value of each event beside its item: NaN where it has none."""
         if not user_ids:
             return []
-        keys = [_history_key(user_id) for user_id in user_ids]
-        packed: list[Any] = await self.connection.read(lambda client: client.mget(keys))
+        keys = [history_key(user_id) for user_id in user_ids]
+        packed = await self.connection.values(keys)
         found = []
         for value, user_id in zip(packed, user_ids, strict=True):
             flat = _unpack(value, user_id) if value else []
@@ -163,8 +163,8 @@ class SequenceStore:
 
     async def history(self, user_id: str) -> list[HistoryEvent]:
         """Everything kept of a user's history, oldest first; empty for a user without one."""
-        key = _history_key(user_id)
-        value: Any = await self.connection.read(lambda client: client.get(key))
+        key = history_key(user_id)
+        value: Any = await self.connection.read(key, lambda client: client.get(key))
         flat = _unpack(value, user_id) if value else []
         return [
             HistoryEvent(
@@ -175,24 +175,7 @@ class SequenceStore:
 
     async def ping(self) -> None:
         """Return if the server answers within the timeout of a read, and raise StoreUnavailable if not."""
-        await self.connection.read(lambda client: client.ping())
-
-    async def durability(self) -> str | None:
-        """What to warn an operator of if acknowledged events might not survive a crash of the server, else None."""
-        try:
-            found: Any = await self.connection.write(lambda client: client.config_get("append*"))
-        except StoreUnavailable as error:
-            return f"could not check that the sequence store keeps acknowledged events over a crash: {error}"
-        server = {_text(name): _text(value) for name, value in found.items()}
-        wrong = {
-            name: server.get(name, "unknown")
-            for name, safe in (("appendonly", "yes"), ("appendfsync", "always"))
-            if server.get(name) != safe
-        }
-        if not wrong:
-            return None
-        said = ", ".join(f"{name} is {value}" for name, value in wrong.items())
-        return f"acknowledged events can be lost when Redis crashes: {said}; set appendonly yes and appendfsync always"
+        await self.connection.ping()
 
     def _append_call(self, user_id: str, events: list[Event]) -> tuple[Any, ...]:
         """Keys and arguments of the script for one user."""
@@ -212,14 +195,15 @@ class SequenceStore:
             for event in sorted(events, key=lambda event: (event.timestamp_ms, event.event_id.encode()))
         ]
         return (
-            _history_key(user_id),
-            _record_key(user_id),
+            history_key(user_id),
+            record_key(user_id),
             log_key(partition_of(user_id)),
             settings.history_length,
             settings.history_ttl_s,
             RECORD_LENGTH,
             RECORD_TTL_S,
             settings.log_max_events,
+            settings.log_min_s,
             int(self._clock()),
             msgpack.packb(packed, use_bin_type=False),  # Redis's Lua knows no separate type for bytes
         )
@@ -234,11 +218,11 @@ def _result(events: int, replies: Sequence[int | Exception]) -> AppendResult | S
     return AppendResult(accepted=accepted, duplicates=events - accepted)
 
 
-def _history_key(user_id: str) -> bytes:
+def history_key(user_id: str) -> bytes:
     return b"recserve:{%d}:h:%b" % (partition_of(user_id), user_id.encode())
 
 
-def _record_key(user_id: str) -> bytes:
+def record_key(user_id: str) -> bytes:
     return b"recserve:{%d}:d:%b" % (partition_of(user_id), user_id.encode())
 
 
@@ -258,7 +242,3 @@ def _unpack(value: bytes, user_id: str) -> list[Any]:
         logger.error("a history in partition %d is not readable and counts as empty: %s", partition, error)
         return []
     return flat
-
-
-def _text(value: bytes | str) -> str:
-    return value.decode() if isinstance(value, bytes) else value

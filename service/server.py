@@ -3,11 +3,16 @@
 import contextlib
 import socket
 from collections.abc import Callable, Generator
+from functools import partial
 
 import uvicorn
 from starlette.types import ASGIApp
 
+from service.metrics import Metrics
+from service.protocol import Connection, Reaper
 from service.settings import Settings
+
+_LOOK_TICKS = 5  # of 0.1 s, between looks for slow clients
 
 
 class CannotListen(Exception):  # noqa: N818 - the message is the whole of it
@@ -17,11 +22,13 @@ class CannotListen(Exception):  # noqa: N818 - the message is the whole of it
 class Server(uvicorn.Server):
     """Serves `app` on a bound socket until `stop`; `on_started` is called when it listens. `status`: to exit with."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, on_started: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, app: ASGIApp, settings: Settings, metrics: Metrics, on_started: Callable[[], None] = lambda: None
+    ) -> None:
         config = uvicorn.Config(
             app,
             loop="none",
-            http="httptools",
+            http=partial(Connection, partial(metrics.answered, "unparsed", seconds=0.0)),  # type: ignore[arg-type]
             ws="none",
             lifespan="off",
             log_config=None,
@@ -34,6 +41,7 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self.status = 0
         self._on_started = on_started
+        self._reaper = Reaper(settings.receive_s)
 
     @property
     def stopping(self) -> bool:
@@ -55,6 +63,11 @@ class Server(uvicorn.Server):
                 f"cannot listen on {host} port {port} ({error.strerror}); choose another with --port"
             ) from error
         self._on_started()
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % _LOOK_TICKS == 0:
+            self._reaper.look(self.server_state.connections)
+        return await super().on_tick(counter)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:

@@ -16,6 +16,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 from models.device import Device
 
 PREFIX = "RECSERVE_"
+Durability = Literal["fast", "durable", "replicated"]
 
 
 class BadSettings(Exception):  # noqa: N818 - the message is the whole of it
@@ -47,16 +48,21 @@ class Settings(Folders):
     redis: str | None = Field(None, repr=False)  # a URL, which may hold a password
     embedded: bool = False  # start a store of our own
     data: Path | None = None  # of the embedded store; artifacts/store by default
+    durability: Durability = "durable"  # what an acknowledged event outlives; see docs/settings.md
+    replicas: int = Field(1, ge=1, le=16)  # that must have an event before it is acknowledged, if replicated
     device: Device = "auto"
     threads: int | None = Field(None, ge=1)  # of one ranking; default: 1 if that is quick, else CPU quota / workers
     max_batch: int = Field(64, ge=1, le=1024)
     max_waiting: int = Field(1024, ge=1)  # requests of one worker; at 1,000 rankings a second, a second's wait
     poll_s: float = Field(0.25, gt=0, le=60)  # how soon a promotion is noticed
     stuck_s: float = Field(30, gt=0)  # a batch that takes longer makes /healthz fail, and one of several workers end
+    receive_s: float = Field(10, gt=0)  # a client has to send the head of a request, and again its body
     drain_s: float = Field(10, ge=0)  # for requests under way when told to stop
     cold_share: float = Field(0.1, ge=0, le=1)  # of an answer, rounded down, for items that are newer than the model
     history_length: int = Field(50, ge=1, le=1000)  # newest events kept for each user
+    history_days: float = Field(90, gt=0, le=36_500)  # after the last event of a user, the history expires
     log_max_events: int = Field(1_000_000, ge=1)  # newest events kept for retraining; 100 bytes each, in the store
+    log_min_days: float = Field(0, ge=0, le=36_500)  # younger entries of a full log are not dropped, events refused
     sequence_types: tuple[str, ...] = (
         "interaction",
         "view",
@@ -65,6 +71,7 @@ class Settings(Folders):
         "purchase",
     )  # the others are only logged
     trusted_network: bool = False  # serve other machines without keys
+    allowed_hosts: tuple[str, ...] = ()  # names by which they may call it, beside those of loopback; none: any
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @model_validator(mode="after")
@@ -77,6 +84,10 @@ class Settings(Folders):
             )
         if self.data is not None and not self.embedded:
             raise ValueError("data is where the embedded store keeps its files; it does nothing without --embedded")
+        if self.embedded and self.durability == "replicated":
+            raise ValueError("durability replicated needs replicas, which the embedded store has none of; use --redis")
+        if self.allowed_hosts and not self.trusted_network:
+            raise ValueError("allowed_hosts are names in a trusted network; it does nothing without trusted_network")
         return self
 
     @property

@@ -14,8 +14,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from models.bundle import Bundle, BundleError, read_bundle
+from models.bundle import Bundle, read_bundle
 from models.device import Device, DeviceError
+from models.manifest import BundleError
 from models.registry import Registry, RegistryError
 from models.runtime import Runtime
 from service.engine import Engine, EngineError

@@ -18,8 +18,8 @@ from typing import Any
 import orjson
 import uvloop
 
-from models.bundle import BundleError
 from models.device import DeviceError
+from models.manifest import BundleError
 from service import logs
 from service.app import running
 from service.metrics import Metrics
@@ -104,7 +104,7 @@ async def _run(assignment: Assignment, link: Link) -> int:
     await link.open()
     try:
         async with running(assignment.settings, assignment.store_url, link.metrics) as app:
-            server = Server(app, assignment.settings, on_started=link.ready)
+            server = Server(app, assignment.settings, link.metrics, on_started=link.ready)
             # Until here the signal just ends the process. Told twice, by whoever stops all processes and by the
             # supervisor, it drains all the same.
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, setattr, server, "should_exit", True)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,33 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-
-def last_item_encoder(table: np.ndarray) -> bytes:
-    """Graph whose vector is the table's row of a history's last item; row 0 is that of an empty history."""
-    from onnx import TensorProto, helper, numpy_helper
-
-    nodes = [
-        helper.make_node("Sub", ["lengths", "one"], ["shifted"]),
-        helper.make_node("Max", ["shifted", "zero"], ["last"]),  # an empty history is a row of padding
-        helper.make_node("Unsqueeze", ["last", "axis"], ["column"]),
-        helper.make_node("GatherElements", ["sequences", "column"], ["item"], axis=1),
-        helper.make_node("Squeeze", ["item", "axis"], ["index"]),
-        helper.make_node("Gather", ["table", "index"], ["vectors"], axis=0),
-    ]
-    constants = [
-        numpy_helper.from_array(np.array(1), "one"),
-        numpy_helper.from_array(np.array(0), "zero"),
-        numpy_helper.from_array(np.array([1]), "axis"),
-        numpy_helper.from_array(table.astype(np.float32), "table"),
-    ]
-    inputs = [
-        helper.make_tensor_value_info("sequences", TensorProto.INT64, ["batch", "length"]),
-        helper.make_tensor_value_info("lengths", TensorProto.INT64, ["batch"]),
-    ]
-    outputs = [helper.make_tensor_value_info("vectors", TensorProto.FLOAT, ["batch", table.shape[1]])]
-    graph = helper.make_graph(nodes, "last_item", inputs, outputs, constants)
-    opset = helper.make_opsetid("", 20)
-    return helper.make_model(graph, opset_imports=[opset], ir_version=10).SerializeToString()
+from reliability.bundle import last_item_encoder
 
 
 def succession(items: int, step: int) -> np.ndarray:
@@ -71,7 +46,9 @@ def write_tiny(
     (rows, dim) the table (rows, dim) holds vectors instead of scores. scan: "exact" or "approximate" for a bundle that
     scans its catalogue.
     """
-    from models.bundle import Content, DataWindow, Golden, Manifest, Parity, Scoring, write_bundle
+    from models.bundle import Golden
+    from models.draft import Content, write_bundle
+    from models.manifest import DataWindow, Manifest, Parity, Scoring
     from models.scan import Quantised
     from training.ranker import build_ranker, build_scan
 
@@ -158,26 +135,22 @@ def make_bundle(artifacts: Path) -> Callable[..., Path]:
 @contextlib.contextmanager
 def service_on_a_thread(settings: Any, store_url: str) -> Iterator[str]:
     """URL of a service with its own event loop and socket, as `python -m service serve` runs it."""
-    import uvicorn
     import uvloop
 
     from service.app import running
+    from service.metrics import Metrics
+    from service.server import Server
 
     started = threading.Event()
     holder: dict[str, Any] = {}
 
     async def serve() -> None:
-        async with running(settings, store_url) as app:
-            config = uvicorn.Config(
-                app, host="127.0.0.1", port=0, lifespan="off", log_config=None, http="httptools", loop="none"
-            )
-            server = holder["server"] = uvicorn.Server(config)
-            serving = asyncio.create_task(server.serve())
-            while not server.started:  # noqa: ASYNC110 - the server sets a flag and no event
-                await asyncio.sleep(0.002)
-            holder["port"] = server.servers[0].sockets[0].getsockname()[1]
-            started.set()
-            await serving
+        metrics = Metrics()
+        async with running(settings, store_url, metrics) as app:
+            listener = socket.create_server(("127.0.0.1", 0))
+            holder["port"] = listener.getsockname()[1]
+            holder["server"] = server = Server(app, settings, metrics, started.set)
+            await server.serve(sockets=[listener])
 
     def run() -> None:
         try:
@@ -196,7 +169,7 @@ def service_on_a_thread(settings: Any, store_url: str) -> Iterator[str]:
     try:
         yield f"http://127.0.0.1:{holder['port']}"
     finally:
-        holder["server"].should_exit = True
+        holder["server"].stop()
         thread.join(20)
         assert not thread.is_alive()
 

@@ -16,6 +16,10 @@ TORCH_FREE = (
     "__main__",
     "binding",
     "bundle",
+    "manifest",
+    "arrays",
+    "graphs",
+    "draft",
     "device",
     "registry",
     "runtime",
@@ -23,6 +27,8 @@ TORCH_FREE = (
     "sequence",
     "neighbours",
     "eventlog",
+    "archive",
+    "storeurl",
     "cold",
 )  # of models
 
@@ -84,15 +90,15 @@ def test_what_both_share_needs_little(name: str) -> None:
     found = set(imports(ROOT / "models" / f"{name}.py"))
     assert "torch" not in roots({name for name, _ in found})
     when_loaded = roots({name for name, at_load in found if at_load}) - STANDARD
-    typing_only = {"redis"} if name == "eventlog" else set()
+    typing_only = {"eventlog": {"redis"}, "archive": {"polars"}}.get(name, set())
     assert when_loaded <= {"models", "numpy", "pydantic"} | typing_only
 
 
-def test_redis_is_known_to_the_connection_and_the_log_alone() -> None:
+def test_redis_is_known_to_the_connection_its_topology_and_the_log_alone() -> None:
     for package in PACKAGES:
         for module in modules(package):
             if "redis" in roots({name for name, _ in imports(module)}):
-                assert module.name in {"connection.py", "eventlog.py"}, module
+                assert module.name in {"connection.py", "topology.py", "eventlog.py"}, module
 
 
 def test_the_environment_is_read_by_settings_alone() -> None:
@@ -158,3 +164,20 @@ def test_the_service_starts_and_answers_without_torch(make_bundle: Callable[...,
     command = [sys.executable, "-c", WITHOUT_TORCH, str(artifacts)]
     done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stdout.split() == ["0", "i4", "False"], done.stderr
+
+
+UNPICKLERS = {"pickle", "cPickle", "dill", "joblib", "cloudpickle", "marshal", "shelve"}
+
+
+def test_nothing_is_ever_unpickled() -> None:
+    """A file that is unpickled runs whatever it says: no import that does, and numpy and torch are told not to."""
+    for package in PACKAGES:
+        for module in modules(package):
+            assert not roots({name for name, _ in imports(module)}) & UNPICKLERS, module
+            for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Call):
+                    called = ast.unparse(node.func)
+                    options = {word.arg: ast.unparse(word.value) for word in node.keywords}
+                    assert options.get("allow_pickle", "False") == "False", f"{module}:{node.lineno}"
+                    assert called != "np.load" or "allow_pickle" in options, f"{module}:{node.lineno}"
+                    assert called != "torch.load", f"{module}:{node.lineno}: weights are kept as safetensors"

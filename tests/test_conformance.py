@@ -203,7 +203,8 @@ def test_padding_has_no_vector_of_its_own_and_learns_none(config: Any) -> None:
 @pytest.mark.parametrize("blend", [False, True])
 def test_onnx_computes_what_torch_computes(config: Any, blend: bool) -> None:
     """With neighbours in the scores too, which the golden inputs then hold as well."""
-    from models.bundle import Content, DataWindow, Manifest, Parity
+    from models.draft import Content
+    from models.manifest import DataWindow, Manifest, Parity
     from training.export import certify, encoder_graph, golden
     from training.ranker import build_ranker
 

@@ -4,6 +4,7 @@ The compose file fits the compose specification and Dockerfiles pass hadolint; e
 the program it starts; and the slow test follows the service's Dockerfile by hand, in a virtual environment.
 """
 
+import itertools
 import json
 import os
 import re
@@ -62,6 +63,8 @@ def dockerfile_of(service: str) -> Path:
 
 
 def entrypoint_of(service: str) -> list[str]:
+    if "entrypoint" in SERVICES[service]:
+        return list(SERVICES[service]["entrypoint"])
     return json.loads(last_stage(dockerfile_of(service), "ENTRYPOINT")[0])
 
 
@@ -113,7 +116,7 @@ def test_an_image_runs_as_a_numbered_user_and_can_do_without_a_writable_root(doc
 # What runs in them
 
 
-@pytest.mark.parametrize("service", SERVING + TRAINING)
+@pytest.mark.parametrize("service", [*SERVING, *TRAINING, "archive"])
 def test_the_program_accepts_the_command_line_of_its_container(service: str) -> None:
     python, flag, package, subcommand, *rest = command_of(service)
     assert (python, flag) == ("python", "-m")
@@ -180,6 +183,17 @@ def test_nothing_the_service_needs_needs_torch() -> None:
     assert not {"torch", "onnx", "polars", "scipy"} & seen
 
 
+def test_the_archive_is_written_where_retraining_reads_it_by_an_image_that_can() -> None:
+    archive, retrain = command_of("archive"), command_of("retrain")
+    folder = archive[archive.index("--to") + 1]
+    assert folder in [word for flag, word in itertools.pairwise(retrain) if flag == "--events-from"]
+    for name in ("archive", "retrain"):
+        assert "artifacts:/artifacts" in SERVICES[name]["volumes"]
+    assert SERVICES["archive"]["build"]["args"]["EXTRA"] == "archive"
+    assert {"polars", "redis", "pydantic-settings"} <= {one.name for one in requirements_of("archive")}
+    assert float(SERVICES["service"]["environment"]["RECSERVE_LOG_MIN_DAYS"]) > 0
+
+
 def test_the_two_images_of_the_service_differ_in_onnxruntime_alone() -> None:
     cpu, gpu = ({*map(str, requirements_of(SERVICES[name]["build"]["args"]["EXTRA"]))} for name in SERVING)
     assert {re.split(r"[>\[]", line)[0] for line in cpu - gpu} == {"onnxruntime"}
@@ -217,13 +231,14 @@ def test_a_container_has_no_rights_it_does_not_need(service: str) -> None:
     assert container["deploy"]["resources"]["limits"]["memory"]
 
 
-def test_the_store_is_published_nowhere_and_reached_by_service_and_retraining_alone() -> None:
+def test_the_store_is_published_nowhere_and_reached_by_service_archive_and_retraining_alone() -> None:
     assert COMPOSE["networks"]["store"] == {"internal": True}
     assert SERVICES["valkey"]["networks"] == ["store"]
     assert {name for name, container in SERVICES.items() if "store" in container["networks"]} == {
         "valkey",
         "service",
         "service-gpu",
+        "archive",
         "retrain",
     }
     assert {name for name, container in SERVICES.items() if "ports" in container} == set(SERVING)
@@ -233,6 +248,7 @@ def test_the_service_is_published_on_loopback_alone_which_is_why_it_trusts_its_n
     ports = [port for name in SERVING for port in SERVICES[name]["ports"]]
     assert ports == ["127.0.0.1:8000:8000", "127.0.0.1:8001:8000"]  # both can run at once
     assert SERVICES["service"]["environment"]["RECSERVE_TRUSTED_NETWORK"] == "true"
+    assert json.loads(SERVICES["service"]["environment"]["RECSERVE_ALLOWED_HOSTS"]) == SERVING
 
 
 def test_keys_lie_on_a_volume_that_only_the_service_has_and_its_user_may_write() -> None:
@@ -248,6 +264,7 @@ def test_plain_up_starts_store_bootstrap_and_service_in_this_order() -> None:
         "valkey",
         "bootstrap",
         "service",
+        "archive",
     }
     for name in SERVING:
         assert SERVICES[name]["depends_on"] == {

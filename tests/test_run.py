@@ -240,7 +240,8 @@ def test_peers_of_serving_have_another_environment_with_the_onnxruntime_of_ours(
     assert result.stdout == "<-m><bench><serving><--peers>"
     (runtime,) = re.findall(r"^onnxruntime==\S+$", (project / "constraints.txt").read_text(), re.MULTILINE)
     assert [line.partition(" -c ")[2] for line in installed() if line.startswith(".venv-peers-serving/")] == [
-        f"constraints-peers-serving.txt {runtime} {peer}" for peer in ("litserve", "mlserver", "bentoml")
+        f"constraints-peers-serving.txt {runtime} {peer}"
+        for peer in ("litserve", "mlserver", "bentoml", "librecommender sanic faiss-cpu redis ujson")
     ]
     assert "bentoml does not install here" in result.stderr
     assert not (project / ".venv-peers").exists()

@@ -7,9 +7,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from models.bundle import MANIFEST, BundleError, read_bundle
+from models.archive import ArchiveError
+from models.bundle import read_bundle
 from models.device import DeviceError
 from models.eventlog import SEQUENCE_TYPES, EventLogError
+from models.manifest import MANIFEST, BundleError
 from models.registry import Registry, RegistryError
 from models.runtime import Runtime
 from training.activations import activations_table, compare_activations
@@ -54,6 +56,7 @@ from training.train import train
 
 # What a person can put right: one sentence on standard error and exit status 1, never a traceback.
 EXPECTED = (
+    ArchiveError,
     AttributesError,
     BundleError,
     CheckpointError,
@@ -322,7 +325,8 @@ def retrain_command(
     data: Data,
     config: Annotated[str, typer.Option("--config", help="A name under training/configs/, or a TOML file.")] = "sasrec",
     events_from: Annotated[
-        str | None, typer.Option(metavar="REDIS_URL", help="Also train on the event log of this store.")
+        list[str] | None,
+        typer.Option(metavar="URL|DIR", help="Also train on a store's event log, or on an archive of it. Repeat."),
     ] = None,
     event_types: Annotated[
         list[str], typer.Option("--event-type", help="Which logged events count. Repeat; as RECSERVE_SEQUENCE_TYPES.")
@@ -345,7 +349,7 @@ def retrain_command(
         load_config(config),
         name=Path(config).stem,
         artifacts=output,
-        events_from=events_from,
+        events_from=events_from or [],
         event_types=event_types,
         attributes=attributes,
         columns=columns,

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from models.bundle import MANIFEST, DataWindow, read_bundle
+from models.bundle import read_bundle
+from models.manifest import MANIFEST, DataWindow
 from models.runtime import Runtime
 from training.baselines import baselines
 from training.config import AutoRecRunConfig, DataConfig, RunConfig, parse_config

@@ -18,19 +18,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.bundle import (
-    ENCODER,
-    ITEMS,
-    QUANTISED,
-    RANKER,
-    SCAN,
-    Bundle,
-    DataWindow,
-    Golden,
-    Manifest,
-    Parity,
-    Scoring,
-)
+from models.bundle import Bundle, Golden
+from models.manifest import ENCODER, ITEMS, QUANTISED, RANKER, SCAN, DataWindow, Manifest, Parity, Scoring
 from models.runtime import Runtime, cpu_quota, overlap
 from models.sasrec import SASRecConfig
 from models.scan import Quantised
@@ -146,7 +135,7 @@ def _measure(
         dim = trained.shape[1]
         items = _grown(folder / ITEMS, trained, size, generator)
         np.save(folder / QUANTISED, (rounded := Quantised.of(items)).items)
-        quantised = Quantised(np.load(folder / QUANTISED, mmap_mode="r"), rounded.scales)
+        quantised = Quantised(np.load(folder / QUANTISED, mmap_mode="r", allow_pickle=False), rounded.scales)
         del rounded
         encoder = encoder_graph(build(SASRecConfig(dim=dim), 10))  # ranks nothing, but a bundle has one
         runtimes, private = {}, {}
@@ -199,7 +188,7 @@ def _grown(path: Path, trained: NDArray[np.float32], size: int, generator: np.ra
         matrix[1 + begin : 1 + begin + len(part)] = part + jitter
     matrix.flush()
     del matrix
-    return np.load(path, mmap_mode="r")  # type: ignore[no-any-return]
+    return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
 
 
 def _runtime(

@@ -1,7 +1,8 @@
-"""How well items are placed that were not trained on: some are hidden from training and placed by their attributes.
+"""How well items are placed that were not trained on: some are hidden from training and placed as the service does it.
 
 A user who met a hidden item stops there: what came before is learned from, without the hidden items, and the last
-hidden item the user met is to be found among all of them. So nothing later than a target speaks for its user.
+hidden item the user met is to be found among all of them. So nothing later than a target speaks for its user. Where
+events place a hidden item, they are its first ones that are nobody's target.
 """
 
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from models.cold import AttributeCentroids, typical_norm
+from models.cold import CONTEXT, FEW, FULL, Placing, typical_norm
 from models.sasrec import SASRec
 from training.attributes import Attributes, read_attributes
 from training.config import AutoRecRunConfig, ConfigError, load_config
@@ -41,6 +42,8 @@ class ColdSplit:
     learned: what training may see. histories: of every judged user the ids of what came before the target, oldest
     first, without hidden items; targets int64 (users,), places in `hidden`, the ids that were hidden; met, for every
     user the places of hidden items met before; counts float32 (hidden,), how often each occurs in the whole log.
+    contexts: of each hidden item, for its first events that are no target, the ids of what their users met just before,
+    without hidden items.
     """
 
     learned: Interactions
@@ -49,14 +52,15 @@ class ColdSplit:
     targets: NDArray[np.int64]
     met: list[NDArray[np.int64]]
     counts: NDArray[np.float32]
+    contexts: list[list[tuple[str, ...]]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ColdResults:
     """Ranks of the targets among the hidden items, from 1, int64 (users,), by the name of what ranked them.
 
-    placed: hidden items that have a vector, of `hidden`. shown: share of the users who have one of them among the first
-    ten of all items.
+    placed: hidden items that attributes give a vector, of `hidden`. shown: share of the users who have one of these
+    among the first ten of all items.
     """
 
     ranks: Mapping[str, NDArray[np.int64]]
@@ -69,9 +73,10 @@ class ColdResults:
         users = len(next(iter(self.ranks.values())))
         table = Table(
             title=f"{self.hidden:,} items hidden from training, ranked among themselves for {users:,} users",
-            caption=f"{self.placed:,} of them have a vector, and {self.shown:.0%} of the users have one among the "
-            "first ten of all items. Equal scores stand in random order. The oracle knows how often each item occurs, "
-            "which nobody does of a new one. 95 % intervals over users",
+            caption=f"Attributes place {self.placed:,} of them, and {self.shown:.0%} of the users have one among the "
+            "first ten of all items. Events are the first of an item that are nobody's target. Equal scores stand in "
+            "random order. The oracle knows how often each item occurs, which nobody does of a new one. 95 % intervals "
+            "over users",
             title_justify="left",
             caption_justify="left",
         )
@@ -136,15 +141,20 @@ def hide(dataset: Dataset, interactions: Interactions, *, share: float, seed: in
     """
     items, generator = dataset.vocabulary.items, np.random.default_rng([seed, 3])  # a stream of its own
     rows = np.sort(generator.permutation(items)[: round(share * items)]) + 1
+    ids = dataset.vocabulary.ids
     place = np.full(items + 1, -1, np.int64)
     place[rows] = np.arange(len(rows))
     whole = dataset.sequences.compact()
     kept = place[whole.items] < 0
-    ids = dataset.vocabulary.ids
     histories, targets, met = [], [], []
+    meetings: list[tuple[int, int, tuple[str, ...]]] = []  # when, which hidden item, and what came just before
     for begin, end in zip(whole.starts, whole.ends, strict=True):
         places = place[whole.items[begin:end]]
         last = int(np.flatnonzero(places >= 0).max(initial=-1))
+        for at in np.flatnonzero(places[: max(last, 0)] >= 0):
+            earlier = whole.items[begin : begin + at][places[:at] < 0][-CONTEXT:]
+            when = 0 if whole.timestamps is None else int(whole.timestamps[begin + at])
+            meetings.append((when, int(places[at]), tuple(ids[row] for row in earlier)))
         before = whole.items[begin : begin + max(last, 0)][places[: max(last, 0)] < 0]
         if not before.size:
             continue
@@ -161,11 +171,13 @@ def hide(dataset: Dataset, interactions: Interactions, *, share: float, seed: in
         targets=np.array(targets),
         met=met,
         counts=popularity_of(whole, items)[rows],
+        contexts=_first(meetings, len(rows)),
     )
 
 
 def judge_cold(model: SASRec, split: ColdSplit, prepared: Prepared, told: Attributes, *, seed: int) -> ColdResults:
-    """Rank every judged user's target among the hidden items: by chance, by an oracle of popularity, by attributes.
+    """Rank every judged user's target among the hidden items: by chance, by an oracle of popularity, and by where
+    attributes and first events place them.
 
     prepared: the data that the model was trained on, with attributes; told: those of the hidden items, in their order
     behind padding. Raises DatasetError if they place none of the hidden items.
@@ -173,30 +185,59 @@ def judge_cold(model: SASRec, split: ColdSplit, prepared: Prepared, told: Attrib
     known = {} if prepared.attributes is None else prepared.attributes.columns
     items: NDArray[np.float32] = model.item_matrix().detach().float().cpu().numpy()
     popularity = popularity_of(prepared.split.train, model.items)
-    centroids = AttributeCentroids(items, known, popularity, norm=typical_norm(items))
-    placed = [centroids.vector(_of(told, row)) for row in range(1, len(split.hidden) + 1)]
-    missing = np.array([vector is None for vector in placed])
-    if missing.all():
-        raise DatasetError(f"the attributes place none of {len(placed):,} hidden items; give some that items share")
-    matrix = np.stack([np.zeros(items.shape[1], np.float32) if one is None else one for one in placed])
+    placing = Placing(items, known, popularity, norm=typical_norm(items))
+    own = [_of(told, row) for row in range(1, len(split.hidden) + 1)]
+    contexts = [
+        [row[row > 0].tolist() for row in map(prepared.dataset.vocabulary.encode, map(list, those))]
+        for those in split.contexts
+    ]
+    none: list[list[int]] = []
+    by = {
+        "attributes": [placing.vector(one, none) for one in own],
+        f"{FEW} events": [placing.vector(None, those[:FEW]) for those in contexts],
+        f"attributes and {FEW} events": [
+            placing.vector(one, those[:FEW]) for one, those in zip(own, contexts, strict=True)
+        ],
+        f"attributes and {FULL} events": [placing.vector(one, those) for one, those in zip(own, contexts, strict=True)],
+    }
+    placed = sum(vector is not None for vector in by["attributes"])
+    if not placed:
+        raise DatasetError(f"the attributes place none of {len(own):,} hidden items; give some that items share")
     histories = _sequences(prepared.dataset.vocabulary, split.histories)
     vectors = ModelScorer(model).vectors(histories)
-    nothing = np.zeros(len(placed), np.float32)
-    found: dict[str, list[NDArray[np.int64]]] = {"chance": [], "popularity, an oracle": [], "attributes": []}
+    chance = np.zeros(len(own), np.float32)
+    found: dict[str, list[NDArray[np.int64]]] = {"chance": [], "popularity, an oracle": [], **{name: [] for name in by}}
     shown = 0
     for begin in range(0, len(vectors), _USERS_AT_ONCE):
         some = slice(begin, begin + _USERS_AT_ONCE)
-        scores = vectors[some] @ matrix.T
-        scores[:, missing] = -np.inf
+        scores = {name: _scores(vectors[some], those) for name, those in by.items()}
         beside = vectors[some] @ items.T
         mask_seen(beside, histories.take(np.arange(len(vectors))[some]))
-        shown += int((scores.max(axis=1) > np.partition(beside, -_SHOWN, axis=1)[:, -_SHOWN]).sum())
-        for ranks, those in zip(found.values(), (nothing, split.counts, scores), strict=True):
+        tenth = np.partition(beside, -_SHOWN, axis=1)[:, -_SHOWN]
+        shown += int((scores["attributes"].max(axis=1) > tenth).sum())
+        for ranks, those in zip(found.values(), (chance, split.counts, *scores.values()), strict=True):
             generator = np.random.default_rng([seed, 4, begin])
-            own = np.broadcast_to(those, scores.shape)
-            ranks.append(_ranks(own, split.targets[some], split.met[some], generator))
+            whole = np.broadcast_to(those, scores["attributes"].shape)
+            ranks.append(_ranks(whole, split.targets[some], split.met[some], generator))
     together = {name: np.concatenate(ranks) for name, ranks in found.items()}
-    return ColdResults(together, hidden=len(placed), placed=int((~missing).sum()), shown=shown / len(vectors))
+    return ColdResults(together, hidden=len(own), placed=placed, shown=shown / len(vectors))
+
+
+def _scores(vectors: NDArray[np.float32], placed: list[NDArray[np.float32] | None]) -> NDArray[np.float32]:
+    """Scores (users, hidden) of vectors (users, dim), minus infinity for what has no place."""
+    nowhere = np.zeros(vectors.shape[1], np.float32)
+    scores: NDArray[np.float32] = vectors @ np.stack([nowhere if one is None else one for one in placed]).T
+    scores[:, [one is None for one in placed]] = -np.inf
+    return scores
+
+
+def _first(meetings: list[tuple[int, int, tuple[str, ...]]], hidden: int) -> list[list[tuple[str, ...]]]:
+    """The first contexts of each hidden item, as the service keeps them: each once, and no empty one."""
+    found: list[dict[tuple[str, ...], None]] = [{} for _ in range(hidden)]
+    for _, place, context in sorted(meetings, key=lambda meeting: meeting[0]):
+        if context and len(found[place]) < FULL:
+            found[place][context] = None
+    return [list(those) for those in found]
 
 
 def _ranks(

@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.autorec import AutoRec
-from models.bundle import VERSION_NAME, BundleError, Content, Golden, Manifest, Parity, read_bundle, write_bundle
+from models.bundle import Golden, read_bundle
+from models.draft import Content, write_bundle
+from models.manifest import VERSION_NAME, BundleError, Manifest, Parity
 from models.neighbours import Neighbours
 from models.runtime import EXCLUDED_SCORE, TOLERANCE, Runtime, same_items
 from models.sasrec import SASRec

@@ -66,7 +66,7 @@ def _interactions(data: str) -> Any:
     """DataFrame of user_id, item_id, and as time the row number."""
     import pandas as pd  # noqa: PLC0415 - of the peers' environment, as all of the imports within functions
 
-    with np.load(data) as arrays:
+    with np.load(data, allow_pickle=False) as arrays:
         users, items = arrays["users"], arrays["items"]
     return pd.DataFrame({"user_id": users, "item_id": items, "time": np.arange(len(users))})
 

@@ -4,16 +4,14 @@ Split by time, since that is what serving is: learn from before a moment, be jud
 that passes is fitted once more on everything, for the newest events are those it has to know.
 """
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 
-import polars as pl
 from rich.console import Console
 
 from models.bundle import Bundle, read_bundle
-from models.eventlog import SEQUENCE_TYPES, LoggedEvent, connect, log_size, read_events
+from models.eventlog import SEQUENCE_TYPES
 from models.registry import Registry
 from models.runtime import Runtime
 from training.attributes import Attributes
@@ -22,7 +20,8 @@ from training.dataset import DatasetError, Vocabulary
 from training.evaluate import Evaluation, Scorer, evaluate_test
 from training.export import export
 from training.gate import compare
-from training.interactions import Columns, Interactions, interactions_from_frame, read_interactions
+from training.interactions import Columns, Interactions, read_interactions
+from training.logged import logged_interactions, without_erased
 from training.presets import settle
 from training.run import Prepared, RunError, RunFolder, RunSpec, data_window, prepare, rules_of
 from training.scorers import BundleScorer, run_scorer
@@ -32,17 +31,6 @@ _LARGEST_WINDOW = 0.1  # of the interactions: the newest tenth judges, the tenth
 _SMALLEST_WINDOW = 0.01  # less than this after the champion's training would be judged by chance
 _WIDER_WINDOWS = (0.1, 0.2, 0.3)  # where the first has too few users with a history before it
 _FEWEST_JUDGES = 50  # users: below, the figure of a window is mostly chance
-
-_Row = tuple[str, str, str, str, int, float | None]
-_LOG = {
-    "user_id": pl.String,
-    "event_id": pl.String,
-    "item_id": pl.String,
-    "type": pl.String,
-    "timestamp": pl.Int64,
-    "value": pl.Float64,
-}
-_PAGE = 50_000  # events turned into columns together: as Python objects they take ten times the memory
 
 
 class NotPromoted(Exception):  # noqa: N818 - an outcome, not an error
@@ -57,13 +45,14 @@ def retrain(
     columns: Columns,
     artifacts: Path,
     console: Console,
-    events_from: str | None = None,
+    events_from: Sequence[str] = (),
     event_types: Collection[str] = SEQUENCE_TYPES,
     attributes: Path | None = None,
     seed: int = 0,
 ) -> str:
     """Train a challenger, publish it, promote it unless the champion ranks the held-out window better.
 
+    events_from: stores (URLs) and archives (folders) of logged events; nobody erased there is learned from.
     Returns the new champion's version. Raises NotPromoted if the champion stays, and whatever reading, training and
     export raise.
     """
@@ -73,9 +62,11 @@ def retrain(
             "a user-based one, such as autorec-user"
         )
     interactions = read_interactions(data, columns=columns, max_dropped=config.data.max_dropped)
-    if events_from is not None:
-        events = logged_interactions(events_from, event_types, console)
-        interactions = interactions if events is None else interactions.extended(events)
+    if events_from:
+        logged = logged_interactions(events_from, event_types, console)
+        interactions = without_erased(interactions, logged.tombstones)
+        if logged.interactions is not None:
+            interactions = interactions.extended(logged.interactions)
     console.print(str(interactions.report))
     registry = Registry(artifacts)
     current = registry.current()
@@ -108,46 +99,6 @@ def retrain(
     registry.promote(folder.name)
     console.print(f"champion is {folder.name} (before: {current or 'none'})")
     return folder.name
-
-
-def logged_interactions(url: str, event_types: Collection[str], console: Console) -> Interactions | None:
-    """The event log of a store as interactions, each event once; None if it holds none of these types.
-
-    What it was accepted with may still be nothing to learn from, a blank id or a time before 1970: counted, not
-    refused, since whoever may post events must not be able to stop retraining. Raises EventLogError if the store
-    cannot be read.
-    """
-    client = connect(url)
-    try:
-        size = log_size(client)
-        pages = [pl.DataFrame(page, schema=_LOG, orient="row") for page in _pages(map(_row, read_events(client)))]
-    finally:
-        client.close()
-    log = pl.concat([pl.DataFrame(schema=_LOG), *pages]).unique(["user_id", "event_id"], keep="first")
-    rows = log.filter(pl.col("type").is_in(list(event_types)))
-    trimmed = f", {size.trimmed:,} older ones trimmed" if size.trimmed else ""
-    console.print(f"event log: {len(log):,} events, {len(rows):,} of them {' or '.join(event_types)}{trimmed}")
-    if not len(rows):
-        return None
-    value = pl.col("value").cast(pl.Float32)
-    frame = rows.sort("timestamp", "event_id").select(  # the order the service keeps them in
-        "user_id",
-        "item_id",
-        pl.col("timestamp").cast(pl.Datetime("ms")),  # milliseconds, whatever they look like
-        pl.when(value.is_finite()).then(value).alias("value"),
-    )
-    return interactions_from_frame(frame, source=f"event log of {url.rpartition('@')[2]}", max_dropped=1.0)
-
-
-def _pages(rows: Iterable[_Row]) -> Iterator[list[_Row]]:
-    """Rows in lists of up to _PAGE."""
-    rows = iter(rows)
-    while page := list(islice(rows, _PAGE)):
-        yield page
-
-
-def _row(event: LoggedEvent) -> _Row:
-    return event.user_id, event.event_id, event.item_id, event.type, event.timestamp_ms, event.value
 
 
 def _publish(run: RunFolder, artifacts: Path) -> Path:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from models.bundle import AFFINITIES, NEIGHBOURS, DataWindow
+from models.manifest import AFFINITIES, NEIGHBOURS, DataWindow
 from models.neighbours import Neighbours
 from models.zoo import Model, build
 from training import checkpoint

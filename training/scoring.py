@@ -14,7 +14,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from models.bundle import Content, Scoring, read_bundle, write_bundle
+from models.bundle import read_bundle
+from models.draft import Content, write_bundle
+from models.manifest import Scoring
 from models.runtime import Runtime, overlap
 from models.scan import Quantised
 from training.ranker import build_scan

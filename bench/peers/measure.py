@@ -1,7 +1,8 @@
 """The peers taking turns with the service: the same bundle, the same histories in the body, 64 connections.
 
-Each runs with batching on and, in turn, with one worker and with two; what counts is the better of the two. A peer that
-does not run here is named with the reason, and the others are measured.
+Each runs with batching on and, in turn, with one worker and with two; what counts is the better of the two. One that
+cannot run the bundle's encoder is measured with what it does instead, and left out of what counts. A peer that does not
+run here is named with the reason, and the others are measured.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +14,8 @@ from bench import servers
 from bench.child import Child, ChildError
 from bench.goals import Measure, figure
 from bench.load import MAX_HISTORY, Job, Load, LoadGenerator, encode
-from bench.peers.ranking import BUNDLE
+from bench.peers.ranking import BUNDLE, K
+from bench.peers.users import STORE, store_users
 from bench.rounds import Figures
 from bench.small import WORKERS, Traffic
 from models.registry import Registry
@@ -28,11 +30,12 @@ class Peer:
     command: tuple[str, ...]
     ready: str  # path that answers when it can
     path: str
-    body: Callable[[list[str]], object]
+    body: Callable[[int, list[str]], object]  # of a user's number and history
     work: str
+    encodes: bool = True  # the same bundle; if not, it stands beside the others for what it is
 
 
-def _tensor(ids: list[str]) -> object:
+def _tensor(number: int, ids: list[str]) -> object:
     """A history as MLServer takes it: bench.bundle calls the item of row 7 item-7."""
     rows = [int(item.removeprefix("item-")) for item in ids]
     padded = rows + [0] * (MAX_HISTORY - len(rows))
@@ -45,7 +48,7 @@ PEERS: Mapping[str, Peer] = {
         ("-m", "bench.peers.serve_litserve", "{port}", "{workers}"),
         "/health",
         "/recommend",
-        lambda ids: {"history": ids},
+        lambda number, ids: {"history": ids},
         f"{_SAME}; FastAPI without models for body and answer, ZeroMQ to a process for the model, batches of up to 64",
     ),
     "MLServer": Peer(
@@ -62,16 +65,25 @@ PEERS: Mapping[str, Peer] = {
         ),
         "/readyz",
         "/recommend",
-        lambda ids: {"histories": [ids]},
+        lambda number, ids: {"histories": [ids]},
         f"{_SAME}; pydantic models of body and answer, adaptive batches of up to 64",
+    ),
+    "LibRecommender": Peer(
+        ("-m", "bench.peers.serve_librecommender", "{port}", "{workers}"),
+        "/ready",
+        "/embed/recommend",
+        lambda number, ids: {"user": f"user-{number}", "n_rec": K},
+        "encodes nothing: reads a vector made beforehand and what was seen from Redis, searches 10 of 80 lists of a "
+        "FAISS index, ids without scores as JSON, one request at a time",
+        encodes=False,
     ),
 }
 OURS = f"{_SAME}; strict validation of body and headers, request id, metrics, adaptive batches of up to 64"
 
 
 def peers_best(of: Figures) -> float:
-    """The most that any peer answered. Raises KeyError if there is none."""
-    rates = [value for name, value in of.items() if name.startswith("peer ")]
+    """The most that any peer with the same bundle answered. Raises KeyError if there is none."""
+    rates = [value for name, value in of.items() if name.startswith("peer ") and PEERS[_peer_of(name)].encodes]
     if not rates:
         raise KeyError("peer")
     return max(rates)
@@ -82,6 +94,10 @@ def peers_p99(of: Figures) -> float:
     best = peers_best(of)
     name = next(name for name, value in of.items() if name.startswith("peer ") and value == best)
     return of[f"p99 of {name}"]
+
+
+def _peer_of(figure_name: str) -> str:
+    return figure_name.removeprefix("peer ").partition(",")[0]
 
 
 MEASURES = (
@@ -120,6 +136,7 @@ class Peers:
         self._load = load
         self._counts = (1, 2) if servers.has_workers() else (1,)
         self.missing: dict[str, str] = {}
+        store_users(self._bundle, store_url, asked.item_ids)
 
     def round(self, say: Callable[[str], None]) -> Figures:
         """Every figure once. `say` is told what is measured."""
@@ -149,8 +166,13 @@ class Peers:
     def _peer(self, peer: Peer, workers: int) -> Load:
         port = servers.free_port()
         command = [str(self._python), *(part.format(port=port, workers=workers) for part in peer.command)]
-        environment = {BUNDLE: str(self._bundle), "BENCH_WORKERS": str(workers), "BENTOML_DO_NOT_TRACK": "True"}
-        bodies = encode([peer.body(ids) for ids in self._asked.item_ids])
+        environment = {
+            BUNDLE: str(self._bundle),
+            STORE: self._store_url,
+            "BENCH_WORKERS": str(workers),
+            "BENTOML_DO_NOT_TRACK": "True",
+        }
+        bodies = encode([peer.body(number, ids) for number, ids in enumerate(self._asked.item_ids)])
         with servers.running(command, port, peer.ready, environment=environment) as server:
             self._measure(server, peer.path, bodies[:64])  # processes of its own start with the first requests
             return self._measure(server, peer.path, bodies)

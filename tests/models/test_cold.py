@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.cold import AttributeCentroids, typical_norm
+from models.cold import AttributeCentroids, Placing, typical_norm
 
 ITEMS = np.array([[9, 9], [2, 0], [4, 0], [0, 2], [0, 4], [6, 6], [0, 0], [0, 0], [0, 0]], np.float32)
 COLUMNS: dict[str, list[Any]] = {
@@ -76,3 +76,27 @@ def test_the_typical_length_is_the_median_of_items() -> None:
     items = np.array([[99, 0], [3, 4], [0, 1], [0, 7], [50, 0], [0, 2]], np.float32)
     assert typical_norm(items) == 5
     assert typical_norm(np.tile(items[1:2], (100_000, 1))) == 5
+
+
+def placed(contexts: list[list[int]], norm: float | None = None, /, **attributes: Any) -> list[float] | None:
+    popularity = np.array([0, 1, 4, 1, 4, 1, 1, 1, 1], np.float32)
+    found = Placing(ITEMS, COLUMNS, popularity, norm=norm).vector(attributes or None, contexts)
+    return None if found is None else [round(float(number), 5) for number in found]
+
+
+def test_an_item_lies_where_the_items_lie_that_were_met_before_it_the_popular_counting_less() -> None:
+    """Row 2 has four interactions and weighs half of row 1 and of row 3, and row 4 the same."""
+    assert placed([[1]] * 3) == [2, 0]
+    assert placed([[1, 2]] * 3) == pytest.approx([(2 + 0.5 * 4) / 1.5, 0], abs=1e-5)
+    assert placed([[1], [3], [2, 4]]) == pytest.approx([(2 + 0 + 2) / 3, (0 + 2 + 2) / 3], abs=1e-5)
+    assert placed([[1], [3], [2, 4]], 5.0) == pytest.approx([5 / 2**0.5, 5 / 2**0.5], abs=1e-5)
+
+
+def test_attributes_count_for_five_contexts() -> None:
+    assert placed([[3]] * 5, kind="a") == pytest.approx(np.mean([placed([], kind="a"), [0, 2]], axis=0), abs=1e-5)
+    assert placed([[3]], kind="a") != placed([], kind="a")  # one says something beside attributes,
+    assert placed([[3]] * 2) is None  # and alone as little as two do
+    assert placed([[3], [], [3]]) is None
+    assert placed([[3]] * 3, kind="unheard of") == [0, 2]
+    assert placed([]) is None
+    assert placed([[6]] * 3) is None  # it has no direction

@@ -85,7 +85,8 @@ def test_a_version_whose_answers_have_changed_is_not_promoted(
     """Whole, with right digests, and wrong: only running it shows that."""
     from dataclasses import fields
 
-    from models.bundle import Content, read_bundle, write_bundle
+    from models.bundle import read_bundle
+    from models.draft import Content, write_bundle
 
     good = read_bundle(make_bundle("v1"))
     golden = {field.name: getattr(good.golden, field.name) for field in fields(good.golden)}

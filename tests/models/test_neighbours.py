@@ -12,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from models.bundle import BundleError, Manifest, read_bundle, sealed
+from models.bundle import read_bundle
+from models.manifest import BundleError, Manifest, sealed
 from models.neighbours import DECAY, RECENT, Neighbours, asked, recent
 from models.runtime import EXCLUDED_SCORE, Runtime
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from models.bundle import BundleError
+from models.manifest import BundleError
 from models.registry import Registry, RegistryError
 
 MakeBundle = Callable[..., Path]

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from models.bundle import BundleError, read_bundle
+from models.bundle import read_bundle
 from models.device import DeviceError, check_installation
+from models.manifest import BundleError
 from models.runtime import EXCLUDED_SCORE, Runtime, cpu_quota, same_items
 
 ITEMS = 300  # more than one history excludes

@@ -50,6 +50,8 @@ CALLS = [
     ("items", "PUT", "/items"),
     ("recommend", "GET", "/items/i1/similar"),
     ("admin", "GET", "/models"),
+    ("admin", "GET", "/users/ada/history"),
+    ("admin", "DELETE", "/users/ada"),
     ("admin", "POST", "/models/rollback"),
     ("admin", "POST", "/models/v9/promote"),
 ]
@@ -208,6 +210,15 @@ def test_a_trusted_network_may_call_the_service_whatever_it_is(keyless: Callable
     client = keyless(trusted_network=True)
     for headers in ({"Host": "service:8000"}, {"Host": "rec.example", "Origin": "https://rec.example"}):
         assert client.post("/recommend", headers=headers, json={}).status_code == 200
+
+
+def test_a_trusted_network_may_be_bound_to_names(keyless: Callable[..., httpx.Client]) -> None:
+    client = keyless(trusted_network=True, allowed_hosts=["Service", "rec.example"])
+    for host in ("service:8000", "REC.example", "localhost", "127.0.0.1:8000", "[::1]"):
+        assert client.post("/recommend", headers={"Host": host, "Origin": f"http://{host}"}, json={}).status_code == 200
+    for host in ("evil.example", "service.evil.example", "10.0.0.1:8000"):
+        for headers in ({"Host": host}, {"Host": host, "Origin": f"http://{host}"}):
+            assert refusals(client, headers) == {(403, "foreign_host")}
 
 
 def test_with_a_key_it_does_not_matter_where_a_request_comes_from(client: httpx.Client, keys: dict[str, str]) -> None:

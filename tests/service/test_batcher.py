@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from service.batcher import Batcher, Closed, Expired, Overloaded
+from service.batcher import Abandoned, Batcher, Closed, Expired, Overloaded
 
 pytestmark = pytest.mark.anyio
 
@@ -135,6 +135,27 @@ async def test_callers_who_have_gone_cost_nothing() -> None:
         work.gate.set()
         assert await asyncio.gather(*tasks) == [2, 8]
     assert work.batches == [[1], [4]]
+
+
+class Client:
+    gone = False
+
+
+async def test_calls_of_clients_who_have_left_are_never_run_and_counted() -> None:
+    work, left = Work(), []
+    async with Batcher(work, max_batch=4, max_waiting=3, stuck_s=30, on_abandoned=lambda: left.append(1)) as batches:
+        tasks = await submit(batches, 1)
+        leaving, staying = Client(), Client()
+        late = [asyncio.create_task(batches.submit(number, caller=leaving)) for number in (2, 3)]
+        tasks.append(asyncio.create_task(batches.submit(4, caller=staying)))
+        await asyncio.sleep(0)
+        leaving.gone = True
+        tasks += await submit(batches, 5)  # they keep nobody out
+        work.gate.set()
+        assert await asyncio.gather(*tasks) == [2, 8, 10]
+        assert [type(error) for error in await asyncio.gather(*late, return_exceptions=True)] == [Abandoned] * 2
+    assert work.batches == [[1], [4, 5]]
+    assert len(left) == 2
 
 
 async def test_a_caller_who_leaves_during_the_run_does_not_hurt_the_others() -> None:

@@ -5,6 +5,8 @@ Each has a direction of its own, and two neighbours share a topic: a cold item o
 them, towards the more popular i3: along (sqrt(10), sqrt(9)), as their 10 and 9 interactions say.
 """
 
+import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,13 +15,17 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import redis
 
 from models.bundle import Bundle, read_bundle
+from models.cold import FULL
 from models.neighbours import Neighbours
 from models.runtime import Runtime
 from service.attributes import ItemState
-from service.cold import ColdItems
+from service.cold import MAX_COLD, ColdItems
 from service.engine import Engine, Query
+from service.items import ItemStore
+from service.sequences import SequenceStore
 
 TOPICS = [topic for topic in "abcdef" for _ in range(2)]  # of i1, i2, ...
 COLUMNS: dict[str, list[Any]] = {"topic": [None, *TOPICS], "even": [None, *[False, True] * 6]}
@@ -127,6 +133,86 @@ def test_a_history_of_new_items_alone_gets_what_is_popular(shop: httpx.Client) -
     found = answer(shop, history=["near"], k=2)
     assert (found["source"], [item["item_id"] for item in found["items"]]) == ("popular", known(1, 2))
     assert answer(shop, history=["near"], k=2, explain=True)["items"][0]["because"] == []
+
+
+def meet(client: httpx.Client, item: str, *walks: list[str], users: str = "user") -> None:
+    """For each walk a user who makes it and then meets the item."""
+    events = [
+        {"user_id": f"{users}{number}", "item_id": one, "timestamp": 1_700_000_000_000 + step}
+        for number, walk in enumerate(walks)
+        for step, one in enumerate([*walk, item])
+    ]
+    assert client.post("/events", json={"events": events}).status_code == 200
+
+
+def eventually(client: httpx.Client, expected: list[str], **body: Any) -> None:
+    """Contexts are noted beside the answer, and followed a poll later."""
+    deadline = time.monotonic() + 10
+    while (found := items(client, **body)) != expected and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert found == expected
+
+
+def test_a_new_item_without_attributes_is_placed_by_what_its_users_met_before_it(
+    start_service: Callable[..., httpx.Client], make_bundle: Callable[..., Path], store_url: str
+) -> None:
+    """After i3 and i4 come i5 and what follows; near them lies what is met after them."""
+    make_bundle("v1")
+    client, other = start_service(store_url), start_service(store_url)
+    assert items(client, history=["i12"], k=11) == known(*range(1, 12))
+    meet(client, "near", known(3), known(4), known(3, 4))
+    for one in (client, other):  # every process follows
+        eventually(one, ["near", *known(1, 2, 3, 4, 5, 6, 7, 8, 9)], history=["i12"], k=10)
+    found = answer(client, history=["i12"], k=10)["items"]
+    assert {item["item_id"] for item in found if item["source"] == "cold"} == {"near"}
+    assert items(client, user_id="user0", k=10) == known(4, 5, 6, 7, 8, 9, 10, 11, 12, 1)  # who has met it
+    put(client, near=None)
+    assert items(client, history=["i12"], k=10) == known(*range(1, 11))
+    put(client, near={})
+    assert items(client, history=["i12"], k=10)[0] == "near"
+
+
+def test_too_few_contexts_place_nothing_and_the_same_one_is_one(shop: httpx.Client) -> None:
+    meet(shop, "near", known(3), known(4))
+    meet(shop, "near", known(3), known(4), users="another")
+    meet(shop, "lost", ["unheard of"], [], ["near"])
+    put(shop, last={"topic": "b"})  # by then all before it was noted
+    eventually(shop, ["last", *known(2)], history=["i1"], candidates=["near", "lost", "last", "i2"])
+    meet(shop, "near", known(2, 3))
+    eventually(shop, ["near", "last", *known(2)], history=["i1"], candidates=["near", "lost", "last", "i2"])
+
+
+def test_attributes_and_contexts_count_together(shop: httpx.Client) -> None:
+    put(shop, near={"topic": "f"})
+    before = answer(shop, history=["i1"], candidates=["near"])["items"][0]["score"]
+    meet(shop, "near", known(3))
+    deadline = time.monotonic() + 10
+    while (after := answer(shop, history=["i1"], candidates=["near"])["items"][0]["score"]) == before:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert FAR < after < NEAR
+
+
+def test_contexts_are_bounded_an_item_and_over_all(store_url: str) -> None:
+    async def stored() -> tuple[int, dict[str, ItemState]]:
+        async with SequenceStore.connect(store_url) as store:
+            kept = ItemStore(store.connection)
+            await kept.meet([("one", (f"i{number}",)) for number in range(30)] + [("two", ("i1", "i2"))])
+            version = await kept.version()
+            await kept.meet([("one", ("i77",)), ("two", ("i1", "i2"))])  # nothing new
+            assert await kept.version() == version
+            _, states = await kept.since(0)
+            for begin in range(0, MAX_COLD, 1000):
+                await kept.meet([(f"flood{begin + number}", ("i1",)) for number in range(1000)])
+            return version, states
+
+    version, states = asyncio.run(stored())
+    assert version == 1
+    assert states["one"].contexts == tuple((f"i{number}",) for number in range(FULL))
+    assert states["two"].contexts == (("i1", "i2"),)
+    with redis.Redis.from_url(store_url) as client:
+        assert client.hlen("recserve:{items}:contexts") == client.zcard("recserve:{items}:met") == MAX_COLD
+        assert client.hget("recserve:{items}:contexts", "one") is None
 
 
 def test_explanations_are_of_what_the_model_knows(shop: httpx.Client) -> None:

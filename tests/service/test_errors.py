@@ -1,4 +1,4 @@
-"""Whatever a client sends, it gets a problem in the agreed form, and the service goes on."""
+"""Whatever a client sends, it gets a problem in the agreed form, and the service goes on; see test_poison.py too."""
 
 import socket
 from collections.abc import Iterator
@@ -18,81 +18,6 @@ def check(response: httpx.Response, status: int, code: str) -> None:
     assert (problem["status"], problem["code"]) == (status, code)
     assert problem["request_id"] == response.headers["x-request-id"]
     assert "Traceback" not in response.text
-
-
-NOT_JSON = [
-    b"",
-    b" ",
-    b"{",
-    b"}",
-    b"nul",
-    b"{'user_id': 'ada'}",
-    b'{"user_id": "ada",}',
-    b'{"user_id": "ada"} {}',
-    b'{"value": NaN}',
-    b'{"value": Infinity}',
-    b'{"value": -Infinity}',
-    b'{"value": 1e400}',
-    b'{"value": 01}',
-    b'{"user_id": "\xff"}',
-    b'{"user_id": "\xc0\xaf"}',
-    b'{"user_id": "\xed\xa0\x80"}',
-    b'{"user_id": "\\ud800"}',
-    b'{"user_id": "\\udc00\\ud800"}',
-    b'{"user_id": "a\x00"}',
-    b'{"user_id": "\\x"}',
-    b'\xef\xbb\xbf{"user_id": "ada"}',
-    b"\x1f\x8b\x08\x00",
-    b"user_id=ada&k=3",
-    b"[" * 100_000,
-    b'{"a":' * 100_000,
-    '{"user_id": "ada"}'.encode("utf-16"),
-]
-
-
-@pytest.mark.parametrize("route", ["/recommend", "/events"])
-def test_a_body_that_is_not_json_is_a_400_that_says_where(client: httpx.Client, route: str) -> None:
-    for body in NOT_JSON:
-        response = client.post(route, content=body)
-        check(response, 400, "malformed_json")
-        assert "line 1" in response.json()["detail"]
-        assert len(response.content) < 1000
-
-
-POISON = [
-    b"null",
-    b"true",
-    b"1",
-    b'"ada"',
-    b"[]",
-    b"[{}]",
-    b'{"": ""}',
-    b'{"user_id": {"$gt": ""}}',
-    b'{"__proto__": {}}',
-    b'{"user_id": 1e308}',
-    b'{"user_id": 99999999999999999999999999}',
-    b'{"user_id": "' + b"x" * 500_000 + b'"}',
-    b'{"item_id": "' + b"\xf0\x9f\x98\x80" * 65 + b'", "user_id": "u"}',
-    b"{" + b",".join(b'"f%d": 1' % n for n in range(50_000)) + b"}",
-    b'{"' + b"k" * 500_000 + b'": 1}',
-    b'{"history": [' + b",".join([b"1"] * 200_000) + b"]}",
-    b'{"exclude_item_ids": [' + b"[" * 500 + b"]" * 500 + b"]}",
-    b'{"history": ["' + b"i" * 300_000 + b'"]}',
-    b'{"user_id": "u", "item_id": "i", "properties": ' + b'{"a":' * 900 + b"1" + b"}" * 901,
-    b'{"k": 9223372036854775808}',
-    b'{"events": {"length": 3}}',
-    b'{"events": [' + b",".join([b"{}"] * 1001) + b"]}",
-]
-
-
-@pytest.mark.parametrize("route", ["/recommend", "/events"])
-def test_poisonous_bodies_are_refused_shortly_and_harm_nobody(client: httpx.Client, route: str) -> None:
-    for body in POISON:
-        response = client.post(route, content=body)
-        assert response.status_code == 422, (body[:60], response.text[:200])
-        assert response.headers["content-type"] == "application/problem+json"
-        assert len(response.content) < 10_000, body[:60]
-    assert client.post("/recommend", json={"history": ["i1"]}).status_code == 200
 
 
 def test_ids_with_odd_characters_are_ids_like_all_others(client: httpx.Client) -> None:

@@ -226,7 +226,6 @@ def nested(depth: int) -> Any:
         ({"timestamp": "0001-01-01T00:00:00+23:59"}, "timestamp"),
         ({"properties": {"x": "y" * (4096 - 7)}}, "properties"),
         ({"properties": []}, "properties"),
-        ({"properties": {"deep": nested(400)}}, "properties"),
         ({"recommendation_id": 5}, "recommendation_id"),
         ({"colour": "red"}, "colour"),
     ],

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from models.autorec import AutoRecConfig
-from models.bundle import Content, DataWindow, Manifest, Parity, write_bundle
+from models.draft import Content, write_bundle
+from models.manifest import DataWindow, Manifest, Parity
 from models.registry import Registry
 from models.zoo import build
 from service.sequences import SequenceStore

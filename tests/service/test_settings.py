@@ -51,11 +51,16 @@ def test_variables_that_do_not_exist_are_errors(monkeypatch: pytest.MonkeyPatch)
         ({**STORE, "device": "tpu"}, "device"),
         ({**STORE, "threads": "0"}, "threads"),
         ({**STORE, "workers": "0"}, "workers"),
+        ({**STORE, "durability": "always"}, "durability"),
+        ({**STORE, "replicas": 0}, "replicas"),
+        ({"embedded": True, "durability": "replicated"}, "replicas"),
         ({**STORE, "max_batch": 0}, "max_batch"),
         ({**STORE, "max_waiting": 0}, "max_waiting"),
         ({**STORE, "log_max_events": 0}, "log_max_events"),
         ({**STORE, "log_level": "loud"}, "log_level"),
         ({**STORE, "colour": "red"}, "colour"),
+        ({**STORE, "allowed_hosts": ["rec.example"]}, "allowed_hosts"),
+        ({**STORE, "receive_s": 0}, "receive_s"),
     ],
 )
 def test_wrong_settings_are_named(options: dict[str, Any], named: str) -> None:

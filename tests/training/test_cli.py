@@ -72,15 +72,15 @@ def test_every_error_class_of_the_package_is_answered_and_not_traced() -> None:
     """A class that a command can raise and nobody listed would reach people as a traceback."""
     import importlib
 
-    import models.bundle
     import models.eventlog
+    import models.manifest
     import models.registry
     import models.runtime
 
     found = set()
     folder = Path(__file__).parents[2] / "training"
     modules = [importlib.import_module(f"training.{path.stem}") for path in folder.glob("*.py") if path.stem[0] != "_"]
-    for module in [*modules, models.bundle, models.eventlog, models.registry, models.runtime]:
+    for module in [*modules, models.manifest, models.eventlog, models.registry, models.runtime]:
         found |= {
             value
             for name, value in vars(module).items()

@@ -42,6 +42,16 @@ def test_what_follows_a_users_last_hidden_item_and_all_hidden_items_are_not_lear
     assert [(history, split.hidden[one], {split.hidden[n] for n in met}) for history, one, met in found] == judged
     assert split.counts.tolist() == [sum(row.split()[1:].count(item) for row in rows) for item in split.hidden]
     assert split.learned.frame["timestamp"].is_sorted()
+    for item, contexts in zip(split.hidden, split.contexts, strict=True):
+        expected: dict[tuple[str, ...], None] = {}
+        for row in rows:  # one user's events after another's
+            _, *items = row.split()
+            last = max((place for place, one in enumerate(items) if one in hidden), default=-1)
+            for place, one in enumerate(items[: max(0, last)]):
+                before = tuple(other for other in items[:place] if other not in hidden)[-3:]
+                if one == item and before:
+                    expected[before] = None
+        assert contexts == list(expected)
 
 
 def test_what_is_hidden_follows_from_the_seed(tmp_path: Path) -> None:
@@ -99,10 +109,12 @@ def test_attributes_place_hidden_items_far_above_chance(
         )
         assert (found.hidden, found.placed) == (16, 16)
         assert 0 < found.shown <= 1
-        assert found.table().row_count == 3
+        assert found.table().row_count == 6
         return {name: summarise(ranks)["mrr"] for name, ranks in found.ranks.items()}
 
     figures = judged(kinds[1])
-    assert list(figures) == ["chance", "popularity, an oracle", "attributes"]
+    by_events = ["3 events", "attributes and 3 events", "attributes and 20 events"]
+    assert list(figures) == ["chance", "popularity, an oracle", "attributes", *by_events]
+    assert figures["3 events"] > 1.5 * max(figures["chance"], figures["popularity, an oracle"])
     assert figures["chance"] < 0.3
     assert figures["attributes"] > 1.5 * max(figures["chance"], figures["popularity, an oracle"])

@@ -13,7 +13,9 @@ import torch
 from onnx import helper, numpy_helper
 
 import training.export as export_module
-from models.bundle import Bundle, BundleError, Content, read_bundle
+from models.bundle import Bundle, read_bundle
+from models.draft import Content
+from models.manifest import BundleError
 from models.registry import Registry
 from models.runtime import TOLERANCE, Runtime
 from models.sasrec import SASRec, SASRecConfig

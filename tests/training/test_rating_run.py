@@ -13,7 +13,8 @@ import onnx
 import polars as pl
 import pytest
 
-from models.bundle import BundleError, read_bundle, sealed
+from models.bundle import read_bundle
+from models.manifest import BundleError, sealed
 from models.runtime import Runtime
 from training.__main__ import main
 from training.results import results_page
@@ -245,7 +246,7 @@ def test_a_bundle_with_a_changed_or_missing_input_matrix_is_refused(
 
 
 def read_manifest_without(folder: Path, name: str) -> bytes:
-    from models.bundle import read_manifest
+    from models.manifest import read_manifest
 
     manifest = read_manifest(folder)
     return sealed(

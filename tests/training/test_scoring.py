@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.bundle import Bundle, Content, Scoring, read_bundle
+from models.bundle import Bundle, read_bundle
+from models.draft import Content
+from models.manifest import Scoring
 from models.runtime import Runtime
 from training import scoring
 from training.export import certify, export

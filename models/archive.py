@@ -1,0 +1,331 @@
+"""The archive of the event log as service and training agree on it: Parquet files in a folder a day of the events.
+
+    archive/dt=2026-05-01/*.parquet   events of that day (UTC), by their own time
+    archive/erased/*.parquet          tombstones, kept for good: an older copy put back is cleaned by them too
+
+A file is complete or absent, and on disk before `write` returns. The same entry may be in several files, since an
+archiver that was killed starts again; `compact` makes one file of a day in which every event is once and no erased
+user is. A day by the events' own time, because then the repeats of an event meet in one folder whenever they came.
+Files are never changed, so that readers need no lock. polars is imported by the functions that use it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from models.eventlog import Entry, LoggedEvent, Tombstone, digest_of, position
+
+if TYPE_CHECKING:
+    import polars as pl
+
+SCHEMA = 1  # in the metadata of every file, as _SCHEMA_KEY
+
+_SCHEMA_KEY, _COMPACTION_KEY = "recserve.schema", "recserve.compaction"
+_ERASED = "erased"
+_DRAFTS = "drafts"
+_LAST_DAY_MS = 253_402_300_799_999  # the end of the year 9999, behind which there are no dates
+_ROWS_AT_ONCE = 1_000_000  # of a day that is compacted: about half a gigabyte
+_READ_ATTEMPTS = 5  # a file may be compacted away between listing and reading it
+
+
+class ArchiveError(Exception):
+    """The archive cannot be read or written; the message names the file and says what to do."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Archived:
+    """What an archive holds, repeats and erased users included until `settled` has been asked.
+
+    events: user_id, item_id, event_id, type, recommendation_id, properties String, timestamp_ms Int64, value Float64,
+    logged_ms and logged_number Int64, the entry's place in the log. tombstones: user (digest) String, upto_ms and
+    upto_number Int64.
+    """
+
+    events: pl.DataFrame
+    tombstones: pl.DataFrame
+
+
+@dataclass(frozen=True, slots=True)
+class Compaction:
+    """What a compaction did: days that were written anew, events dropped as repeats and as those of erased users."""
+
+    days: int = 0
+    repeats: int = 0
+    erased: int = 0
+
+
+def frames(entries: Iterable[Entry]) -> Archived:
+    """Entries of the log as an archive would hold them. Raises ArchiveError if properties are not UTF-8."""
+    polars = _polars()
+    events, tombstones = [], []
+    for entry in entries:
+        what = entry.what
+        if isinstance(what, Tombstone):
+            tombstones.append((what.user, *position(what.upto)))
+        else:
+            events.append((*_fields(entry.id, what), *position(entry.id)))
+    schemas = _schemas()
+    return Archived(
+        polars.DataFrame(events, schema=schemas[0], orient="row"),
+        polars.DataFrame(tombstones, schema=schemas[1], orient="row"),
+    )
+
+
+def write(folder: Path, entries: Sequence[Entry]) -> None:
+    """Add entries. When this returns they are on disk, and stay if the machine loses power.
+
+    Whoever writes holds `locked`. Raises ArchiveError for a disk that is full, or whatever else it cannot do.
+    """
+    polars = _polars()
+    new = frames(entries)
+    with _writing(folder):
+        name = f"part-{uuid.uuid4().hex}.parquet"
+        days = polars.Series("dt", [_day(ms) for ms in new.events["timestamp_ms"]], dtype=polars.String)
+        for (day,), of_day in new.events.with_columns(days).group_by("dt"):
+            _publish(of_day.drop("dt"), folder, folder / f"dt={day}" / name)
+        if len(new.tombstones):
+            _publish(new.tombstones, folder, folder / _ERASED / name)
+
+
+def read(folder: Path) -> Archived:
+    """All that is in the archive; an empty folder holds nothing. Raises ArchiveError if there is no folder, or if a
+    file is damaged or of another version."""
+    if not folder.is_dir():
+        raise ArchiveError(f"{folder}: there is no such archive; 'python -m service archive' writes one")
+    attempt = 1
+    while True:
+        try:
+            return Archived(
+                _read(sorted(folder.glob("dt=*/*.parquet")), _schemas()[0]),
+                _read(sorted(folder.glob(f"{_ERASED}/*.parquet")), _schemas()[1]),
+            )
+        except FileNotFoundError as error:
+            if attempt == _READ_ATTEMPTS:
+                raise ArchiveError(f"{folder}: its files vanish while they are read ({error}); try again") from error
+            attempt += 1
+
+
+def settled(found: Archived) -> pl.DataFrame:
+    """The events that count: each of a user once, as it was logged first, and none from before its user's erasure."""
+    polars = _polars()
+    first = without_erased(found).sort("logged_ms", "logged_number").unique(["user_id", "event_id"], keep="first")
+    return first.sort("timestamp_ms", polars.col("event_id").cast(polars.Binary))
+
+
+def without_erased(found: Archived) -> pl.DataFrame:
+    """The events that were not logged before their user was erased."""
+    polars = _polars()
+    if not len(found.tombstones):
+        return found.events
+    users = found.events["user_id"].unique()
+    digests = polars.Series("user", [digest_of(user) for user in users], dtype=polars.String)
+    erased = polars.DataFrame([users, digests]).join(last_tombstones(found.tombstones), on="user")
+    place, upto = ("logged_ms", "logged_number"), ("upto_ms", "upto_number")
+    late = (polars.col(place[0]) > polars.col(upto[0])) | (
+        (polars.col(place[0]) == polars.col(upto[0])) & (polars.col(place[1]) > polars.col(upto[1]))
+    )
+    joined = found.events.join(erased.drop("user"), on="user_id", how="left", maintain_order="left")
+    return joined.filter(polars.col("upto_ms").is_null() | late).drop(upto)
+
+
+def compact(folder: Path) -> Compaction:
+    """Make one file of each day that has several, repeats or erased users. Whoever compacts holds `locked`."""
+    with _writing(folder):
+        tombstones = read_tombstones(folder)
+        done = Compaction()
+        for day in sorted(folder.glob("dt=*")):
+            of_day = _compact_day(folder, day, tombstones)
+            done = Compaction(done.days + of_day.days, done.repeats + of_day.repeats, done.erased + of_day.erased)
+        files = sorted(folder.glob(f"{_ERASED}/*.parquet"))
+        if len(files) > 1:
+            _publish(tombstones, folder, folder / _ERASED / f"part-{uuid.uuid4().hex}.parquet")
+            _remove(files)
+        return done
+
+
+def read_tombstones(folder: Path) -> pl.DataFrame:
+    """The last tombstone of every erased user, as in Archived."""
+    return last_tombstones(_read(sorted(folder.glob(f"{_ERASED}/*.parquet")), _schemas()[1]))
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Be the only one who writes to the archive; waits for another. Made if it is not there.
+
+    What an archiver that was killed left unfinished is removed. Raises ArchiveError if the folder cannot be written to.
+    """
+    with _writing(folder):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # histories are nobody else's business
+        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with _writing(folder):
+            shutil.rmtree(folder / _DRAFTS, ignore_errors=True)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _compact_day(folder: Path, day: Path, tombstones: pl.DataFrame) -> Compaction:
+    polars = _polars()
+    files = sorted(day.glob("*.parquet"))
+    if _is_compact(files) and not _has_erased(files, tombstones):
+        return Compaction()
+    rows = sum(polars.scan_parquet(file).select(polars.len()).collect().item() for file in files)
+    shares = max(1, -(-rows // _ROWS_AT_ONCE))
+    compaction = uuid.uuid4().hex
+    counts = [0, 0, 0]  # events kept, repeats, events of erased users
+    new = []
+    for share in range(shares):
+        events = _read(files, _schemas()[0], polars.col("user_id").hash(0) % shares == share)
+        kept = without_erased(Archived(events, tombstones))
+        final = settled(Archived(kept, tombstones.clear()))
+        new.append(day / f"day-{compaction}-{share:04d}.parquet")
+        _publish(final, folder, new[-1], {_COMPACTION_KEY: f"{compaction}/{shares}"})
+        counts = [
+            a + b for a, b in zip(counts, (len(final), len(kept) - len(final), len(events) - len(kept)), strict=True)
+        ]
+    _remove(files if counts[0] else files + new)
+    if not counts[0]:
+        day.rmdir()
+    return Compaction(1, *counts[1:])
+
+
+def _is_compact(files: Sequence[Path]) -> bool:
+    """Whether these are all the files of one compaction, and nothing else."""
+    marks = {_metadata(file).get(_COMPACTION_KEY, "") for file in files}
+    return len(marks) == 1 and marks.pop().partition("/")[2] == str(len(files))
+
+
+def _has_erased(files: Sequence[Path], tombstones: pl.DataFrame) -> bool:
+    """Whether a file has events of a user with a tombstone, which may be later than it."""
+    polars = _polars()
+    if not len(tombstones):
+        return False
+    users = _read(files, {"user_id": polars.String})["user_id"].unique()
+    return not {digest_of(user) for user in users}.isdisjoint(tombstones["user"])
+
+
+def last_tombstones(tombstones: pl.DataFrame) -> pl.DataFrame:
+    """The last tombstone of each user."""
+    return tombstones.sort("upto_ms", "upto_number").unique("user", keep="last", maintain_order=True)
+
+
+def _fields(entry_id: str, event: LoggedEvent) -> tuple[str | int | float | None, ...]:
+    try:
+        properties = None if event.properties is None else event.properties.decode()
+    except UnicodeDecodeError as error:
+        raise ArchiveError(f"log entry {entry_id} has properties that are not UTF-8: {error}") from error
+    return (
+        *(event.user_id, event.item_id, event.event_id, event.type),
+        *(event.timestamp_ms, event.value, event.recommendation_id, properties),
+    )
+
+
+def _day(timestamp_ms: int) -> str:
+    return datetime.fromtimestamp(min(timestamp_ms, _LAST_DAY_MS) / 1000, UTC).strftime("%Y-%m-%d")
+
+
+def _schemas() -> tuple[dict[str, pl.DataType], dict[str, pl.DataType]]:
+    """Columns of events and of tombstones."""
+    polars = _polars()
+    text, whole = polars.String(), polars.Int64()
+    events = {"user_id": text, "item_id": text, "event_id": text, "type": text, "timestamp_ms": whole}
+    events |= {"value": polars.Float64(), "recommendation_id": text, "properties": text}
+    return events | {"logged_ms": whole, "logged_number": whole}, {
+        "user": text,
+        "upto_ms": whole,
+        "upto_number": whole,
+    }
+
+
+def _read(files: Sequence[Path], schema: dict[str, pl.DataType], predicate: pl.Expr | None = None) -> pl.DataFrame:
+    """These columns of the files, of all rows or those of the predicate. A file that is gone is FileNotFoundError."""
+    polars = _polars()
+    parts = [polars.DataFrame(schema=schema)]
+    for file in files:
+        if (schema_of_file := _metadata(file).get(_SCHEMA_KEY)) != str(SCHEMA):
+            raise ArchiveError(
+                f"{file}: has schema {schema_of_file}, this version reads {SCHEMA}; read it with the version that "
+                "wrote it, or a later one, or take the file out if it is none of the archive's"
+            )
+        rows = polars.scan_parquet(file, hive_partitioning=False).select(list(schema))
+        try:
+            parts.append((rows if predicate is None else rows.filter(predicate)).collect())
+        except (polars.exceptions.PolarsError, polars.exceptions.PanicException) as error:  # damaged pages panic
+            raise _damaged(file, error) from error
+    found: pl.DataFrame = polars.concat(parts)
+    return found
+
+
+def _metadata(file: Path) -> dict[str, str]:
+    polars = _polars()
+    try:
+        found: dict[str, str] = polars.read_parquet_metadata(file)
+    except polars.exceptions.PolarsError as error:
+        raise _damaged(file, error) from error
+    return found
+
+
+def _damaged(file: Path, error: BaseException) -> ArchiveError:
+    reason = str(error).strip().split("\n", 1)[0]
+    return ArchiveError(f"{file}: not a readable Parquet file ({reason}); put a copy of it back, or take it out")
+
+
+def _publish(frame: pl.DataFrame, folder: Path, target: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a file that is complete or absent, and on disk when this returns."""
+    drafts = folder / _DRAFTS
+    drafts.mkdir(exist_ok=True)
+    draft = drafts / uuid.uuid4().hex
+    polars = _polars()
+    try:
+        frame.write_parquet(draft, metadata={_SCHEMA_KEY: str(SCHEMA), **(metadata or {})})
+    except polars.exceptions.PolarsError as error:  # its word for a full disk
+        raise OSError(str(error)) from error
+    _sync(draft)
+    target.parent.mkdir(exist_ok=True)
+    draft.rename(target)
+    _sync(target.parent)
+    _sync(folder)  # which may have got a new folder
+
+
+def _remove(files: Sequence[Path]) -> None:
+    for file in files:
+        file.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Make a file's content, or a folder's names, survive a loss of power."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ArchiveError(
+            f"{folder}: the archive cannot be written: {error}; free space there, or let it be written to"
+        ) from error
+
+
+def _polars() -> ModuleType:
+    try:
+        import polars  # noqa: PLC0415
+    except ImportError as error:
+        raise ArchiveError("the archive needs polars: pip install 'recserve[archive]'") from error
+    return polars

@@ -1,0 +1,159 @@
+"""Poisonous and mutated requests are refused, and those who behave hardly notice."""
+
+import asyncio
+import multiprocessing
+import random
+import time
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import orjson
+
+from reliability.mutation import mutated
+from reliability.poison import corpus
+from reliability.promise import Finding
+from reliability.wire import ask, read_answer, request
+from reliability.world_door import Door, serving
+
+TITLE = "Poisonous requests at the front door"
+
+_ROUNDS = 10  # of healthy traffic alone and then beside the attack, so that both see the same machine
+_ATTACKERS = 16
+_ATTACKS_PER_S = 200.0
+_HEALTHY_PER_S = 100.0
+_PATIENCE_S = 0.25  # with a request that may be half of one
+_CONNECTIONS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class _Attack:
+    """What became of some requests: statuses (0: no answer), and the names of poison that was answered otherwise."""
+
+    statuses: Counter[int]
+    surprises: list[str]
+
+
+def check(full: bool, folder: Path) -> Sequence[Finding]:
+    """20,000 requests beside healthy traffic, some hundreds in the quick form, which bounds no time."""
+    attacks, rounds = (20_000, _ROUNDS) if full else (600, 2)
+    context = multiprocessing.get_context("spawn")
+    with (
+        serving(folder, workers=2, items=12_000 if full else 100) as door,
+        ProcessPoolExecutor(1, mp_context=context) as pool,
+    ):
+        alone: list[float] = []
+        beside: list[float] = []
+        statuses: Counter[int] = Counter()
+        surprises: list[str] = []
+        failed = 0
+        pool.submit(time.monotonic).result()  # the start of the process is no part of it
+        for number in range(rounds):
+            window_s = attacks / rounds / _ATTACKS_PER_S
+            latencies, broken = asyncio.run(_healthy(door, window_s, None))
+            alone += latencies
+            attack = pool.submit(_attack, door, number, rounds, attacks // rounds)
+            latencies, broken_beside = asyncio.run(_healthy(door, window_s, attack))
+            beside += latencies
+            failed += broken + broken_beside
+            found = attack.result()
+            statuses += found.statuses
+            surprises += found.surprises
+        restarts, bugs = (
+            door.said("it is replaced|the next one starts"),
+            door.said("a bug |Exception in ASGI|Traceback"),
+        )
+    sent = statuses.total()
+    findings = [
+        Finding("poisonous and mutated requests", sent, least=attacks),
+        Finding("of them answered", sent - statuses[0], least=sent // 4),
+        Finding("answers of 5xx", sum(count for status, count in statuses.items() if status >= 500), most=0),
+        Finding(f"poison not refused as documented{_named(surprises)}", len(surprises), most=0),
+        Finding("worker restarts", restarts, most=0),
+        Finding("bugs in the log", bugs, most=0),
+        Finding("healthy requests without their answer", failed, most=0),
+    ]
+    if full:
+        before, during = (float(np.percentile(latencies, 99)) * 1e3 for latencies in (alone, beside))
+        findings += [
+            Finding("p99 of healthy traffic alone", before, unit="ms"),
+            Finding("p99 of healthy traffic beside it", during, unit="ms"),
+            Finding("times as long", during / before, most=2),
+        ]
+    return findings
+
+
+def _named(surprises: Sequence[str]) -> str:
+    return f" ({', '.join(surprises[:3])})" if surprises else ""
+
+
+async def _healthy(door: Door, window_s: float, until: "Future[_Attack] | None") -> tuple[list[float], int]:
+    """Seconds to each answer of requests that come in time whatever becomes of the others, and how many had none.
+
+    For window_s, or until the attack is over.
+    """
+    wires = [
+        request("POST", "/recommend", orjson.dumps({"history": [f"item-{number}", "item-2"], "k": 10}))
+        for number in range(50)
+    ]
+    wires += [request("POST", "/events", b'{"user_id": "healthy", "item_id": "item-7"}')]
+    latencies: list[float] = []
+    failed = 0
+    began = time.perf_counter()
+
+    async def client(offset: int) -> None:
+        nonlocal failed
+        reader, writer = await asyncio.open_connection(door.host, door.port)
+        for number in range(offset, 1_000_000, _CONNECTIONS):
+            due = began + number / _HEALTHY_PER_S
+            if due > began + window_s if until is None else until.done():
+                break
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
+            writer.write(wires[number % len(wires)])
+            try:
+                async with asyncio.timeout(30):
+                    answer = await read_answer(reader)
+            except (TimeoutError, asyncio.IncompleteReadError, ConnectionError):
+                failed += 1
+                break
+            latencies.append(time.perf_counter() - due)
+            failed += answer.status != 200
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+
+    await asyncio.gather(*(client(offset) for offset in range(_CONNECTIONS)))
+    return latencies, failed
+
+
+def _attack(door: Door, number: int, rounds: int, requests: int) -> _Attack:
+    """One round of the attack, in a process of its own: its share of the poison, and the rest mutated."""
+    return asyncio.run(_attacked(door, number, rounds, requests))
+
+
+async def _attacked(door: Door, number: int, rounds: int, requests: int) -> _Attack:
+    generator = random.Random(number)
+    poison = list(corpus())[number::rounds]
+    sent: list[tuple[bytes, str, int]] = [(one.sent(), one.name, one.status) for one in poison]
+    sent += [(mutated(generator), "", 0) for _ in range(requests - len(poison))]
+    generator.shuffle(sent)
+    statuses: Counter[int] = Counter()
+    surprises: list[str] = []
+    began = time.perf_counter()
+
+    async def attacker(offset: int) -> None:
+        for place in range(offset, len(sent), _ATTACKERS):
+            await asyncio.sleep(max(0.0, began + place / _ATTACKS_PER_S - time.perf_counter()))
+            wire, name, expected = sent[place]
+            answer = await ask(door.host, door.port, wire, patience_s=30 if name else _PATIENCE_S)
+            status = answer.status if answer else 0
+            statuses[status] += 1
+            if name and status != expected:
+                surprises.append(f"{name}: {status}")
+
+    await asyncio.gather(*(attacker(offset) for offset in range(_ATTACKERS)))
+    return _Attack(statuses, surprises)

@@ -1,0 +1,135 @@
+"""`python -m service archive`: moves the event log out of the store into Parquet files.
+
+First the files are on disk, then the log may forget: an archiver that is killed at any moment loses nothing, and what
+it did twice is there once after the compaction. Two archivers of one archive take turns.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from models.archive import ArchiveError, Compaction, compact, locked, write
+from models.eventlog import (
+    PARTITIONS,
+    Entry,
+    EventLogError,
+    Tombstone,
+    acknowledge,
+    archived,
+    connect,
+    read_partition,
+    rewrite,
+)
+
+logger = logging.getLogger(__name__)
+
+_COMPACT_EVERY_S = 24 * 3600.0
+_ENTRIES_AT_ONCE = 50_000  # about 50 MB as objects
+
+
+class Archiver:
+    """Moves the log of the store at `url` to `folder`, one archive for each store. Close it by `with`."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        """Raises EventLogError if the URL is not one."""
+        self._client = connect(url)
+        self._folder = folder
+        self._failure: EventLogError | None = None  # the first of a pass
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._client.close()
+
+    def move(self) -> int:
+        """Archive what the log holds, and give how many entries those were.
+
+        A partition that cannot be read keeps no other from being archived: EventLogError comes at the end. Raises
+        ArchiveError if the files cannot be written; the log then keeps what was not.
+        """
+        moved = 0
+        erased = False
+        self._failure = None
+        with locked(self._folder):
+            log = self._log()
+            while batch := list(islice(log, _ENTRIES_AT_ONCE)):
+                write(self._folder, [entry for _, entry in batch])
+                for partition, last in {partition: entry.id for partition, entry in batch}.items():
+                    acknowledge(self._client, partition, last)
+                moved += len(batch)
+                erased = erased or any(isinstance(entry.what, Tombstone) for _, entry in batch)
+        if erased:
+            rewrite(self._client)  # until then the store's files still have what was erased
+        if self._failure is not None:
+            raise self._failure
+        return moved
+
+    def compact(self) -> Compaction:
+        """Bring every event of the archive down to one row, and those of erased users to none. Raises ArchiveError."""
+        with locked(self._folder):
+            return compact(self._folder)
+
+    def run(self, every_s: float) -> None:
+        """Move every `every_s` seconds, compact at first and every day, until interrupted.
+
+        A store that is away, and later a disk that is full, are waited for. Raises ArchiveError if the first files
+        cannot be written, for then something is set up wrongly.
+        """
+        began = False
+        compacted_at = -math.inf
+        while True:
+            try:
+                _say_moved(self.move())
+                if time.monotonic() - compacted_at >= _COMPACT_EVERY_S:
+                    _say_compacted(self.compact())
+                    compacted_at = time.monotonic()
+                began = True
+            except EventLogError as error:
+                logger.warning("the log was not archived, or not all of it; trying again: %s", error)
+            except ArchiveError as error:
+                if not began:
+                    raise
+                logger.error("the log is not archived, and stays in the store: %s", error)
+            time.sleep(every_s)
+
+    def _log(self) -> Iterator[tuple[int, Entry]]:
+        """What is not archived yet, with its partition."""
+        for partition in range(PARTITIONS):
+            try:
+                for entry in read_partition(self._client, partition, after=archived(self._client, partition)):
+                    yield partition, entry
+            except EventLogError as error:
+                self._failure = self._failure or error
+
+
+def archive(url: str, folder: Path, *, once: bool, compacting: bool, every_s: float) -> None:
+    """Run an archiver: for good, or `once`, with a compaction if that is asked for.
+
+    Raises EventLogError if the store cannot be read, and ArchiveError if the files cannot be written.
+    """
+    with Archiver(url, folder) as archiver:
+        if not once:
+            logger.info("archiving to %s every %g s", folder, every_s)
+            archiver.run(every_s)
+        _say_moved(archiver.move())
+        if compacting:
+            _say_compacted(archiver.compact())
+
+
+def _say_moved(entries: int) -> None:
+    if entries:
+        logger.info("%d entries of the log archived", entries)
+
+
+def _say_compacted(done: Compaction) -> None:
+    logger.info(
+        "%d days compacted, without %d repeats and %d events of erased users", done.days, done.repeats, done.erased
+    )

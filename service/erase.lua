@@ -1,0 +1,38 @@
+-- Removes a user's history and record of event ids, and leaves a tombstone in the log: from here on the archive and
+-- training drop all that was logged of the user up to now. sweep.lua then removes it from the log itself.
+--
+-- All reads come before the first write, and the one write that can fail comes first: a failure leaves nothing half done.
+--
+-- KEYS  history, record, log: as append.lua has them
+--       pending  hash of users whose entries are being swept from this log: the id up to which they are
+-- ARGV  user id, digest of it, log_length, pending_ttl_s
+-- Gives the numbers of events in the history and of ids in the record, and the tombstone's id.
+
+local STRIDE = 5
+local ENTRY = 12
+
+local stored = redis.call('GET', KEYS[1])
+local readable, window = pcall(cmsgpack.unpack, stored or '\144') -- the latter an empty array
+local in_history = readable and type(window) == 'table' and math.floor(#window / STRIDE) or 0
+local in_record = redis.call('STRLEN', KEYS[2]) / ENTRY
+
+-- The tombstone's own id, which is later than all before it, is also what it says: sweep.lua may move it.
+local now = redis.call('TIME')
+local ms, number = now[1] * 1000 + math.floor(now[2] / 1000), 0
+if redis.call('EXISTS', KEYS[3]) == 1 then
+  local info = redis.call('XINFO', 'STREAM', KEYS[3])
+  for i = 1, #info, 2 do
+    if info[i] == 'last-generated-id' then
+      local last_ms, last_number = string.match(info[i + 1], '^(%d+)-(%d+)$')
+      if tonumber(last_ms) >= ms then ms, number = tonumber(last_ms), last_number + 1 end
+    end
+  end
+end
+local upto = string.format('%.0f-%.0f', ms, number)
+
+-- An append keeps the log at its length; this bounds it where there are only erasures.
+redis.call('XADD', KEYS[3], 'MAXLEN', '~', 2 * ARGV[3], upto, 'schema', '1', 'erased', ARGV[2], 'upto', upto)
+redis.call('HSET', KEYS[4], ARGV[1], upto)
+if redis.call('TTL', KEYS[4]) < 0 then redis.call('EXPIRE', KEYS[4], ARGV[4]) end -- and no longer for later ones
+redis.call('DEL', KEYS[1], KEYS[2])
+return { in_history, in_record, upto }

@@ -1,0 +1,83 @@
+"""Erasure of a user from the store: history, record of event ids and log, and a tombstone for what is archived.
+
+What is erased at once is what serving reads. The log is then swept in steps that are short, for the server does
+nothing else meanwhile. A sweep that was cut off is finished by the next erasure of the same user, which a client that
+got no answer asks for.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from models.eventlog import digest_of, log_key, partition_of
+from service.connection import Connection, Script, StoreUnavailable
+from service.sequences import history_key, record_key
+
+_PENDING_TTL_S = 24 * 3600  # for one whose client never asked again
+_PAGE = 500  # entries read at once
+_MOVED = 200  # entries a step of a sweep moves: a few milliseconds
+
+
+@dataclass(frozen=True, slots=True)
+class Erased:
+    """What was removed: events of the history, ids remembered against repeats, entries of the log."""
+
+    history_events: int
+    event_ids: int
+    logged_events: int
+
+
+class Erasure:
+    """Erases users. Every call raises StoreUnavailable soon if it cannot be done; then ask for the same again."""
+
+    def __init__(self, connection: Connection, *, log_length: int) -> None:
+        """log_length: of a partition."""
+        self._connection = connection
+        self._log_length = log_length
+        folder = Path(__file__).parent
+        self._erase = Script(folder.joinpath("erase.lua").read_bytes(), keys=4)
+        self._sweep = Script(folder.joinpath("sweep.lua").read_bytes(), keys=2)
+
+    async def erase(self, user_id: str) -> Erased:
+        """Erase all that was stored of a user up to now. When this returns, it is in no value of the server.
+
+        The server's own files keep it until they are written anew, which the archiver asks for.
+        """
+        partition = partition_of(user_id)
+        log, pending = log_key(partition).encode(), _pending_key(partition)
+        keys = (history_key(user_id), record_key(user_id), log, pending)
+        history_events, event_ids, upto = await self._run(
+            self._erase, (*keys, user_id, digest_of(user_id), self._log_length, _PENDING_TTL_S)
+        )
+        last = await self._last_of(user_id, log, upto)
+        logged_events, done = 0, False
+        while not done:
+            removed, done = await self._run(self._sweep, (log, pending, user_id, upto, last, _MOVED))
+            logged_events += removed
+        return Erased(history_events, event_ids, logged_events)
+
+    async def _last_of(self, user_id: str, log: bytes, upto: bytes) -> str:
+        """Id of the user's last entry up to this one; the sweep need not go further. 0-0 if there is none."""
+        last, after = "0-0", "-"
+        while True:
+            page: Any = await self._connection.read(
+                log,
+                lambda client, after=after: client.xrange(log, after, upto, count=_PAGE),  # type: ignore[misc]
+                large=True,
+            )
+            if not page:
+                return last
+            for entry_id, fields in page:
+                if fields.get(b"user_id") == user_id.encode():
+                    last = entry_id.decode()
+            after = "(" + page[-1][0].decode()
+
+    async def _run(self, script: Script, call: tuple[Any, ...]) -> Any:
+        (reply,) = await self._connection.run(script, [call])
+        if isinstance(reply, Exception):
+            raise StoreUnavailable(f"Redis refused: {reply}") from reply
+        return reply
+
+
+def _pending_key(partition: int) -> bytes:
+    return f"recserve:{{{partition}}}:erasing".encode()

@@ -1,0 +1,182 @@
+"""One connection of the HTTP server: what comes too slowly, is too large or is not HTTP gets a problem and a farewell.
+
+uvicorn's own protocol waits forever for the rest of a request, keeps a head of any size, and answers what it cannot
+parse in words of its own. Requests pay next to nothing for this: no timer is set for any, the server looks at all
+connections twice a second instead.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from service.errors import Problem, problem_body
+from service.requests import CONNECTION, MAX_BODY_BYTES
+
+logger = logging.getLogger(__name__)
+
+MAX_HEAD_BYTES = 65_536  # of the URL and the headers; the limits of other servers are 8 to 64 KiB
+_MAX_REQUEST_BYTES = 8 * MAX_BODY_BYTES  # a body sent in chunks of a byte takes six times as much, and trailers more
+
+_NOT_HTTP = Problem("malformed_http", "the bytes of the request are not HTTP/1.1; the connection is closed")
+_HEAD_TOO_LARGE = Problem(
+    "head_too_large", f"the URL and the headers are more than {MAX_HEAD_BYTES} bytes; send fewer or shorter ones"
+)
+_BODY_TOO_LARGE = Problem("body_too_large", f"at most {MAX_BODY_BYTES} bytes of a body are read; send less at once")
+# Read as another protocol, a body could pass for the next request.
+_UPGRADE_WITH_BODY = Problem("malformed_http", "the header Upgrade stands beside a body; leave it out")
+
+
+class Connection(HttpToolsProtocol):
+    """A client's connection, which each of its requests finds in its scope.
+
+    on_refused: told the status of each answer that it gives itself.
+    """
+
+    gone = False  # the client has left: nobody reads an answer any more
+
+    def __init__(self, on_refused: Callable[[int], None], *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._on_refused = on_refused
+        self._received = 0  # bytes of a request that is not complete
+        self._refusal = _NOT_HTTP
+        self._earlier: list[RequestResponseCycle] = []  # requests that are not the last, and may not be answered yet
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.app_state = {**self.app_state, CONNECTION: self}
+        # A client that says nothing at all is idle, and not slow.
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.gone = True
+        self._unset_keepalive_if_required()
+        for cycle in self._earlier:  # uvicorn tells the last one alone, and the others would write to what is closed
+            if not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.in_head:
+            self._received += len(data)
+            if self._received > 2 * MAX_HEAD_BYTES:  # the exact limit is that of a head that is complete
+                self.refuse(_HEAD_TOO_LARGE)
+        elif self.in_body:
+            self._received += len(data)
+            if self._received > _MAX_REQUEST_BYTES:
+                self.refuse(_BODY_TOO_LARGE)
+        else:
+            self._received = 0
+
+    def on_headers_complete(self) -> None:
+        size = len(self.url)
+        for name, value in self.headers:
+            size += len(name) + len(value)
+        if size > MAX_HEAD_BYTES:
+            self._stop(_HEAD_TOO_LARGE)
+        offers_upgrade = self.parser.should_upgrade()
+        if offers_upgrade and any(name in (b"content-length", b"transfer-encoding") for name, _ in self.headers):
+            self._stop(_UPGRADE_WITH_BODY)
+        earlier = self.cycle
+        super().on_headers_complete()
+        if earlier is not None and not earlier.response_complete:
+            self._earlier = [cycle for cycle in self._earlier if not cycle.response_complete] + [earlier]
+        if offers_upgrade:  # the offer is passed over, and the parser loses what follows it
+            self.cycle.keep_alive = False
+
+    @property
+    def in_head(self) -> bool:
+        """Whether a request has begun whose head is not complete."""
+        return self.scope is not None and "method" not in self.scope
+
+    @property
+    def in_body(self) -> bool:
+        """Whether a request's head is complete and its body is not."""
+        return self.cycle is not None and self.cycle.more_body and self.cycle.scope is self.scope
+
+    def send_400_response(self, msg: str) -> None:
+        """What uvicorn calls when the parser gives up."""
+        self.refuse(self._refusal)
+
+    def _stop(self, problem: Problem) -> NoReturn:
+        """Make the parser give up."""
+        self._refusal = problem
+        raise httptools.HttpParserError
+
+    def refuse(self, problem: Problem) -> None:
+        """Answer what is coming in with a problem and hang up. An answer that is under way goes before or instead."""
+        if self.transport.is_closing():
+            return
+        cycle = self.cycle
+        if self.in_body:
+            unanswered = not (cycle.response_started or self.pipeline)
+        elif cycle is None or cycle.response_complete:
+            unanswered = True
+        else:  # what came before it is being answered, and would take this for its answer
+            cycle.keep_alive = False
+            self.flow.pause_reading()
+            return
+        if unanswered:
+            self._on_refused(problem.status)
+            request_id = f"{random.getrandbits(64):016x}"
+            body = problem_body(problem, request_id)
+            head = (
+                f"HTTP/1.1 {problem.status} {problem.title}\r\ncontent-type: application/problem+json\r\n"
+                f"content-length: {len(body)}\r\nx-request-id: {request_id}\r\nconnection: close\r\n\r\n"
+            )
+            self.transport.write(head.encode() + body)
+        self.transport.close()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Who offers another protocol is answered in this one, as HTTP allows; no reason to warn anybody."""
+
+
+class Reaper:
+    """Ends connections whose clients keep them waiting: a head, a body and the reading of an answer may take limit_s.
+
+    `look` at all connections now and then.
+    """
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self._waiting: dict[Connection, tuple[str, object, float]] = {}  # for what, of which request, since when
+
+    def look(self, connections: Iterable[Any]) -> None:
+        now = time.monotonic()
+        waiting: dict[Connection, tuple[str, object, float]] = {}
+        for connection in list(connections):
+            what, mark = _wanted(connection)
+            if not what:
+                continue
+            before, earlier, since = self._waiting.get(connection, ("", None, now))
+            # The mark of a request is its scope, and two may be equal.
+            if before != what or not (earlier is mark or (what == "answer" and earlier == mark)):
+                since = now
+            if now - since < self._limit_s:
+                waiting[connection] = what, mark, since
+            elif what == "answer":
+                logger.debug("a client does not read its answer; the connection is given up")
+                connection.transport.abort()
+            else:
+                detail = f"the {what} of the request was not complete after {self._limit_s:g} s; send it faster"
+                connection.refuse(Problem("too_slow", detail))
+        self._waiting = waiting
+
+
+def _wanted(connection: Connection) -> tuple[str, object]:
+    """What is awaited of a client, and of which request; "" if it is the client who waits."""
+    unread = connection.transport.get_write_buffer_size()
+    if unread:
+        return "answer", unread
+    if connection.flow.read_paused:  # we keep the rest from coming
+        return "", None
+    if connection.in_head:
+        return "head", connection.scope
+    return ("body", connection.scope) if connection.in_body else ("", None)

@@ -1,0 +1,61 @@
+-- Takes the head of a log away and appends it again without the entries of users who are being erased.
+--
+-- An entry that Redis deletes stays in the memory of its node, and so in the server's files, until the whole node is
+-- deleted. So whole nodes are trimmed, and what was others' in them goes to the end: the order of a log means nothing.
+-- One call moves a bounded number of entries, so that nobody waits long for it.
+--
+-- KEYS  log, pending: as erase.lua has them
+-- ARGV  user id, id up to which the user is erased, id of the user's last entry up to there, entries to move at once
+-- Gives how many entries of the user were removed, and 1 when none is left, which ends the user's erasure.
+
+local function parts(id)
+  local ms, seq = string.match(id, '^(%d+)-(%d+)$')
+  return tonumber(ms), tonumber(seq)
+end
+
+local function after(a, b)
+  local a_ms, a_seq = parts(a)
+  local b_ms, b_seq = parts(b)
+  return a_ms > b_ms or (a_ms == b_ms and a_seq > b_seq)
+end
+
+local function head()
+  local first = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
+  return first and first[1]
+end
+
+local removed = 0
+local first = head()
+if first and not after(first, ARGV[3]) then
+  local pending = {}
+  local flat = redis.call('HGETALL', KEYS[2])
+  for i = 1, #flat, 2 do pending[flat[i]] = flat[i + 1] end
+  if not pending[ARGV[1]] then pending[ARGV[1]] = ARGV[2] end -- another erasure of the same user has just ended
+  local count, page = tonumber(ARGV[4])
+  repeat -- until it spans a whole node at least
+    page = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', count)
+    local limit = page[#page][1]
+    if #page < count then -- all there is
+      local ms, seq = string.match(limit, '^(%d+)-(%d+)$')
+      limit = ms .. '-' .. string.format('%.0f', tonumber(seq) + 1)
+    end
+    redis.call('XTRIM', KEYS[1], 'MINID', '~', limit, 'LIMIT', 0)
+    count = count * 2
+    local now_first = head()
+    local moved = now_first ~= first
+    first = now_first
+  until moved
+  for _, entry in ipairs(page) do
+    if first and not after(first, entry[1]) then break end -- it is still there, and so is all that follows
+    local fields = entry[2]
+    local upto = fields[3] == 'user_id' and pending[fields[4]]
+    if upto and not after(entry[1], upto) then
+      if fields[4] == ARGV[1] then removed = removed + 1 end
+    else
+      redis.call('XADD', KEYS[1], '*', unpack(fields))
+    end
+  end
+end
+local done = not first or after(first, ARGV[3])
+if done and redis.call('HGET', KEYS[2], ARGV[1]) == ARGV[2] then redis.call('HDEL', KEYS[2], ARGV[1]) end
+return { removed, done and 1 or 0 }

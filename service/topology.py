@@ -1,0 +1,167 @@
+"""Where keys lie: on one server, or spread over the primaries of a cluster.
+
+A cluster is spoken to through one plain client for each primary, so that deadlines, pipelines and WAIT mean there what
+they mean on a single server; which primary has which slot is asked when a primary says that a key has moved, or fails.
+"""
+
+import binascii
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import redis.asyncio
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from models.storeurl import Several, several
+
+Address = tuple[str, int]
+_SLOTS = 1 << 14
+
+
+class Single:
+    """All keys on one server."""
+
+    def __init__(self, client: redis.asyncio.Redis) -> None:
+        self._client = client
+
+    async def at(self, _key: bytes) -> redis.asyncio.Redis:
+        return self._client
+
+    async def grouped(self, keys: Sequence[bytes]) -> list[tuple[redis.asyncio.Redis, Sequence[int]]]:
+        """Each server with the places of its keys."""
+        return [(self._client, range(len(keys)))]
+
+    async def mget(self, client: redis.asyncio.Redis, keys: list[bytes]) -> list[Any]:
+        values: list[Any] = await client.mget(keys)
+        return values
+
+    async def primaries(self) -> list[redis.asyncio.Redis]:
+        return [self._client]
+
+    def forget(self) -> None:
+        """There is nothing to find out anew."""
+
+    async def aclose(self) -> None:
+        await self._client.aclose(close_connection_pool=True)
+
+
+class Cluster:
+    """Clients of a cluster's primaries."""
+
+    def __init__(self, seeds: tuple[Address, ...], connect: Callable[[Address], redis.asyncio.Redis]) -> None:
+        self._seeds = seeds
+        self._connect = connect
+        self._clients: dict[Address, redis.asyncio.Redis] = {}
+        self._ranges: list[tuple[int, int, Address]] = []  # slots, first and last, of each primary
+
+    async def at(self, key: bytes) -> redis.asyncio.Redis:
+        """The primary that has the key."""
+        slot = slot_of(key)
+        for first, last, address in await self._known():
+            if first <= slot <= last:
+                return self._client(address)
+        raise RedisConnectionError(f"no node of the cluster has slot {slot}")
+
+    async def grouped(self, keys: Sequence[bytes]) -> list[tuple[redis.asyncio.Redis, Sequence[int]]]:
+        """Each primary with the places of its keys."""
+        places: dict[redis.asyncio.Redis, list[int]] = {}
+        for place, key in enumerate(keys):
+            places.setdefault(await self.at(key), []).append(place)
+        return list(places.items())
+
+    async def mget(self, client: redis.asyncio.Redis, keys: list[bytes]) -> list[Any]:
+        """Values of keys of one primary, where a command takes those of one slot alone."""
+        by_slot: dict[int, list[bytes]] = {}
+        for key in keys:
+            by_slot.setdefault(slot_of(key), []).append(key)
+        pipeline = client.pipeline(transaction=False)
+        for own in by_slot.values():
+            pipeline.mget(own)
+        values = await pipeline.execute()
+        found = {
+            key: value
+            for own, of in zip(by_slot.values(), values, strict=True)
+            for key, value in zip(own, of, strict=True)
+        }
+        return [found[key] for key in keys]
+
+    async def primaries(self) -> list[redis.asyncio.Redis]:
+        return [self._client(address) for address in sorted({address for *_, address in await self._known()})]
+
+    def forget(self) -> None:
+        """Ask anew which primary has what, at the next call."""
+        self._ranges = []
+
+    async def aclose(self) -> None:
+        for client in self._clients.values():
+            await client.aclose(close_connection_pool=True)
+
+    async def _known(self) -> list[tuple[int, int, Address]]:
+        if not self._ranges:
+            self._ranges = await self._asked()
+        return self._ranges
+
+    async def _asked(self) -> list[tuple[int, int, Address]]:
+        failure: Exception = RedisConnectionError("no node of the cluster is known")
+        for address in dict.fromkeys((*self._seeds, *self._clients)):
+            try:
+                # In two words, or the client would parse the reply, in a way that differs between its versions.
+                asked: Any = self._client(address).execute_command("CLUSTER", "SLOTS")  # type: ignore[no-untyped-call]
+                found = await asked
+            except (RedisConnectionError, OSError) as error:
+                failure = error
+                continue
+            # A node that does not know its own name leaves it out.
+            return [
+                (first, last, (primary[0].decode() or address[0], primary[1])) for first, last, primary, *_ in found
+            ]
+        raise failure
+
+    def _client(self, address: Address) -> redis.asyncio.Redis:
+        if address not in self._clients:
+            self._clients[address] = self._connect(address)
+        return self._clients[address]
+
+
+def slot_of(key: bytes) -> int:
+    """Slot of a key, by its hash tag if it has one. Source: the Redis cluster specification."""
+    _, brace, rest = key.partition(b"{")
+    tag, closed, _ = rest.partition(b"}")
+    return binascii.crc_hqx(tag if brace and closed and tag else key, 0) % _SLOTS
+
+
+def opened(url: str, timeout_s: float) -> Single | Cluster:
+    """Clients for a URL, of which nothing is sent yet; connecting takes timeout_s at most.
+
+    Raises ValueError if it is none.
+    """
+    options: dict[str, Any] = {
+        # A whole attempt has one deadline, in connection.py; one for each read and write would only add to it.
+        "socket_timeout": None,
+        "socket_connect_timeout": timeout_s,
+        "retry": Retry(NoBackoff(), 0),
+        "protocol": 2,  # saves a new connection one round trip
+        "decode_responses": False,
+    }
+    found = several(url)
+    if found is None:
+        pool = redis.asyncio.ConnectionPool.from_url(url, **options)
+        return Single(redis.asyncio.Redis(connection_pool=pool))
+    options |= {"username": found.username, "password": found.password}
+    return _cluster(found, options) if found.cluster else _sentinel(found, options, timeout_s)
+
+
+def _cluster(found: Several, options: dict[str, Any]) -> Cluster:
+    def connect(address: Address) -> redis.asyncio.Redis:
+        pool = redis.asyncio.ConnectionPool(host=address[0], port=address[1], **options)
+        return redis.asyncio.Redis(connection_pool=pool)
+
+    return Cluster(found.addresses, connect)
+
+
+def _sentinel(found: Several, options: dict[str, Any], timeout_s: float) -> Single:
+    asked = options | {"username": None, "password": None, "socket_timeout": timeout_s}
+    sentinel = Sentinel(list(found.addresses), sentinel_kwargs=asked)  # type: ignore[no-untyped-call]
+    return Single(sentinel.master_for(found.name, redis_class=redis.asyncio.Redis, **options))

@@ -1,0 +1,109 @@
+"""What is stored of one user: shown, and erased. For keys with the scope `admin`: it is the raw history of a person."""
+
+from typing import Any
+
+import orjson
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, Field
+
+from service.connection import StoreUnavailable
+from service.errors import Problem, unavailable
+from service.routes import Services, admitted, problems
+from service.schemas import MAX_ID_BYTES
+
+router = APIRouter(prefix="/users", tags=["users"])
+_KEYED: dict[str, Any] = {"security": [{}, {"key": []}]}
+
+
+class StoredEvent(BaseModel):
+    event_id: str
+    item_id: str
+    type: str
+    timestamp: int = Field(description="epoch milliseconds")
+    value: float | None
+
+
+class HistoryResponse(BaseModel):
+    user_id: str
+    events: list[StoredEvent] = Field(description="the newest that are kept, oldest first")
+
+
+class Removed(BaseModel):
+    history_events: int
+    event_ids: int = Field(description="ids that were remembered so that repeated events count once")
+    logged_events: int = Field(description="in the store; the archive drops its own at its next compaction")
+
+
+class ErasedResponse(BaseModel):
+    user_id: str
+    removed: Removed
+
+
+@router.get(
+    "/{user_id:path}/history",
+    responses={200: {"model": HistoryResponse}, **problems(401, 403, 422, 503)},
+    openapi_extra=_KEYED,
+)
+async def history(user_id: str, request: Request) -> Response:
+    """The events that recommendations are made from, oldest first; none for a user who has none."""
+    services: Services = request.app.state.services
+    with services.metrics.observed("history"):
+        await admitted(request, "admin")
+        _check(user_id)
+        try:
+            events = await services.store.history(user_id)
+        except StoreUnavailable as error:
+            services.metrics.store_read_errors.inc()
+            raise unavailable("store_unavailable", "the history could not be read; ask again") from error
+        stored = [
+            {
+                "event_id": event.event_id,
+                "item_id": event.item_id,
+                "type": event.type,
+                "timestamp": event.timestamp_ms,
+                "value": event.value,
+            }
+            for event in events
+        ]
+        return _json({"user_id": user_id, "events": stored})
+
+
+@router.delete(
+    "/{user_id:path}",
+    responses={200: {"model": ErasedResponse}, **problems(401, 403, 422, 503)},
+    openapi_extra=_KEYED,
+)
+async def erase(user_id: str, request: Request) -> Response:
+    """Remove all that was stored of a user up to now; the archive and later trainings leave it out too.
+
+    Answers the same when there was nothing. After any other answer ask again. What the user does later counts anew.
+    """
+    services: Services = request.app.state.services
+    with services.metrics.observed("erase"):
+        await admitted(request, "admin")
+        _check(user_id)
+        try:
+            erased = await services.erasure.erase(user_id)
+        except StoreUnavailable as error:
+            services.metrics.store_write_errors.inc()
+            raise unavailable(
+                "store_unavailable", "the user could not be erased, or not from everywhere; ask for the same again"
+            ) from error
+        removed = {
+            "history_events": erased.history_events,
+            "event_ids": erased.event_ids,
+            "logged_events": erased.logged_events,
+        }
+        return _json({"user_id": user_id, "removed": removed})
+
+
+def _check(user_id: str) -> None:
+    """Refuse what could not be the id of a stored event."""
+    if not 1 <= len(user_id.encode()) <= MAX_ID_BYTES:
+        entry = {"field": "user_id", "code": "too_long", "detail": f"must be 1 to {MAX_ID_BYTES} bytes of UTF-8"}
+        found = {"value": f"{len(user_id.encode())} bytes"}
+        raise Problem("invalid_request", f"user_id is {found['value']}: {entry['detail']}", errors=[entry | found])
+
+
+def _json(body: object) -> Response:
+    return Response(orjson.dumps(body), media_type="application/json")

@@ -1,0 +1,138 @@
+"""`python -m service archive` as a process on a real store."""
+
+import asyncio
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from models import eventlog
+from models.archive import read, settled
+from models.eventlog import LoggedEvent, log_key, partition_of
+from service.archive import Archiver
+from service.erasure import Erasure
+from service.sequences import SequenceStore, StoreSettings
+from tests.service.processes import ROOT, refused
+
+
+@pytest.fixture
+def server(store_url: str) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(store_url) as opened:
+        yield opened
+
+
+def append(url: str, first: int, last: int, *, user: str | None = None) -> None:
+    events = [
+        LoggedEvent(user or f"user{n % 40}", f"item{n}", f"e{n}", "view", 86_400_000 * (n % 3) + n, n / 7)
+        for n in range(first, last)
+    ]
+
+    async def store() -> None:
+        async with SequenceStore.connect(url, StoreSettings(write_timeout_s=5)) as opened:
+            assert (await opened.append(events)).accepted == len(events)
+
+    asyncio.run(store())
+
+
+def archive(url: str, folder: Path, *options: str) -> str:
+    """What an archiver says that runs once."""
+    command = [sys.executable, "-m", "service", "archive", "--redis", url, "--to", str(folder), "--once", *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+    return done.stderr
+
+
+def test_the_log_moves_to_files_and_the_store_forgets_it(store_url: str, server: redis.Redis, tmp_path: Path) -> None:
+    folder = tmp_path / "archive"
+    append(store_url, 0, 4000)
+    assert "4000 entries of the log archived" in archive(store_url, folder)
+    assert eventlog.log_size(server).held < 16 * 101  # at most a node a partition
+    append(store_url, 4000, 4500)
+    assert "500 entries" in archive(store_url, folder, "--compact")
+    assert sorted(path.name for path in folder.glob("dt=*")) == ["dt=1970-01-01", "dt=1970-01-02", "dt=1970-01-03"]
+    events = read(folder).events
+    assert sorted(events["event_id"]) == sorted(f"e{n}" for n in range(4500))
+    assert events["value"].sum() == pytest.approx(sum(n / 7 for n in range(4500)))
+    assert folder.stat().st_mode & 0o077 == 0
+
+
+def test_an_archiver_that_runs_on_follows_waits_for_the_store_and_stops_when_told(
+    store_url: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "archive"
+    append(store_url, 0, 10)
+    command = [sys.executable, "-m", "service", "archive", "--redis", store_url, "--to", str(folder), "--every", "0.1"]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        try:
+            heard = ""
+            while "compacted" not in heard:
+                heard += process.stderr.readline()
+            assert "10 entries" in heard
+            append(store_url, 10, 13)
+            while "3 entries" not in heard:
+                heard += process.stderr.readline()
+        finally:
+            process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    assert len(settled(read(folder))) == 13
+
+
+def test_a_partition_that_cannot_be_read_keeps_no_other_from_being_archived(
+    store_url: str, server: redis.Redis, tmp_path: Path
+) -> None:
+    append(store_url, 0, 200)
+    damaged = partition_of("user0")
+    server.xadd(log_key(damaged), {"schema": "9"})
+    held = server.xlen(log_key(damaged))
+    with Archiver(store_url, tmp_path) as archiver, pytest.raises(eventlog.EventLogError, match="schema '9'"):
+        archiver.move()
+    with Archiver(store_url, tmp_path) as archiver, pytest.raises(eventlog.EventLogError, match="schema '9'"):
+        archiver.move()
+    assert server.xlen(log_key(damaged)) in range(1, held + 1)
+    others = {f"e{n}" for n in range(200) if partition_of(f"user{n % 40}") != damaged}
+    assert others <= set(read(tmp_path).events["event_id"])
+
+
+def test_an_erased_user_leaves_the_archive_with_the_next_compaction(store_url: str, tmp_path: Path) -> None:
+    append(store_url, 0, 300)
+    archive(store_url, tmp_path)
+
+    async def erase() -> None:
+        async with SequenceStore.connect(store_url, StoreSettings(write_timeout_s=5)) as store:
+            await Erasure(store.connection, log_length=1000).erase("user7")
+
+    asyncio.run(erase())
+    append(store_url, 300, 302, user="user7")
+    archive(store_url, tmp_path)
+    assert "user7" in set(read(tmp_path).events["user_id"])  # not yet, but nobody reads it
+    assert settled(read(tmp_path)).filter(user_id="user7")["event_id"].to_list() == ["e300", "e301"]
+    archive(store_url, tmp_path, "--compact")
+    assert read(tmp_path).events.filter(user_id="user7")["event_id"].sort().to_list() == ["e300", "e301"]
+
+
+def test_what_keeps_an_archiver_from_starting_is_one_sentence(tmp_path: Path) -> None:
+    away = ["--redis", "redis://127.0.0.1:1", "--to", str(tmp_path)]
+    assert "127.0.0.1:1" in refused("archive", *away, "--once")
+    assert "--compact goes with --once" in refused("archive", *away, "--compact")
+    assert "--every is 0" in refused("archive", *away, "--every", "0")
+    assert "URL" in refused("archive", "--to", str(tmp_path))
+    (tmp_path / "file").write_text("")
+    assert "cannot be written" in refused("archive", "--redis", away[1], "--to", str(tmp_path / "file"))
+
+
+@pytest.mark.parametrize(("package", "status", "said"), [("onnxruntime", 0, ""), ("polars", 2, "recserve[archive]")])
+def test_an_archiver_needs_polars_and_nothing_that_ranks(
+    store_url: str, tmp_path: Path, package: str, status: int, said: str
+) -> None:
+    program = "import sys; sys.modules[sys.argv[1]] = None; from service.__main__ import main; exit(main(sys.argv[2:]))"
+    append(store_url, 0, 5)
+    words = ["archive", "--redis", store_url, "--to", str(tmp_path / "archive"), "--once"]
+    command = [sys.executable, "-c", program, package, *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == status, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr

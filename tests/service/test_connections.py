@@ -1,0 +1,228 @@
+"""Connections of slow, endless and departed clients, over sockets."""
+
+import contextlib
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import orjson
+import pytest
+
+from reliability.wire import request
+from service.protocol import MAX_HEAD_BYTES
+
+HEAD = b"POST /recommend HTTP/1.1\r\nHost: localhost\r\n"
+
+
+@pytest.fixture
+def hasty(start_service: Callable[..., httpx.Client], make_bundle: Callable[..., Path], store_url: str) -> httpx.Client:
+    """A service that waits for nobody longer than 0.3 s."""
+    make_bundle("v1")
+    return start_service(store_url, receive_s=0.3)
+
+
+@contextlib.contextmanager
+def connected(client: httpx.Client, *, buffer_bytes: int | None = None) -> Iterator[socket.socket]:
+    with socket.socket() as connection:
+        if buffer_bytes is not None:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
+        connection.settimeout(20)
+        connection.connect((client.base_url.host, client.base_url.port or 80))
+        yield connection
+
+
+def rest(connection: socket.socket) -> bytes:
+    """Everything until the server hangs up."""
+    received = b""
+    with contextlib.suppress(ConnectionError):
+        while chunk := connection.recv(1 << 16):
+            received += chunk
+    return received
+
+
+def refusal(answer: bytes) -> tuple[int, str]:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"content-type: application/problem+json" in head
+    assert b"connection: close" in head
+    problem = orjson.loads(body)
+    assert f"x-request-id: {problem['request_id']}".encode() in head
+    assert int(head.split()[1]) == problem["status"]
+    return problem["status"], problem["code"]
+
+
+def counted(client: httpx.Client, line: str) -> float:
+    found = [
+        float(text.split()[-1]) for text in client.get("/metrics").text.splitlines() if text.startswith(line + " ")
+    ]
+    return sum(found)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        b"P",
+        HEAD,
+        HEAD + b"X-Half: ",
+        HEAD + b"Content-Length: 2\r\n\r\n",
+        HEAD + b"Content-Length: 2\r\n\r\n{",
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n",
+        b"PUT /items HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{",
+        b"POST /models/v1/promote HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{",
+    ],
+)
+def test_a_client_that_stops_in_the_middle_of_its_request_gets_a_408(hasty: httpx.Client, part: bytes) -> None:
+    with connected(hasty) as connection:
+        connection.sendall(part)
+        assert refusal(rest(connection)) == (408, "too_slow")
+    assert counted(hasty, 'recserve_requests_total{route="unparsed",status="408"}') == 1
+
+
+@pytest.mark.parametrize("start", [HEAD + b"X-Endless: ", HEAD + b"Content-Length: 1000\r\n\r\n"])
+def test_a_byte_now_and_then_gains_no_time(hasty: httpx.Client, start: bytes) -> None:
+    received = b""
+    with connected(hasty) as connection:
+        connection.sendall(start)
+        connection.settimeout(0.1)
+        for _ in range(200):
+            with contextlib.suppress(ConnectionError):
+                connection.sendall(b"x")
+            try:
+                chunk = connection.recv(1 << 16)
+            except TimeoutError:
+                continue
+            received += chunk
+            if not chunk:
+                break
+    assert refusal(received) == (408, "too_slow")
+
+
+def test_a_request_may_come_in_pieces(client: httpx.Client) -> None:
+    whole = request("POST", "/recommend", b'{"history": ["i1"]}', "Connection: close")
+    with connected(client) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for at in range(0, len(whole), 7):
+            connection.sendall(whole[at : at + 7])
+        assert rest(connection).startswith(b"HTTP/1.1 200 ")
+
+
+def test_idle_connections_are_kept(hasty: httpx.Client) -> None:
+    with connected(hasty) as fresh, connected(hasty) as used:
+        used.sendall(request("POST", "/recommend", b"{}"))
+        assert used.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
+        time.sleep(1.5)
+        for connection in (fresh, used):
+            connection.sendall(request("POST", "/recommend", b"{}", "Connection: close"))
+            assert rest(connection).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_a_head_may_be_as_large_as_the_limit_and_no_larger(client: httpx.Client, pieces: int) -> None:
+    path, header = "/recommend", ("Host", "localhost")
+    names = ("Content-Length", "2", "Connection", "close", "X-Long", *header)
+    usual = len(path) + sum(map(len, names))
+    for surplus, status in ((-1, 200), (0, 200), (1, 431)):
+        wire = request("POST", path, b"{}", "Connection: close", f"X-Long: {'x' * (MAX_HEAD_BYTES - usual + surplus)}")
+        with connected(client) as connection:
+            for number in range(pieces):
+                connection.sendall(wire[number * len(wire) // pieces : (number + 1) * len(wire) // pieces])
+                time.sleep(0.05 * (pieces > 1))  # for them to arrive one by one
+            answer = rest(connection)
+        assert int(answer.split()[1]) == status
+        assert status == 200 or refusal(answer) == (431, "head_too_large")
+
+
+@pytest.mark.parametrize(
+    "start", [b"GET /", HEAD + b"X-Endless: ", HEAD + b"Transfer-Encoding: chunked\r\n\r\n0\r\nX-Trailer: "]
+)
+def test_an_endless_head_is_not_kept(client: httpx.Client, start: bytes) -> None:
+    with connected(client) as connection:
+        connection.sendall(start)
+        with pytest.raises(ConnectionError):  # long before the time is up
+            connection.sendall(b"x" * (1 << 26))
+
+
+def test_an_endless_body_is_refused_and_not_read_to_its_end(client: httpx.Client) -> None:
+    with connected(client) as connection:
+        connection.sendall(HEAD + b"Content-Length: 99999999999\r\n\r\n")
+        assert connection.recv(1 << 16).startswith(b"HTTP/1.1 413 ")
+        with pytest.raises(ConnectionError):
+            connection.sendall(b" " * (1 << 26))
+
+
+def test_what_follows_a_request_and_is_not_http_is_not_taken_for_its_answer(client: httpx.Client) -> None:
+    good = request("POST", "/recommend", b'{"history": ["i1"]}')
+    with connected(client) as connection:
+        connection.sendall(good + good + b"\x00\x01\x02\r\n\r\n")
+        answer = rest(connection)
+    assert answer.count(b"HTTP/1.1 ") == answer.count(b"HTTP/1.1 200 ") == 2
+
+
+def test_a_client_that_leaves_amid_many_requests_leaves_no_bug_behind(
+    client: httpx.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = request("POST", "/recommend", orjson.dumps({"history": ["i1"]}))
+    slow = request("GET", "/metrics", b"")
+    for wire in (good * 20, slow * 20, (good + slow) * 20):
+        for _ in range(5):
+            with connected(client) as connection:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset
+                connection.sendall(wire)
+    assert client.post("/recommend", json={}).status_code == 200
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+def test_a_client_that_does_not_read_its_answers_is_left(hasty: httpx.Client) -> None:
+    body = orjson.dumps({"queries": [{"k": 12}] * 256})
+    with connected(hasty, buffer_bytes=4096) as connection:
+        connection.sendall(request("POST", "/recommend/batch", body) * 40)  # some 7 MB of answers
+        for _ in range(200):
+            time.sleep(0.1)
+            if counted(hasty, 'recserve_requests_total{route="recommend/batch",status="200"}') > 5:
+                break
+        time.sleep(2.5)
+        received = rest(connection)
+    assert received.count(b"HTTP/1.1 200 ") < 40
+
+
+def test_an_offer_of_another_protocol_is_passed_over_and_with_a_body_refused(client: httpx.Client) -> None:
+    offer = b"Host: localhost\r\nUpgrade: h2c\r\nConnection: Upgrade\r\n"
+    with connected(client) as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\n" + offer + b"\r\n")
+        assert rest(connection).startswith(b"HTTP/1.1 200 ")
+    hidden = request("POST", "/events", b'{"user_id": "hidden", "item_id": "i1"}')
+    with connected(client) as connection:
+        connection.sendall(b"POST /recommend HTTP/1.1\r\n" + offer + b"Content-Length: %d\r\n\r\n" % len(hidden))
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(hidden)
+        assert refusal(rest(connection)) == (400, "malformed_http")
+    assert client.post("/recommend", json={"user_id": "hidden"}).json()["history_length"] == 0
+
+
+def test_a_client_that_has_left_costs_no_ranking(
+    start_service: Callable[..., httpx.Client], make_bundle: Callable[..., Path], store_url: str
+) -> None:
+    make_bundle("v1")
+    service = start_service(store_url, max_batch=1)
+    wire = request("POST", "/recommend/batch", orjson.dumps({"queries": [{"history": ["i1"]}] * 256}))
+    rounds = abandoned = 0
+    while not abandoned and rounds < 20:  # the client may itself be held up while it leaves
+        rounds += 1
+        with connected(service) as first, connected(service) as second, connected(service) as third:
+            for patient in (first, second, third):
+                patient.sendall(wire)
+            with connected(service) as leaving:
+                leaving.sendall(wire)
+            for patient in (first, second, third):
+                assert patient.recv(100).startswith(b"HTTP/1.1 200 ")
+        for _ in range(100):
+            if counted(service, "recserve_waiting_requests") == 0:
+                break
+            time.sleep(0.1)
+        abandoned = counted(service, "recserve_abandoned_requests_total")
+    ranked = counted(service, "recserve_batch_size_sum")
+    assert abandoned > 0
+    assert ranked + abandoned <= rounds * 4 * 256
+    assert ranked < rounds * 4 * 256

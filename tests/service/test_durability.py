@@ -1,0 +1,144 @@
+"""What an acknowledgement outlives is checked at start, and a replicated event is counted where it is."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from models import eventlog
+from reliability.proxy import Proxy
+from reliability.world_faults import Store
+from service.durability import NotDurable, check, checked
+from service.sequences import AppendResult, Event, SequenceStore, StoreSettings, StoreUnavailable
+from service.settings import BadSettings, Durability
+
+pytestmark = pytest.mark.anyio
+
+
+def event(name: str) -> Event:
+    return Event("ann", f"item-{name}", name, "view", 1)
+
+
+@pytest.fixture
+async def store(store_url: str) -> AsyncIterator[SequenceStore]:
+    async with SequenceStore.connect(store_url) as opened:
+        yield opened
+
+
+@pytest.fixture
+def server(store_url: str) -> Iterator[redis.Redis]:
+    """Set back to what every test expects of the shared server."""
+    with redis.Redis.from_url(store_url) as client:
+        yield client
+        client.config_set("appendonly", "yes")
+        client.config_set("appendfsync", "always")
+
+
+@pytest.mark.parametrize(
+    ("configured", "kept"),
+    [
+        (("yes", "always"), {"fast", "durable"}),
+        (("yes", "everysec"), {"fast"}),
+        (("yes", "no"), set()),
+        (("no", "always"), set()),
+    ],
+)
+@pytest.mark.parametrize("mode", ["fast", "durable"])
+async def test_a_server_that_keeps_less_than_the_mode_promises_is_refused(
+    store: SequenceStore, server: redis.Redis, mode: Durability, configured: tuple[str, str], kept: set[str]
+) -> None:
+    appendonly, appendfsync = configured
+    server.config_set("appendonly", appendonly)
+    server.config_set("appendfsync", appendfsync)
+    if mode in kept:
+        assert await check(store.connection, mode, 1) is None
+    else:
+        with pytest.raises(NotDurable, match=f"durability is {mode}.*appendonly is {appendonly}.*{appendfsync}"):
+            await check(store.connection, mode, 1)
+
+
+async def test_replicas_that_are_missing_are_warned_about_and_nothing_counts_without_them(
+    store_url: str, store: SequenceStore
+) -> None:
+    assert "until 1 replica(s)" in str(await check(store.connection, "replicated", 1))
+    async with SequenceStore.connect(store_url, StoreSettings(replicas=1)) as replicated:
+        for _ in range(2):  # the second time there is nothing left to write
+            with pytest.raises(StoreUnavailable, match=r"0 of 1 replica\(s\)"):
+                await replicated.append([event("a")])
+
+
+async def test_a_repeated_event_counts_only_once_a_replica_has_its_first_try(tmp_path: Path) -> None:
+    with Store(tmp_path, "primary") as primary, Proxy(primary.address) as link, Store(tmp_path, "replica") as replica:
+        with replica.client() as client:
+            client.replicaof(*link.address)
+        async with SequenceStore.connect(primary.url, StoreSettings(replicas=1)) as store:
+            await _until_replicated(store)
+            assert await check(store.connection, "replicated", 1) is None
+            with pytest.raises(NotDurable, match="a slave"):
+                async with SequenceStore.connect(replica.url) as other:
+                    await check(other.connection, "replicated", 1)
+            link.silent = True  # the primary goes on counting the replica as online
+            for _ in range(2):
+                with pytest.raises(StoreUnavailable, match=r"0 of 1 replica\(s\)"):
+                    await store.append([event("b")])
+            link.silent = False
+            link.cut()
+            assert await _until_replicated(store, "b") == AppendResult(accepted=0, duplicates=1)
+        with replica.client() as client:
+            assert {found.event_id for found in eventlog.read_events(client)} >= {"b"}
+
+
+async def _until_replicated(store: SequenceStore, name: str = "a") -> AppendResult:
+    for _ in range(60):
+        try:
+            return await store.append([event(name)])
+        except StoreUnavailable:
+            continue
+    raise AssertionError("no replica has come")
+
+
+async def test_what_may_not_be_checked_is_said_to_be_unknown(store_url: str, server: redis.Redis) -> None:
+    server.execute_command("ACL", "SETUSER", "limited", "on", ">word", "~*", "+@all", "-config")
+    try:
+        async with SequenceStore.connect(store_url.replace("unix://", "unix://limited:word@")) as limited:
+            await limited.append([event("a")])
+            warning = str(await check(limited.connection, "durable", 1))
+    finally:
+        server.execute_command("ACL", "DELUSER", "limited")
+    assert "could not check" in warning
+    assert "word" not in warning
+
+
+async def test_a_store_that_comes_later_is_checked_then(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    late = Store(tmp_path, options={"appendfsync": "everysec"})
+    async with SequenceStore.connect(late.url) as store, checked(store.connection, "durable", 1):
+        assert "is checked when it answers" in caplog.text
+        with late:
+            until = time.monotonic() + 20
+            while "appendfsync everysec" not in caplog.text:
+                assert time.monotonic() < until
+                await asyncio.sleep(0.02)
+    (error,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert error.name == "service.durability"
+
+
+def test_the_service_does_not_start_on_a_server_that_keeps_less(
+    start_service: Callable[..., Any], store_url: str, server: redis.Redis
+) -> None:
+    server.config_set("appendfsync", "everysec")
+    with pytest.raises(BadSettings, match=r"appendfsync everysec.*RECSERVE_DURABILITY=fast"):
+        start_service(store_url)
+    client = start_service(store_url, durability="fast")
+    assert client.post("/events", json={"user_id": "ada", "item_id": "i1"}).status_code == 200
+
+
+def test_events_that_no_replica_has_are_refused_over_http(start_service: Callable[..., Any], store_url: str) -> None:
+    client = start_service(store_url, durability="replicated")
+    for _ in range(2):
+        refused = client.post("/events", json={"user_id": "ada", "item_id": "i1", "timestamp": 1})
+        assert (refused.status_code, refused.json()["code"]) == (503, "store_unavailable")
+        assert refused.headers["retry-after"] == "1"

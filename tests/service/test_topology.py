@@ -1,0 +1,86 @@
+"""What clusters and sentinels are for: slots that move and primaries that die, while the service goes on."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import redis
+
+from models import eventlog
+from models.storeurl import several
+from service.sequences import AppendResult, Event, SequenceStore, StoreUnavailable
+from service.topology import slot_of
+from tests.service import topologies
+
+pytestmark = pytest.mark.anyio
+
+
+def event(name: str, user: str = "ann") -> Event:
+    return Event(user, f"item-{name}", name, "view", 1)
+
+
+async def test_slots_are_those_of_the_server_and_a_user_has_one_with_its_log(tmp_path: Path) -> None:
+    with topologies.store("cluster", tmp_path) as url:
+        async with SequenceStore.connect(url) as store:
+            users = ["ann", "{bob}", "c}a{r}l", "é"]
+            await store.append([event("a", user) for user in users])
+            assert await store.histories([*users, "nobody"]) == [["item-a"]] * 4 + [[]]
+        found = several(url)
+        assert found is not None
+        with contextlib.closing(eventlog.connect(url)) as cluster, redis.Redis(port=found.addresses[0][1]) as node:
+            keys = list(cluster.scan_iter("*"))
+            for key in [*keys, b"", b"{}x", b"a{b", b"a}b{c}", b"{{a}}"]:
+                assert slot_of(key) == node.execute_command("CLUSTER", "KEYSLOT", key), key
+        for user in users:
+            own = {slot_of(key) for key in keys if key.endswith(b":" + user.encode())}
+            assert own == {slot_of(eventlog.log_key(eventlog.partition_of(user)).encode())}
+
+
+async def test_a_slot_that_moves_is_followed(tmp_path: Path) -> None:
+    with topologies.store("cluster", tmp_path) as url:
+        async with SequenceStore.connect(url) as store:
+            await store.append([event("a", "before")])  # which primary has what is known from here on
+            slot = slot_of(eventlog.log_key(eventlog.partition_of("ann")).encode())
+            _move(url, slot)
+            assert await store.histories(["ann"]) == [[]]
+            assert await store.append([event("a")]) == AppendResult(accepted=1, duplicates=0)
+            assert await store.histories(["ann"]) == [["item-a"]]
+
+
+def _move(url: str, slot: int) -> None:
+    """Give an empty slot to another node."""
+    with contextlib.closing(eventlog.connect(url)) as cluster:
+        owner = cluster.nodes_manager.slots_cache[slot][0]  # type: ignore[attr-defined]
+        ports = [node.port for node in cluster.get_primaries()]  # type: ignore[attr-defined]
+    receiver = next(port for port in ports if port != owner.port)
+    with redis.Redis(port=receiver) as client:
+        name = client.execute_command("CLUSTER", "MYID")
+    for port in sorted(ports, key=lambda port: port != receiver):
+        with redis.Redis(port=port) as client:
+            client.execute_command("CLUSTER", "SETSLOT", slot, "NODE", name)
+
+
+async def test_a_primary_that_sentinels_replace_is_followed(tmp_path: Path) -> None:
+    with topologies.store("sentinels", tmp_path) as url:
+        async with SequenceStore.connect(url) as store:
+            assert (await store.append([event("a")])).accepted == 1
+            with contextlib.closing(eventlog.connect(url)) as primary:
+                assert primary.wait(1, 5000) == 1  # replication is not what this is about
+                os.kill(primary.info("server")["process_id"], signal.SIGKILL)
+            with pytest.raises(StoreUnavailable):
+                await store.append([event("b")])
+            until = time.monotonic() + 30
+            while True:
+                try:
+                    await store.append([event("b")])
+                    assert await store.histories(["ann"]) == [["item-a", "item-b"]]
+                    break
+                except StoreUnavailable:
+                    assert time.monotonic() < until
+                    await asyncio.sleep(0.05)
+        with contextlib.closing(eventlog.connect(url)) as primary:
+            assert [found.event_id for found in eventlog.read_events(primary)] == ["a", "b"]

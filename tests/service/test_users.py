@@ -1,0 +1,243 @@
+"""GET /users/{id}/history and DELETE /users/{id}, over HTTP, and what an erasure leaves in a real store."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import redis
+
+from models import eventlog
+from models.eventlog import LoggedEvent, Tombstone, digest_of, log_key, partition_of
+from service.connection import StoreUnavailable
+from service.erasure import Erased, Erasure
+from service.sequences import SequenceStore, StoreSettings
+
+USER = "canary/é?x=1 #"  # what a path has to carry
+URL = "/users/canary%2F%C3%A9%3Fx%3D1%20%23"
+
+
+@pytest.fixture
+def server(store_url: str) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(store_url) as opened:
+        yield opened
+
+
+def post(client: httpx.Client, *events: dict[str, Any]) -> None:
+    answer = client.post("/events", json={"events": list(events)})
+    assert answer.json()["accepted"] == len(events), answer.text
+
+
+def holding(server: redis.Redis, text: str) -> list[bytes]:
+    """Keys that have it in their name or in the memory of their value."""
+    return [key for key in server.scan_iter("*") if text.encode() in key + (server.dump(key) or b"")]
+
+
+async def append(url: str, *events: LoggedEvent, **settings: Any) -> int:
+    async with SequenceStore.connect(url, StoreSettings(write_timeout_s=5, **settings)) as store:
+        return (await store.append(events)).accepted
+
+
+async def erase(url: str, user: str) -> Erased:
+    async with SequenceStore.connect(url, StoreSettings(write_timeout_s=5)) as store:
+        return await Erasure(store.connection, log_length=1000).erase(user)
+
+
+def event(user: str, number: int) -> LoggedEvent:
+    return LoggedEvent(user, f"item{number}", f"e{number}", "view", 1000 + number)
+
+
+def test_a_history_comes_back_oldest_first_with_what_was_said(client: httpx.Client) -> None:
+    assert client.get(f"{URL}/history").json() == {"user_id": USER, "events": []}
+    post(
+        client,
+        {"user_id": USER, "item_id": "i2", "event_id": "b", "timestamp": 20, "type": "rating", "value": 4.5},
+        {"user_id": USER, "item_id": "new", "event_id": "a", "timestamp": 10},
+        {"user_id": USER, "item_id": "i9", "event_id": "c", "timestamp": 30, "type": "impression"},
+    )
+    assert client.get(f"{URL}/history").json() == {
+        "user_id": USER,
+        "events": [
+            {"event_id": "a", "item_id": "new", "type": "interaction", "timestamp": 10, "value": None},
+            {"event_id": "b", "item_id": "i2", "type": "rating", "timestamp": 20, "value": 4.5},
+        ],
+    }
+
+
+def test_deleting_a_user_removes_everything_and_says_how_much(client: httpx.Client, server: redis.Redis) -> None:
+    post(client, *({"user_id": USER, "item_id": f"i{n}", "timestamp": n} for n in range(1, 4)))
+    post(client, {"user_id": USER, "item_id": "i1", "timestamp": 9, "type": "impression"})
+    post(client, {"user_id": "bob", "item_id": "i5", "timestamp": 1})
+    assert len(holding(server, "canary")) == 3
+    removed = {"history_events": 3, "event_ids": 4, "logged_events": 4}
+    assert client.delete(URL).json() == {"user_id": USER, "removed": removed}
+    assert holding(server, "canary") == []
+    assert client.get(f"{URL}/history").json()["events"] == []
+    assert client.post("/recommend", json={"user_id": USER}).json()["history_length"] == 0
+    assert [one.user_id for one in eventlog.read_events(server)] == ["bob"]
+    nothing = dict.fromkeys(removed, 0)
+    again = client.delete(URL)
+    assert (again.status_code, again.json()["removed"]) == (200, nothing)
+    assert client.delete("/users/nobody").json() == {"user_id": "nobody", "removed": nothing}
+    assert "canary" not in client.get("/metrics").text
+
+
+def test_a_user_who_returns_is_new(client: httpx.Client, server: redis.Redis) -> None:
+    one = {"user_id": USER, "item_id": "i1", "event_id": "same", "timestamp": 1}
+    post(client, one)
+    client.delete(URL)
+    post(client, one)
+    assert len(client.get(f"{URL}/history").json()["events"]) == 1
+    assert [entry.event_id for entry in eventlog.read_events(server)] == ["same"]
+
+
+def test_an_id_that_no_event_can_have_is_refused(client: httpx.Client) -> None:
+    for method, path in (("GET", "/history"), ("DELETE", "")):
+        assert client.request(method, f"/users/{'x' * 256}{path}").status_code == 200
+        refused = client.request(method, f"/users/{'x' * 257}{path}")
+        assert (refused.status_code, refused.json()["errors"][0]["field"]) == (422, "user_id")
+        assert client.request(method, f"/users/{path}").status_code in (404, 422)
+
+
+def test_both_calls_refuse_while_the_store_is_away_and_work_when_it_is_back(
+    start_service: Callable[..., httpx.Client], make_bundle: Callable[..., Path], killable_store: Any
+) -> None:
+    make_bundle("v1")
+    client = start_service(killable_store.url)
+    post(client, {"user_id": USER, "item_id": "i1"})
+    killable_store.kill()
+    for answer in (client.get(f"{URL}/history"), client.delete(URL)):
+        assert (answer.status_code, answer.json()["code"]) == (503, "store_unavailable")
+        assert answer.headers["retry-after"] == "1"
+        assert "canary" not in answer.text
+    killable_store.start()
+    assert client.delete(URL).json()["removed"]["history_events"] == 1
+
+
+def test_erasing_leaves_the_events_of_others_and_a_tombstone_that_names_nobody(
+    store_url: str, server: redis.Redis
+) -> None:
+    partition = partition_of("canary")
+    others = [f"u{n}" for n in range(400) if partition_of(f"u{n}") == partition]
+    events = [event(others[n % len(others)], n) for n in range(1500)]
+    mine = [event("canary", n) for n in (0, 1, 2)]
+    asyncio.run(append(store_url, *events[:700], mine[0], *events[700:702], mine[1], *events[702:], mine[2]))
+    before = {key: server.dump(key) for key in server.scan_iter("*:[hd]:*") if b"canary" not in key}
+    assert asyncio.run(erase(store_url, "canary")) == Erased(3, 3, 3)
+    assert holding(server, "canary") == []
+    assert holding(server, "erasing") == []
+    assert {key: server.dump(key) for key in before} == before
+    entries = list(eventlog.read_partition(server, partition))
+    kept = [entry.what for entry in entries if isinstance(entry.what, LoggedEvent)]
+    assert sorted(one.event_id for one in kept) == sorted(one.event_id for one in events)
+    (tombstone,) = [entry.what for entry in entries if isinstance(entry.what, Tombstone)]
+    assert tombstone.user == digest_of("canary")
+
+
+def test_whoever_erases_finishes_what_another_left_half_done(store_url: str, server: redis.Redis) -> None:
+    """A service that died after the first step of an erasure: the next sweep of that log does not carry it along."""
+    partition = partition_of("canary")
+    other = next(f"u{n}" for n in range(400) if partition_of(f"u{n}") == partition)
+    asyncio.run(append(store_url, event("canary", 1), event(other, 2)))
+    script = Path("service/erase.lua").read_text()
+    keys = [f"recserve:{{{partition}}}:{name}" for name in ("h:canary", "d:canary", "log", "erasing")]
+    server.eval(script, 4, *keys, "canary", digest_of("canary"), 1000, 60)
+    assert asyncio.run(erase(store_url, other)).logged_events == 1
+    assert list(eventlog.read_events(server)) == []
+    assert asyncio.run(erase(store_url, "canary")) == Erased(0, 0, 0)
+    assert holding(server, "canary") == []
+
+
+def test_events_that_come_while_a_user_is_erased_are_kept(store_url: str, server: redis.Redis) -> None:
+    asyncio.run(append(store_url, *(event("canary", n) for n in range(900))))
+
+    async def both() -> None:
+        async with SequenceStore.connect(store_url, StoreSettings(write_timeout_s=5)) as store:
+            erasing = asyncio.create_task(Erasure(store.connection, log_length=1000).erase("canary"))
+            for _ in range(10_000):  # until the first step is done
+                if await store.histories(["canary"]) == [[]]:
+                    break
+                await asyncio.sleep(0.001)
+            await store.append([event("canary", n) for n in range(2000, 2050)])
+            await erasing
+
+    asyncio.run(both())
+    assert {one.event_id for one in eventlog.read_events(server)} == {f"e{n}" for n in range(2000, 2050)}
+
+
+def test_erasures_at_the_same_time_hinder_none_of_each_other(store_url: str, server: redis.Redis) -> None:
+    partition = partition_of("canary")
+    first, second, third = [f"u{n}" for n in range(400) if partition_of(f"u{n}") == partition][:3]
+    asyncio.run(append(store_url, *(event(("canary", first, second, third)[n % 4], n) for n in range(2000))))
+
+    async def together() -> None:
+        async with SequenceStore.connect(store_url, StoreSettings(write_timeout_s=5)) as store:
+            erasure = Erasure(store.connection, log_length=10_000)
+            erasing = [asyncio.create_task(erasure.erase(user)) for user in ("canary", first, "canary", second)]
+            for number in range(2000, 2020):  # of a user who returns, and goes again
+                await store.append([event("canary", number)])
+            await asyncio.gather(*erasing, erasure.erase("canary"))
+
+    asyncio.run(together())
+    assert holding(server, "canary") == []
+    assert holding(server, "erasing") == []
+    assert {one.event_id for one in eventlog.read_events(server)} == {f"e{n}" for n in range(3, 2000, 4)}
+
+
+def test_a_damaged_history_is_erased_too(store_url: str, server: redis.Redis) -> None:
+    asyncio.run(append(store_url, event("canary", 1)))
+    server.set(next(server.scan_iter("*:h:canary")), b"\xc1 canary")
+    assert asyncio.run(erase(store_url, "canary")) == Erased(0, 1, 1)
+    assert holding(server, "canary") == []
+
+
+def test_a_store_without_memory_erases_nothing_rather_than_half(store_url: str, server: redis.Redis) -> None:
+    asyncio.run(append(store_url, event("canary", 1)))
+    before = sorted(holding(server, "canary"))
+    server.config_set("maxmemory", "1")
+    try:
+        with pytest.raises(StoreUnavailable, match="maxmemory"):
+            asyncio.run(erase(store_url, "canary"))
+    finally:
+        server.config_set("maxmemory", "0")
+    assert sorted(holding(server, "canary")) == before
+
+
+def test_a_log_that_is_full_of_young_events_refuses_and_takes_more_once_they_are_archived(
+    store_url: str, server: redis.Redis
+) -> None:
+    keeps = {"log_max_events": 200, "log_min_s": 3600.0}
+    assert asyncio.run(append(store_url, *(event("canary", n) for n in range(200)), **keeps)) == 200
+    with pytest.raises(StoreUnavailable, match="LOGFULL"):
+        asyncio.run(append(store_url, event("canary", 200), **keeps))
+    assert asyncio.run(append(store_url, event("canary", 199), **keeps)) == 0  # a repeat needs no room
+    partition = partition_of("canary")
+    last = list(eventlog.read_partition(server, partition))[-1].id
+    eventlog.acknowledge(server, partition, last)
+    assert asyncio.run(append(store_url, event("canary", 200), **keeps)) == 1
+    assert eventlog.archived(server, partition) == last
+
+
+def test_expiry_and_minimum_retention_are_settings(
+    start_service: Callable[..., httpx.Client], make_bundle: Callable[..., Path], store_url: str, server: redis.Redis
+) -> None:
+    make_bundle("v1")
+    client = start_service(store_url, history_days=0.5, log_min_days=1, log_max_events=16)  # one a partition
+    post(client, {"user_id": "ada", "item_id": "i1", "timestamp": 1})
+    assert server.ttl(next(server.scan_iter("*:h:ada"))) == 43_200
+    full = client.post("/events", json={"user_id": "ada", "item_id": "i2", "timestamp": 2})
+    assert (full.status_code, full.json()["code"], full.headers["retry-after"]) == (503, "store_unavailable", "1")
+    assert len(client.get("/users/ada/history").json()["events"]) == 1
+
+
+def test_old_events_of_a_full_log_make_room(store_url: str, server: redis.Redis) -> None:
+    key = log_key(partition_of("canary"))
+    for number in range(300):  # of the year 2001
+        flat = eventlog.encode(event("canary", number))
+        server.xadd(key, dict(zip(flat[::2], flat[1::2], strict=True)), id=f"{1_000_000_000_000 + number}-0")
+    later = [event("canary", number) for number in range(1000, 1100)]
+    assert asyncio.run(append(store_url, *later, log_max_events=200, log_min_s=3600.0)) == 100
+    assert 200 <= server.xlen(key) < 300
+    assert {one.event_id for one in later} <= {one.event_id for one in eventlog.read_events(server)}
