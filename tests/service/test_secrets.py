@@ -52,7 +52,8 @@ def store(request: pytest.FixtureRequest) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         options = ["--port", "0", "--unixsocket", str(folder / "s"), "--dir", name, "--logfile", str(folder / "log")]
-        process = subprocess.Popen([binary, *options, "--loglevel", "debug", "--save", "", *crippled])
+        options += ["--appendonly", "yes", "--appendfsync", "always", "--save", ""]
+        process = subprocess.Popen([binary, *options, "--loglevel", "debug", *crippled])
         try:
             eventually((folder / "s").exists)
             yield folder
@@ -173,7 +174,7 @@ def test_whatever_is_sent_no_key_and_no_user_is_in_any_output(driven: Driven) ->
         "EngineError",
         "Invalid HTTP request",
         "were not stored",
-        "without stored histories",
+        "of the store are refused",
         "limits requests by",
     )
     for proof in proofs:
