@@ -85,8 +85,11 @@ class Service:
 
 
 @contextmanager
-def serving(folder: Path, *options: str, redis: str | None = _NO_STORE, **settings: object) -> Iterator[Service]:
-    """A service on `folder / "artifacts"`, once it serves; redis: None for an embedded store.
+def serving(
+    folder: Path, *options: str, redis: str | None = _NO_STORE, module: str = "service", **settings: object
+) -> Iterator[Service]:
+    """A service on `folder / "artifacts"`, once it serves; redis: None for an embedded store. module: what to
+    run, and settings: as the service takes them.
 
     Raises RuntimeError with the end of what it said.
     """
@@ -98,7 +101,7 @@ def serving(folder: Path, *options: str, redis: str | None = _NO_STORE, **settin
     log = folder / "service.log"
     with log.open("wb") as said:
         process = subprocess.Popen(  # noqa: S603 - our own program
-            [sys.executable, "-m", "service", "serve", *where, *store, *options],
+            [sys.executable, "-m", module, "serve", *where, *store, *options],
             cwd=ROOT,
             env=clean | own,
             stdin=subprocess.DEVNULL,

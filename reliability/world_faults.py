@@ -53,7 +53,11 @@ class Process:
         return "127.0.0.1", self.port
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.kill()
+            raise
         return self
 
     def __exit__(
@@ -87,6 +91,11 @@ class Process:
         if self.process is not None:
             self.process.kill()
             self.process.wait()
+
+    def stop(self) -> None:
+        """Let it write what it has yet to write."""
+        self._running().terminate()
+        self._running().wait()
 
     def pause(self) -> None:
         """Connections stay open and nothing answers."""

@@ -4,7 +4,6 @@ import gc
 import logging
 import math
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -39,6 +38,7 @@ from service.schemas import (
     RecommendBatchRequest,
     RecommendRequest,
 )
+from service.scoring import ScoringThread
 from service.sequences import SequenceStore, StoreSettings
 from service.settings import BadSettings, Settings
 from service.slot import Slot
@@ -98,7 +98,7 @@ async def running(settings: Settings, store_url: str, metrics: Metrics | None = 
             )
         except durability.NotDurable as error:
             raise BadSettings(str(error)) from error
-        scoring = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="scoring"))
+        scoring = stack.enter_context(ScoringThread())
         recommender = Recommender(store, lambda: slot.engine, scoring, metrics)
         batcher = Batcher(
             recommender.recommend,
@@ -120,7 +120,9 @@ async def running(settings: Settings, store_url: str, metrics: Metrics | None = 
             on_abandoned=metrics.abandoned.inc,
         )
         await stack.enter_async_context(aside)
-        metrics.batcher_started(lambda: batcher.waiting + aside.waiting, lambda: batcher.alive and aside.alive)
+        metrics.batcher_started(
+            lambda: batcher.waiting + aside.waiting, lambda: batcher.alive and aside.alive and scoring.alive
+        )
         meetings = Meetings(store, item_store, items, lambda: slot.engine)
         if settings.cold_share:
             await stack.enter_async_context(meetings)

@@ -2,11 +2,16 @@
 
 There is no timer to tune: an idle service answers at once, and a busy one fills its batches by itself. What waits is
 bounded, because a queue that grows turns overload into timeouts. A failed batch fails its members only.
+
+Where calls have deadlines and more come than can be answered, those who have waited longest are nearly out of time, and
+a service that took them first would rank for nobody. So a batch holds only calls for which it can be done in time, and
+those that cannot be are told so at once.
 """
 
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -17,6 +22,10 @@ Call = TypeVar("Call")
 Answer = TypeVar("Answer")
 
 logger = logging.getLogger(__name__)
+
+_SWEEP_S = 0.01  # between looks for calls that nobody waits for; one for each refusal would cost more than refusing
+_SMOOTHING = 0.2  # weight of the last batch in what is known of how long one takes
+_SPREADS = 2.0  # beyond the mean that a call is expected to take at most
 
 
 class Overloaded(Exception):  # noqa: N818 - a condition, as in 503
@@ -46,6 +55,7 @@ class _Entry(NamedTuple, Generic[Call, Answer]):
     call: Call
     future: "asyncio.Future[Answer]"
     caller: Caller | None
+    until: float  # when the answer must be there, by time.monotonic, or infinity
 
 
 class Batcher(Generic[Call, Answer]):
@@ -72,6 +82,9 @@ class Batcher(Generic[Call, Answer]):
         self._on_batch = on_batch
         self._on_abandoned = on_abandoned
         self._waiting: deque[_Entry[Call, Answer]] = deque()
+        self._deadlines = 0  # calls that wait or have waited with one, since the queue was last empty
+        self._call_s = self._spread_s = 0.0  # what a call of a batch has taken, and how far from that as a rule
+        self._swept_at = 0.0
         self._arrived = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
         self._busy_since: float | None = None
@@ -101,6 +114,15 @@ class Batcher(Generic[Call, Answer]):
     def waiting(self) -> int:
         return len(self._waiting)
 
+    def check_room(self) -> None:
+        """Raises Overloaded if a call would be refused now."""
+        if len(self._waiting) >= self._max_waiting and time.monotonic() - self._swept_at > _SWEEP_S:
+            # Those whose caller has gone, or whose time is up, keep nobody out.
+            self._waiting = deque(entry for entry in self._waiting if self._wanted(entry))
+            self._swept_at = time.monotonic()
+        if len(self._waiting) >= self._max_waiting:
+            raise Overloaded(f"{self._max_waiting} requests are waiting already")
+
     async def submit(self, call: Call, *, timeout_s: float | None = None, caller: Caller | None = None) -> Answer:
         """Answer of one call. Raises Overloaded at once if the queue is full, or whatever it or its batch failed with.
 
@@ -108,17 +130,15 @@ class Batcher(Generic[Call, Answer]):
         """
         if self._worker is None or self._worker.done():
             raise Closed("the service is shutting down")
-        if len(self._waiting) >= self._max_waiting:
-            # Those whose caller has gone, or whose time is up, keep nobody out.
-            self._waiting = deque(entry for entry in self._waiting if self._wanted(entry))
-        if len(self._waiting) >= self._max_waiting:
-            raise Overloaded(f"{self._max_waiting} requests are waiting already")
+        self.check_room()
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Answer] = loop.create_future()
-        self._waiting.append(_Entry(call, future, caller))
+        until = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        self._waiting.append(_Entry(call, future, caller, until))
         self._arrived.set()
         if timeout_s is None:
             return await future
+        self._deadlines += 1
         alarm = loop.call_later(timeout_s, _refuse, [future], Expired(f"there is no answer after {timeout_s:.3f} s"))
         try:
             return await future
@@ -131,9 +151,13 @@ class Batcher(Generic[Call, Answer]):
             batch = self._take()
             if batch:
                 self._on_batch(len(batch))
-                self._busy_since = time.monotonic()
+                self._busy_since = began = time.monotonic()
                 await self._answer(batch)
                 self._busy_since = None
+                spent_s = (time.monotonic() - began) / len(batch)
+                off_s = spent_s - self._call_s
+                self._spread_s += (abs(off_s) - self._spread_s) * _SMOOTHING if self._call_s else 0.0
+                self._call_s += off_s * (_SMOOTHING if self._call_s else 1.0)
                 await asyncio.sleep(0)  # a batch that was run without waiting has kept everything else waiting
 
     def _wanted(self, entry: _Entry[Call, Answer]) -> bool:
@@ -147,15 +171,36 @@ class Batcher(Generic[Call, Answer]):
         return True
 
     def _take(self) -> list[_Entry[Call, Answer]]:
-        """Everything that waits, up to max_batch; a caller who has gone costs nothing."""
+        """Everything that waits and can be done in time, up to max_batch; a caller who has gone costs nothing."""
+        most = self._give_up() if self._deadlines else self._max_batch
         batch: list[_Entry[Call, Answer]] = []
-        while self._waiting and len(batch) < self._max_batch:
+        while self._waiting and len(batch) < most:
             entry = self._waiting.popleft()
             if self._wanted(entry):
                 batch.append(entry)
         if not self._waiting:
             self._arrived.clear()
+            self._deadlines = 0
         return batch
+
+    def _give_up(self) -> int:
+        """Expire the calls that the next batch would come too late for, and give how large it may be.
+
+        As large as it can be: the h-index of the calls, by how many of a batch fit into the time that each has left.
+        """
+        now, call_s = time.monotonic(), self._call_s + _SPREADS * self._spread_s
+        live = [entry for entry in self._waiting if self._wanted(entry)]
+        left = sorted((entry.until - now for entry in live), reverse=True)
+        size = 0
+        while size < min(len(left), self._max_batch) and left[size] >= call_s * (size + 1):
+            size += 1
+        # Were none taken at all, nobody would ever find out that a call takes less by now.
+        least = call_s * size if size else left[0] if left else 0.0
+        for entry in live:
+            if entry.until - now < least:
+                _refuse([entry.future], Expired("the answer would come after the last moment"))
+        self._waiting = deque(entry for entry in live if not entry.future.done())
+        return max(1, size)
 
     async def _answer(self, batch: list[_Entry[Call, Answer]]) -> None:
         futures = [entry.future for entry in batch]

@@ -24,6 +24,7 @@ from service.recommender import NoModel, Wish
 from service.requests import CONNECTION, REQUEST_ID, bug, headers_of, parse_json, read_body, request_id_of
 from service.routes import NO_MODEL, Services
 from service.schemas import MAX_QUERIES, MAX_TIMEOUT_MS, RecommendRequest
+from service.scoring import ScoringStopped
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +61,8 @@ class HotRoutes:
             if key is not None and key.limit is not None:
                 more = await self._services.limits.admit(key.id, key.limit)
             timeout_s = _timeout_s(scope, headers)
+            if path == "/recommend":
+                self._check_room()  # before the body is looked at: a refusal should cost as little as it can
             body = await read_body(headers, receive)
             if timeout_s is not None:
                 timeout_s = max(0.0, timeout_s - (time.perf_counter() - began))
@@ -80,6 +83,12 @@ class HotRoutes:
         fields += [(name.lower().encode(), value.encode()) for name, value in more.items()]
         await send({"type": "http.response.start", "status": status, "headers": fields})
         await send({"type": "http.response.body", "body": content})
+
+    def _check_room(self) -> None:
+        try:
+            self._services.batcher.check_room()
+        except Overloaded as error:
+            raise _overloaded(error) from error
 
     async def _recommend(self, body: bytes, timeout_s: float | None, caller: Caller | None) -> object:
         return await self._ranked(parse_json(body), timeout_s, caller)
@@ -103,11 +112,13 @@ class HotRoutes:
             batcher = self._services.batcher if wish.plain else self._services.aside
             found = await batcher.submit(wish, timeout_s=timeout_s, caller=caller)
         except Overloaded as error:
-            raise unavailable("overloaded", f"{error}; come back later") from error
+            raise _overloaded(error) from error
         except Expired as error:
             raise Problem("deadline_exceeded", f"{error}, which is what X-Timeout-Ms allowed") from error
         except Closed as error:
             raise unavailable("shutting_down", str(error)) from error
+        except ScoringStopped as error:
+            raise unavailable("unhealthy", str(error)) from error
         except NoModel as error:
             raise unavailable("no_model", NO_MODEL, retry_after_s=5) from error
         except UnknownAttribute as error:
@@ -168,6 +179,10 @@ def _timeout_s(scope: Scope, headers: Mapping[bytes, bytes]) -> float | None:
         found = shorten(given.decode("latin-1"))
         raise Problem("invalid_request", f"the header X-Timeout-Ms is {found}; give 1 to {MAX_TIMEOUT_MS} milliseconds")
     return int(given) / 1000
+
+
+def _overloaded(error: Overloaded) -> Problem:
+    return unavailable("overloaded", f"{error}; come back later")
 
 
 def _queries(body: object) -> list[object]:

@@ -63,23 +63,19 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        self._received += len(data)
         super().data_received(data)
-        if self.in_head:
-            self._received += len(data)
+        cycle = self.cycle
+        if cycle is not None and cycle.scope is self.scope and not cycle.more_body:
+            self._received = 0
+        elif self.in_head:
             if self._received > 2 * MAX_HEAD_BYTES:  # the exact limit is that of a head that is complete
                 self.refuse(_HEAD_TOO_LARGE)
-        elif self.in_body:
-            self._received += len(data)
-            if self._received > _MAX_REQUEST_BYTES:
-                self.refuse(_BODY_TOO_LARGE)
-        else:
-            self._received = 0
+        elif self._received > _MAX_REQUEST_BYTES:
+            self.refuse(_BODY_TOO_LARGE)
 
     def on_headers_complete(self) -> None:
-        size = len(self.url)
-        for name, value in self.headers:
-            size += len(name) + len(value)
-        if size > MAX_HEAD_BYTES:
+        if self._received > MAX_HEAD_BYTES and self._head_bytes() > MAX_HEAD_BYTES:
             self._stop(_HEAD_TOO_LARGE)
         offers_upgrade = self.parser.should_upgrade()
         if offers_upgrade and any(name in (b"content-length", b"transfer-encoding") for name, _ in self.headers):
@@ -90,6 +86,14 @@ class Connection(HttpToolsProtocol):
             self._earlier = [cycle for cycle in self._earlier if not cycle.response_complete] + [earlier]
         if offers_upgrade:  # the offer is passed over, and the parser loses what follows it
             self.cycle.keep_alive = False
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self.cycle.more_body = False  # uvicorn forgets this where the answer came first
+
+    def _head_bytes(self) -> int:
+        """Size of a head that is complete."""
+        return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
 
     @property
     def in_head(self) -> bool:

@@ -85,7 +85,7 @@ _ADMIN: dict[str, Any] = {"security": [{}, {"key": []}]}
 @router.post(
     "/recommend",
     tags=["recommend"],
-    responses={200: {"model": RecommendResponse}, **problems(400, 401, 403, 404, 413, 422, 503, 504)},
+    responses={200: {"model": RecommendResponse}, **problems(400, 401, 403, 404, 408, 413, 422, 503, 504)},
     openapi_extra=_body_of("RecommendRequest", example={"history": ["50", "181", "174"], "k": 5}),
 )
 async def recommend() -> None:
@@ -96,7 +96,7 @@ async def recommend() -> None:
 @router.post(
     "/recommend/batch",
     tags=["recommend"],
-    responses={200: {"model": BatchResponse}, **problems(400, 401, 403, 413, 422)},
+    responses={200: {"model": BatchResponse}, **problems(400, 401, 403, 408, 413, 422)},
     openapi_extra=_body_of(
         "RecommendBatchRequest", example={"queries": [{"history": ["50"]}, {"user_id": "ada", "k": 5}]}
     ),
@@ -109,7 +109,7 @@ async def recommend_batch() -> None:
 @router.post(
     "/events",
     tags=["events"],
-    responses={200: {"model": EventsResponse}, **problems(400, 401, 403, 413, 422, 503)},
+    responses={200: {"model": EventsResponse}, **problems(400, 401, 403, 408, 413, 422, 503)},
     openapi_extra=_body_of("EventRequest", "EventsRequest", example={"user_id": "ada", "item_id": "50"}),
 )
 async def events() -> None:
@@ -120,7 +120,7 @@ async def events() -> None:
 @router.put(
     "/items",
     tags=["items"],
-    responses={200: {"model": ItemsResponse}, **problems(400, 401, 403, 409, 413, 422, 503)},
+    responses={200: {"model": ItemsResponse}, **problems(400, 401, 403, 408, 409, 413, 422, 503)},
     openapi_extra=_body_of("ItemsRequest", example={"items": [{"item_id": "50", "available": False}]}),
 )
 async def put_items(request: Request) -> Response:
@@ -194,7 +194,7 @@ async def models(request: Request) -> Response:
 @router.post(
     "/models/{version}/promote",
     tags=["models"],
-    responses=problems(400, 401, 403, 404, 409, 413, 422, 503),
+    responses=problems(400, 401, 403, 404, 408, 409, 413, 422, 503),
     openapi_extra=_ADMIN,
 )
 async def promote(version: str, request: Request) -> Response:
@@ -216,7 +216,10 @@ async def promote(version: str, request: Request) -> Response:
 
 
 @router.post(
-    "/models/rollback", tags=["models"], responses=problems(400, 401, 403, 409, 413, 422, 503), openapi_extra=_ADMIN
+    "/models/rollback",
+    tags=["models"],
+    responses=problems(400, 401, 403, 408, 409, 413, 422, 503),
+    openapi_extra=_ADMIN,
 )
 async def rollback(request: Request) -> Response:
     """Serve the champion before this one again; other workers notice within a second."""
@@ -238,7 +241,7 @@ async def rollback(request: Request) -> Response:
 async def healthz(request: Request) -> Response:
     """Whether the scoring worker of the process that answers lives; restart it if not, as several workers do."""
     services: Services = request.app.state.services
-    if not (services.batcher.alive and services.aside.alive):
+    if not services.metrics.healthy():
         raise unavailable("unhealthy", "the scoring worker has stopped or is stuck; restart the service")
     return _json({"status": "ok"})
 

@@ -1,5 +1,6 @@
 """The HTTP server of one process: it listens, answers, and drains when told to stop."""
 
+import asyncio
 import contextlib
 import socket
 from collections.abc import Callable, Generator
@@ -13,6 +14,8 @@ from service.protocol import Connection, Reaper
 from service.settings import Settings
 
 _LOOK_TICKS = 5  # of 0.1 s, between looks for slow clients
+_LINGER_S = 0.5  # for kept connections to bring the request that is on its way when told to stop
+_LOOK_S = 0.02
 
 
 class CannotListen(Exception):  # noqa: N818 - the message is the whole of it
@@ -68,6 +71,22 @@ class Server(uvicorn.Server):
         if counter % _LOOK_TICKS == 0:
             self._reaper.look(self.server_state.connections)
         return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Drain: what is under way is answered, and on kept connections what is just being sent.
+
+        uvicorn alone closes idle connections at once, and a request that was on its way then is lost.
+        """
+        await asyncio.sleep(0)  # connections that wait to be taken are
+        for server in self.servers:
+            server.close()
+        farewell = [*self.server_state.default_headers, (b"connection", b"close")]  # so that clients let go
+        self.server_state.default_headers = farewell
+        loop = asyncio.get_running_loop()
+        until = loop.time() + min(_LINGER_S, float(self.config.timeout_graceful_shutdown or 0))
+        while self.server_state.connections and loop.time() < until and not self.force_exit:  # noqa: ASYNC110 - no event
+            await asyncio.sleep(_LOOK_S)
+        await super().shutdown(sockets)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import multiprocessing
+import os
 import random
 import time
 from collections import Counter
@@ -24,7 +25,7 @@ TITLE = "Poisonous requests at the front door"
 
 _ROUNDS = 10  # of healthy traffic alone and then beside the attack, so that both see the same machine
 _ATTACKERS = 16
-_ATTACKS_PER_S = 200.0
+_ATTACKS_PER_S = 100.0
 _HEALTHY_PER_S = 100.0
 _PATIENCE_S = 0.25  # with a request that may be half of one
 _CONNECTIONS = 8
@@ -40,25 +41,25 @@ class _Attack:
 
 def check(full: bool, folder: Path) -> Sequence[Finding]:
     """20,000 requests beside healthy traffic, some hundreds in the quick form, which bounds no time."""
-    attacks, rounds = (20_000, _ROUNDS) if full else (600, 2)
+    attacks, rounds, alone_s = (20_000, _ROUNDS, 10.0) if full else (600, 2, 1.0)
     context = multiprocessing.get_context("spawn")
     with (
         serving(folder, workers=2, items=12_000 if full else 100) as door,
-        ProcessPoolExecutor(1, mp_context=context) as pool,
+        # The attackers take what the service and its clients leave of the cores: elsewhere they would have their own.
+        ProcessPoolExecutor(1, mp_context=context, initializer=os.nice, initargs=(19,)) as pool,
     ):
-        alone: list[float] = []
+        alone: list[float] = []  # p99 of each round, in ms
         beside: list[float] = []
         statuses: Counter[int] = Counter()
         surprises: list[str] = []
         failed = 0
         pool.submit(time.monotonic).result()  # the start of the process is no part of it
         for number in range(rounds):
-            window_s = attacks / rounds / _ATTACKS_PER_S
-            latencies, broken = asyncio.run(_healthy(door, window_s, None))
-            alone += latencies
+            latencies, broken = asyncio.run(_healthy(door, alone_s, None))
+            alone.append(float(np.percentile(latencies, 99)) * 1e3)
             attack = pool.submit(_attack, door, number, rounds, attacks // rounds)
-            latencies, broken_beside = asyncio.run(_healthy(door, window_s, attack))
-            beside += latencies
+            latencies, broken_beside = asyncio.run(_healthy(door, 0.0, attack))
+            beside.append(float(np.percentile(latencies, 99)) * 1e3)
             failed += broken + broken_beside
             found = attack.result()
             statuses += found.statuses
@@ -78,11 +79,11 @@ def check(full: bool, folder: Path) -> Sequence[Finding]:
         Finding("healthy requests without their answer", failed, most=0),
     ]
     if full:
-        before, during = (float(np.percentile(latencies, 99)) * 1e3 for latencies in (alone, beside))
+        times = [during / before for before, during in zip(alone, beside, strict=True)]
         findings += [
-            Finding("p99 of healthy traffic alone", before, unit="ms"),
-            Finding("p99 of healthy traffic beside it", during, unit="ms"),
-            Finding("times as long", during / before, most=2),
+            Finding("p99 of healthy traffic alone, median of rounds", float(np.median(alone)), unit="ms"),
+            Finding("p99 of healthy traffic beside it, median of rounds", float(np.median(beside)), unit="ms"),
+            Finding("times as long, median of rounds", float(np.median(times)), most=2),
         ]
     return findings
 

@@ -199,3 +199,35 @@ async def test_answers_that_are_too_few_are_an_error_and_no_mix_up() -> None:
     async with Batcher(short, max_batch=4, max_waiting=4, stuck_s=1) as batches:
         with pytest.raises(RuntimeError, match="1 got 0"):
             await batches.submit(1)
+
+
+async def test_a_batch_holds_no_more_than_can_be_done_before_its_calls_expire() -> None:
+    ran: list[int] = []
+
+    async def run(calls: Sequence[int]) -> list[int]:
+        ran.extend(calls)
+        await asyncio.sleep(0.03 * len(calls))
+        return list(calls)
+
+    async with Batcher(run, max_batch=16, max_waiting=16, stuck_s=30) as batches:
+        await batches.submit(0)  # which shows how long a call takes
+        tasks = [asyncio.create_task(batches.submit(call, timeout_s=0.2)) for call in range(1, 17)]
+        found = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(isinstance(answer, int | Expired) for answer in found)
+        assert 1 < len(ran) < 17  # those that were left out had too little time, all together
+        assert await batches.submit(17) == 17
+
+
+async def test_a_call_is_tried_though_those_before_it_took_longer_than_it_has() -> None:
+    first = True
+
+    async def run(calls: Sequence[int]) -> list[int]:
+        nonlocal first
+        if first:
+            await asyncio.sleep(2)
+        first = False
+        return list(calls)
+
+    async with Batcher(run, max_batch=16, max_waiting=16, stuck_s=30) as batches:
+        await batches.submit(0)
+        assert await batches.submit(1, timeout_s=1.5) == 1

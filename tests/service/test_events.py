@@ -192,13 +192,6 @@ def test_the_limits_themselves_are_allowed(client: httpx.Client, fields: dict[st
     assert (answer.status_code, answer.json()["accepted"]) == (200, 1), answer.text
 
 
-def nested(depth: int) -> Any:
-    value: Any = 1
-    for _ in range(depth):
-        value = [value]
-    return value
-
-
 @pytest.mark.parametrize(
     ("fields", "field"),
     [

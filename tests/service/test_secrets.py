@@ -52,8 +52,8 @@ def store(request: pytest.FixtureRequest) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         options = ["--port", "0", "--unixsocket", str(folder / "s"), "--dir", name, "--logfile", str(folder / "log")]
-        options += ["--appendonly", "yes", "--appendfsync", "always", "--save", ""]
-        process = subprocess.Popen([binary, *options, "--loglevel", "debug", *crippled])
+        options += ["--appendonly", "yes", "--appendfsync", "always"]
+        process = subprocess.Popen([binary, *options, "--loglevel", "debug", "--save", "", *crippled])
         try:
             eventually((folder / "s").exists)
             yield folder

@@ -1,0 +1,72 @@
+"""Clients that keep their connections and never stop asking, and note what became of every request."""
+
+import http.client
+import json
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+
+class Callers:
+    """Clients at work while entered, each sending the (path, body) in turn.
+
+    counts: answers by status; "lost": sent on a connection that had answered before and was not about to be closed,
+    and never answered; "not taken": a new connection that was refused, or closed before its first answer. A client
+    that is told that its connection will be closed opens another, and one that is not taken ends.
+    """
+
+    def __init__(self, address: tuple[str, int], requests: Sequence[tuple[str, Any]], *, clients: int = 8) -> None:
+        self.counts: Counter[int | str] = Counter()
+        self._address = address
+        self._requests = [(path, json.dumps(body)) for path, body in requests]
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._work, args=(n,), daemon=True) for n in range(clients)]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    @property
+    def answered(self) -> int:
+        return sum(count for status, count in self.counts.items() if isinstance(status, int))
+
+    def _work(self, number: int) -> None:
+        while not self._stop.is_set() and self._connected(number):
+            pass
+
+    def _connected(self, number: int) -> bool:
+        """Use one connection until it is closed; whether it was worth opening."""
+        connection = http.client.HTTPConnection(*self._address, timeout=40)
+        asked = 0
+        try:
+            while not self._stop.is_set():
+                path, body = self._requests[(number + asked) % len(self._requests)]
+                try:
+                    connection.request("POST", path, body, {"Content-Type": "application/json"})
+                    response = connection.getresponse()
+                    response.read()
+                except (OSError, http.client.HTTPException):
+                    self._count("lost" if asked else "not taken")
+                    return bool(asked)
+                asked += 1
+                self._count(response.status)
+                if response.will_close:
+                    return True
+        finally:
+            connection.close()
+        return True
+
+    def _count(self, what: int | str) -> None:
+        with self._lock:
+            self.counts[what] += 1

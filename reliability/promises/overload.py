@@ -1,0 +1,86 @@
+"""Requests come faster than they can be answered, whether or not those before have an answer."""
+
+from pathlib import Path
+
+import numpy as np
+
+from bench.child import Child
+from bench.load import Job, Load, LoadGenerator, encode, histories, request
+from reliability.bundle import promoted_bundle
+from reliability.openloop import Answers, OpenLoop, Pressure
+from reliability.promise import Finding
+from reliability.world_bundles import serving
+
+TITLE = "Overload: what can be answered is, the surplus is refused at once, and what came too late is not ranked"
+_ITEMS, _DIM = 200_000, 64  # so that ranking is most of the work, as it is where overload is a matter of ranking
+_WAITING = 128
+_TIMEOUT_MS = 150
+_GOODPUT = 0.9  # of the peak, at twice the capacity; the other factors are told
+_LATE = 2.0  # times capacity, with deadlines
+
+
+def check(full: bool, folder: Path) -> list[Finding]:
+    items = _ITEMS if full else _ITEMS // 10
+    promoted_bundle(folder / "artifacts", items, dim=_DIM)
+    bodies = encode(
+        [{"history": [f"item-{row}" for row in one]} for one in histories(2000, items - 1, np.random.default_rng(1))]
+    )
+    seconds = 10.0 if full else 1.0
+    times = (1, 2, 3, 4, 5) if full else (4,)
+    with (
+        serving(folder, max_waiting=_WAITING, threads=1) as service,
+        Child(LoadGenerator) as closed,
+        Child(OpenLoop) as open_loop,
+    ):
+        load: Load = closed.call("measure", Job([service.address], "/recommend", bodies, seconds))
+        capacity = load.per_second
+        requests = [request("/recommend", body) for body in bodies]
+        found: dict[int, Answers] = {}
+        for factor in times:
+            found[factor] = open_loop.call("press", Pressure(service.address, requests, factor * capacity, seconds))
+        ranked = service.metric("recserve_batch_size_sum")
+        requests = [_in_time(one) for one in requests]
+        late: Answers = open_loop.call("press", Pressure(service.address, requests, _LATE * capacity, seconds))
+        ranked = service.metric("recserve_batch_size_sum") - ranked
+        again: Load = closed.call("measure", Job([service.address], "/recommend", bodies, seconds / 2))
+    goodput = {factor: _goodput(answers, seconds) for factor, answers in found.items()}
+    peak = max(capacity, *goodput.values())
+    refused = np.concatenate([answers.latency_s[answers.status == 503] for answers in found.values()])
+    untold = sum(int((~answers.retry_after[answers.status == 503]).sum()) for answers in found.values())
+    every = np.concatenate([answers.status for answers in [*found.values(), late]])
+    answered = int((late.status == 200).sum())
+    expired = max(1, int((late.status == 504).sum()))
+    return [
+        Finding("capacity, every client waiting for its answer", capacity, least=1, unit="requests/s"),
+        *(
+            Finding(
+                f"goodput at {factor} times that, of the peak",
+                goodput[factor] / peak,
+                least=_GOODPUT if full and factor == 2 else 0.01,
+            )
+            for factor in times
+        ),
+        Finding("refused", len(refused), least=1),
+        Finding("p99 of the time to a refusal", _ms(refused), most=10 if full else None, unit="ms"),
+        Finding("refusals without Retry-After", untold, most=0),
+        Finding("answers other than 200, 503 and 504", int(np.isin(every, (200, 503, 504), invert=True).sum()), most=0),
+        Finding(f"requests past their {_TIMEOUT_MS} ms", int((late.status == 504).sum()), least=1 if full else None),
+        Finding("of these ranked all the same", (ranked - answered) / expired, most=0.05 if full else 0.5),
+        Finding("goodput with deadlines, of the peak", _goodput(late, seconds) / peak, least=0.8 if full else None),
+        Finding("capacity afterwards, of that before", again.per_second / capacity, least=0.7 if full else None),
+    ]
+
+
+def _in_time(one: bytes) -> bytes:
+    """A request that has so long and no longer."""
+    return one.replace(b"\r\n", b"\r\nX-Timeout-Ms: %d\r\n" % _TIMEOUT_MS, 1)
+
+
+def _goodput(answers: Answers, seconds: float) -> float:
+    """Requests answered a second, of those that were due after the queue had time to fill."""
+    steady = answers.due_s >= seconds / 5
+    return float((answers.status[steady] == 200).sum() / (seconds * 4 / 5))
+
+
+def _ms(seconds: np.ndarray) -> float:
+    return float(np.percentile(seconds, 99) * 1e3) if len(seconds) else float("nan")

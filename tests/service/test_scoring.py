@@ -1,0 +1,62 @@
+"""The scoring thread: it answers, and its end is seen at once and leaves nobody waiting."""
+
+import ctypes
+import threading
+from concurrent.futures import Future
+
+import pytest
+
+from service.scoring import ScoringStopped, ScoringThread
+
+
+def end(scoring: ScoringThread) -> None:
+    """Raise what ends a thread in it, as an exhausted interpreter would, while it works."""
+    inside, go = threading.Event(), threading.Event()
+    idents: list[int] = []
+
+    def work() -> None:
+        idents.append(threading.get_ident())
+        inside.set()
+        go.wait(10)
+
+    last = scoring.submit(work)
+    behind = scoring.submit(int)
+    inside.wait(10)
+    assert ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(idents[0]), ctypes.py_object(SystemExit)) == 1
+    go.set()
+    for future in (last, behind):
+        with pytest.raises(ScoringStopped):
+            future.result(10)
+
+
+def test_calls_are_made_in_their_order_and_an_error_is_its_callers() -> None:
+    with ScoringThread() as scoring:
+        futures: list[Future[float]] = [scoring.submit(lambda by: 6 / by, by) for by in (1, 0, 2)]
+        assert futures[2].result(10) == 3
+        assert futures[0].result(10) == 6
+        with pytest.raises(ZeroDivisionError):
+            futures[1].result(10)
+        assert scoring.alive
+    assert not scoring.alive
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_when_the_thread_ends_whoever_waits_is_told_and_so_is_who_comes_later() -> None:
+    scoring = ScoringThread()
+    end(scoring)
+    scoring._thread.join(10)
+    assert not scoring.alive
+    with pytest.raises(ScoringStopped):
+        scoring.submit(int).result(10)
+    scoring.shutdown()
+
+
+def test_calls_that_are_given_up_are_not_made() -> None:
+    scoring = ScoringThread()
+    go = threading.Event()
+    scoring.submit(go.wait, 10)
+    waiting = scoring.submit(int)
+    assert waiting.cancel()
+    go.set()
+    scoring.shutdown()
+    assert waiting.cancelled()
