@@ -17,7 +17,7 @@ scopes, of which a key has one or more; none contains another:
   recommend   ask for recommendations, alone and in batches, and for similar items
   events      send events
   items       say attributes and availability of items
-  admin       look at models, promote one, roll back
+  admin       look at models, promote one, roll back; show and erase what is stored of a user
 
 With no key at all the service answers whoever reaches it, and starts on this machine's loopback alone. From the first
 key on nobody is answered without one."""
