@@ -10,7 +10,7 @@ from starlette.types import ASGIApp
 
 from service.settings import Settings
 
-_LINGER_S = 0.5  # for kept connections to bring the request that is on its way when told to stop
+_LINGER_S = 1.0  # for kept connections to bring the request that is on its way when told to stop
 _LOOK_S = 0.02
 
 
