@@ -14,7 +14,7 @@ from service.protocol import Connection, Reaper
 from service.settings import Settings
 
 _LOOK_TICKS = 5  # of 0.1 s, between looks for slow clients
-_LINGER_S = 0.5  # for kept connections to bring the request that is on its way when told to stop
+_LINGER_S = 1.0  # for kept connections to bring the request that is on its way when told to stop
 _LOOK_S = 0.02
 
 

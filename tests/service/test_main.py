@@ -1,6 +1,7 @@
 """`python -m service` as a process: it starts or says why not, drains when told to stop, and keeps what it took."""
 
 import contextlib
+import http.client
 import json
 import os
 import re
@@ -121,6 +122,30 @@ def test_told_to_stop_it_answers_who_is_waiting_and_exits_0(
             assert "Traceback" not in line
             assert set(json.loads(line)) >= {"time", "level", "logger", "message"}
     assert set(statuses) == {200}
+
+
+def test_told_to_stop_it_answers_what_comes_on_a_kept_connection_and_says_goodbye(
+    make_bundle: Callable[..., Path], artifacts: Path
+) -> None:
+    make_bundle("v1")
+    with serving("--artifacts", str(artifacts), "--redis", "redis://127.0.0.1:1") as service:
+        host, port = service.url.removeprefix("http://").split(":")
+        connections = [http.client.HTTPConnection(host, int(port), timeout=20) for _ in range(8)]
+
+        def ask(connection: http.client.HTTPConnection) -> tuple[int, str | None]:
+            headers = {"Content-Type": "application/json"}
+            connection.request("POST", "/recommend", b'{"history": ["i3"]}', headers)
+            response = connection.getresponse()
+            response.read()
+            return response.status, response.getheader("connection")
+
+        assert {ask(connection) for connection in connections} == {(200, None)}
+        service.process.send_signal(signal.SIGTERM)
+        while connections:  # until told that it is the last answer; uvicorn alone would close them without a word
+            answers = [(connection, *ask(connection)) for connection in connections]
+            assert {status for _, status, _ in answers} == {200}
+            connections = [connection for connection, _, said in answers if said != "close"]
+        assert service.process.wait(20) == 0
 
 
 def test_a_bug_is_logged_with_its_request_id_and_no_user(

@@ -1,0 +1,163 @@
+"""The commands that use what was fitted: evaluate, export, recommend, results."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from models.bundle import read_bundle
+from models.manifest import MANIFEST
+from models.registry import Registry
+from models.runtime import Runtime
+from training.assessment import assess
+from training.evaluate import EvaluationError
+from training.export import export
+from training.interactions import Columns, read_interactions
+from training.options import Artifacts, Item, Run, TestFiles, Time, User, Value
+from training.rating_run import is_autorec, judged_again, judged_bundle, print_figures
+from training.recommend import RecommendError, recommend, recommend_run
+from training.reconstruction import RMSE
+from training.report import print_assessment
+from training.results import results_page
+from training.run import RATED, RunError, RunFolder, SplitName
+from training.scoring import Asked
+
+_DRIFT = 5e-4  # of an error: more than rounding on another machine makes of it
+
+
+def evaluate(
+    subject: Annotated[Path, typer.Argument(metavar="RUN_OR_BUNDLE", help="Folder of a finished run, or of a bundle.")],
+    *,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option("--data", metavar="FILE", help="Interactions to judge on.  [default: those of the run]"),
+    ] = None,
+    test: TestFiles = None,
+    split: Annotated[
+        SplitName | None, typer.Option(help="As in train.  [default: the run's; for a bundle loo]")
+    ] = None,
+    sampled: Annotated[
+        int | None, typer.Option(metavar="N", help="Also rank among N sampled negatives, as some papers do.", min=1)
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option(metavar="RUN_OR_BUNDLE", help="Test the difference from this one on the same users.")
+    ] = None,
+    user_column: User = "user_id",
+    item_column: Item = "item_id",
+    timestamp_column: Time = None,
+    value_column: Value = None,
+) -> None:
+    """Judge a run through torch, or a bundle through onnxruntime, on its test part, and print the tables."""
+    columns = Columns(user=user_column, item=item_column, timestamp=timestamp_column, value=value_column)
+    if not (data or sampled or against) and is_autorec(subject):
+        spec = RunFolder(subject).spec()
+        if split not in (None, spec.split):
+            raise RunError(f"{subject} was trained on the split {spec.split}; leave --split out or give other --data")
+        print_figures(spec.name, judged_again(RunFolder(subject)), Console(), split=spec.split)
+        return
+    if (test or split in RATED) and (subject / MANIFEST).is_file():
+        _evaluate_ratings(subject, data or [], test or [], columns, split or "file")
+        return
+    found = assess(subject, data=data or (), columns=columns, split=split, sampled=sampled, against=against)
+    print_assessment(found, Console())
+    if found.sampled and not data:  # a run on its own data: the results page shows them
+        RunFolder(subject).keep_sampled(found.sampled)
+
+
+def _evaluate_ratings(folder: Path, data: list[Path], test: list[Path], columns: Columns, split: SplitName) -> None:
+    """Print the figures of a bundle on ratings that were held out one by one."""
+    if not data:
+        raise EvaluationError(f"{folder} is a bundle, which does not hold its data; name the files with --data")
+    runtime = Runtime(read_bundle(folder), device="cpu")
+    runtime.replay_golden()
+    tested = read_interactions(test, columns=columns) if test else None
+    figures = judged_bundle(runtime, read_interactions(data, columns=columns), split=split, test=tested)
+    console, found = Console(), figures["test"][RMSE]
+    print_figures(folder.name, figures, console, split=split)
+    test_figures = runtime.bundle.manifest.metrics.get("test")
+    recorded = test_figures.get(RMSE) if isinstance(test_figures, dict) else None
+    if not isinstance(recorded, float) or abs(found - recorded) > _DRIFT:
+        console.print(
+            f"note: {RMSE} {found:.4f} is not what was recorded when {folder.name} was trained "
+            f"({recorded or 'none'}): these ratings are not the ones that were held out "
+            "from it, so it may have learned them, and the figures may flatter it"
+        )
+
+
+def export_command(
+    run: Run,
+    artifacts: Artifacts = Path("artifacts"),
+    version: Annotated[str | None, typer.Option(help="Name of the bundle.  [default: time and configuration]")] = None,
+    promote: Annotated[bool, typer.Option("--promote", help="Make it the champion, which services load.")] = False,
+    scoring: Annotated[
+        Asked,
+        typer.Option(help="Search of the catalogue. auto: exact up to a million items, then as measured."),
+    ] = "auto",
+) -> None:
+    """Export a run as a bundle, after proving that onnxruntime computes what torch computes."""
+    folder = export(RunFolder(run), artifacts, version=version, scoring=scoring)
+    manifest = Registry(artifacts).manifest(folder.name)
+    parity, chosen = manifest.parity, manifest.scoring
+    console = Console()
+    console.print(f"{folder}: {parity.cases} histories, largest difference from torch {parity.largest_difference:.1e}")
+    if chosen.recall_at_10 is not None:
+        console.print(
+            f"scoring is {chosen.kind}: int8 finds {chosen.recall_at_10:.4f} of the exact first ten; milliseconds by "
+            f"batch: {chosen.milliseconds_int8}, exactly {chosen.milliseconds_exact}"
+        )
+    if promote:
+        Registry(artifacts).promote(folder.name)
+        console.print(f"champion is {folder.name}")
+    else:
+        console.print(f"serve it with: python -m models --artifacts {artifacts} promote {folder.name}")
+
+
+def recommend_command(
+    version: Annotated[
+        str, typer.Argument(help="A bundle that `python -m models list` shows, or the folder of an AutoRec run.")
+    ],
+    *,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option("--data", metavar="FILE", help="Interactions: the histories. A run is for its own users."),
+    ] = None,
+    output: Annotated[Path, typer.Option(metavar="FILE", help="What to write: .parquet or .csv.")],
+    k: Annotated[int, typer.Option("--k", help="Items a user.", min=1)] = 10,
+    artifacts: Artifacts = Path("artifacts"),
+    user_column: User = "user_id",
+    item_column: Item = "item_id",
+    timestamp_column: Time = None,
+    value_column: Value = None,
+) -> None:
+    """Write the first k items of every user in a log, through onnxruntime, as the bundle would serve them."""
+    console = Console()
+    if is_autorec(Path(version)):
+        if data:
+            raise RecommendError(f"{version} is a run, which scores the users of its own data; leave --data out")
+        console.print(f"{output}: {recommend_run(RunFolder(Path(version)), output, k=k, console=console)}")
+        return
+    if not data:
+        raise RecommendError(f"{version} is a bundle and holds no histories; name the files with --data")
+    runtime = Runtime(read_bundle(Registry(artifacts).folder(version)))
+    runtime.replay_golden()
+    columns = Columns(user=user_column, item=item_column, timestamp=timestamp_column, value=value_column)
+    interactions = read_interactions(data, columns=columns)
+    console.print(str(interactions.report))
+    console.print(f"{output}: {recommend(runtime, interactions, output, k=k, console=console)}")
+
+
+def results(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of training runs, finished or not.")],
+    *,
+    output: Annotated[Path, typer.Option(metavar="FILE", help="The Markdown page to write.")] = Path("docs/results.md"),
+) -> None:
+    """Write the results page from recorded runs: a table for each data set, seeds put together."""
+    console = Console()
+    folders = [RunFolder(run) for run in runs if run.is_dir()]  # runs/* matches what lies beside them too
+    for file in (run for run in runs if run.is_file()):
+        console.print(f"{file} is no folder and left out")
+    page = results_page(folders)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(page, encoding="utf-8")
+    console.print(f"{output}: {len(folders)} runs")

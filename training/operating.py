@@ -1,0 +1,129 @@
+"""The commands of who runs it: retrain, bootstrap, bench."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from models.eventlog import SEQUENCE_TYPES
+from models.registry import Registry
+from training.config import ConfigError, load_config
+from training.fetch import fetch_ml_100k
+from training.fitting import train_command
+from training.interactions import Columns
+from training.judging import export_command
+from training.options import Artifacts, AttributesFile, Data, Item, Seed, Time, User, Value
+from training.retrain import retrain
+
+
+def retrain_command(
+    *,
+    data: Data,
+    config: Annotated[str, typer.Option("--config", help="A name under training/configs/, or a TOML file.")] = "sasrec",
+    events_from: Annotated[
+        list[str] | None,
+        typer.Option(metavar="URL|DIR", help="Also train on a store's event log, or on an archive of it. Repeat."),
+    ] = None,
+    event_types: Annotated[
+        list[str], typer.Option("--event-type", help="Which logged events count. Repeat; as RECSERVE_SEQUENCE_TYPES.")
+    ] = list(SEQUENCE_TYPES),  # noqa: B006 - typer reads it, nobody changes it
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder of bundles.")] = Path("artifacts"),
+    attributes: AttributesFile = None,
+    seed: Seed = 0,
+    user_column: User = "user_id",
+    item_column: Item = "item_id",
+    timestamp_column: Time = None,
+    value_column: Value = None,
+) -> None:
+    """Train a challenger, compare it with the champion on the same held-out window, promote it if it is not worse.
+
+    Exit status 0 when it was promoted, 3 when it was not (the reason is printed and the champion stays).
+    """
+    columns = Columns(user=user_column, item=item_column, timestamp=timestamp_column, value=value_column)
+    retrain(
+        data,
+        load_config(config),
+        name=Path(config).stem,
+        artifacts=output,
+        events_from=events_from or [],
+        event_types=event_types,
+        attributes=attributes,
+        columns=columns,
+        seed=seed,
+        console=Console(),
+    )
+
+
+def bootstrap(
+    *,
+    artifacts: Artifacts = Path("artifacts"),
+    data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Where MovieLens-100K is or goes.")] = Path(
+        "data/ml-100k"
+    ),
+    runs: Annotated[Path, typer.Option("--runs", metavar="DIR", help="Where the run folder goes.")] = Path("runs"),
+    source: Annotated[Path | None, typer.Option("--from", metavar="PATH", help="A copy you already have.")] = None,
+) -> None:
+    """Make the demo's model when there is no champion: fetch MovieLens-100K, train, export, promote."""
+    console = Console()
+    champion = Registry(artifacts).current()
+    if champion:
+        console.print(f"champion is {champion}; nothing to do")
+        return
+    fetch_ml_100k(data, source=source)
+    output = runs / "ml-100k-0"
+    train_command("ml-100k", data=[data / "ml-100k.inter"], attributes=data / "ml-100k.item", output=output)
+    export_command(output, artifacts, promote=True)
+
+
+def bench(
+    what: Annotated[
+        str, typer.Argument(help="data: preparing a log. training: sequences a second. catalogue: ranking.")
+    ],
+    interactions: Annotated[int, typer.Option(help="Rows of the synthetic log.", min=1000)] = 10_000_000,
+    *,
+    peers: Annotated[bool, typer.Option("--peers", help="Training beside RecTools and RecBole; six minutes.")] = False,
+    peers_python: Annotated[
+        Path, typer.Option(metavar="PATH", envvar="RECSERVE_PEERS", help="The Python that has them.")
+    ] = Path(".venv-peers/bin/python"),
+    items: Annotated[
+        list[int] | None, typer.Option(help="Size of a catalogue. Repeat.  [default: 12000, 100000, 1000000]", min=10)
+    ] = None,
+    run: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Catalogues of this run's items instead of random ones.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="That rank a catalogue.  [default: the CPU quota]", min=1)] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write a catalogue's figures as JSON.")
+    ] = None,
+) -> None:
+    """Measure this machine on synthetic data; nothing is kept."""
+    from training.bench import bench_dataset, bench_training  # noqa: PLC0415 - nothing else needs it
+    from training.bench_catalogue import SIZES, bench_catalogue  # noqa: PLC0415
+    from training.peers import bench_peers, find_python  # noqa: PLC0415
+
+    if what not in ("data", "training", "catalogue"):
+        raise ConfigError(f"there is no benchmark {what!r}; give data, training or catalogue")
+    if peers and what != "training":
+        raise ConfigError(f"--peers goes with training: they are not measured on {what}")
+    if what != "catalogue" and (items or run or threads or output):
+        raise ConfigError(f"--items, --run, --threads and --output go with catalogue, not with {what}")
+    if what == "catalogue":
+        catalogues = bench_catalogue(items or SIZES, run=run, threads=threads)
+        print(catalogues)
+        if output:
+            catalogues.write(output)
+        return
+    console = Console()
+    if what == "data":
+        console.print(str(bench_dataset(interactions=interactions)))
+        return
+    if peers:
+        find_python(peers_python)  # before minutes have passed
+    ours = bench_training()
+    console.print(str(ours))
+    if not peers:
+        console.print("beside RecTools and RecBole: ./run bench training --peers")
+        return
+    with Console(stderr=True).status("") as status:
+        console.print(bench_peers(peers_python, ours.rates["S3Rec pre-training"], say=status.update))
