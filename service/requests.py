@@ -127,7 +127,7 @@ def parse_json(body: bytes) -> object:
     every key has a colon, and what was read has, written again, as many as the body, unless something was dropped.
     """
     try:
-        found = _read(body)
+        found = orjson.loads(body) if len(body) <= _SMALL_BYTES else _read_large(body)
     except orjson.JSONDecodeError as error:
         if error.msg.startswith("depth limit"):
             raise _too_deep() from error
@@ -147,10 +147,8 @@ def parse_json(body: bytes) -> object:
     return found
 
 
-def _read(body: bytes) -> object:
+def _read_large(body: bytes) -> object:
     """Like orjson.loads, without collections of garbage amid a large body: of many small lists they are most of it."""
-    if len(body) <= _SMALL_BYTES:
-        return orjson.loads(body)
     gc.disable()
     try:
         return orjson.loads(body)
