@@ -97,6 +97,6 @@ def _serves(service: Service) -> tuple[object, ...]:
 
 
 def _peak_mb(service: Service) -> float:
-    """The most memory that the service has had, in MB."""
-    status = Path(f"/proc/{service.process.pid}/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+    """The most memory that the service has had, in MB; infinite if it has ended."""
+    _, found, rest = Path(f"/proc/{service.process.pid}/status").read_text().partition("VmHWM:")
+    return int(rest.split()[0]) / 1024 if found else float("inf")
