@@ -9,8 +9,8 @@ from pathlib import Path
 
 from models.archive import read
 from models.eventlog import LoggedEvent, connect, read_events
+from reliability.programs import ROOT, archive
 from reliability.promise import Finding
-from reliability.world_state import ROOT, archive
 from service.embedded import EmbeddedStore
 from service.erasure import Erasure
 from service.sequences import SequenceStore, StoreSettings

@@ -12,7 +12,7 @@ from reliability.bundle import promoted_bundle, whole_bundle
 from reliability.damage import Named, accidents
 from reliability.forgery import forgeries
 from reliability.promise import Finding
-from reliability.world_bundles import Answer, Service, serving
+from reliability.serving import Answer, Service, serving
 
 TITLE = "A damaged or forged bundle is refused with a reason, and the live version serves on"
 _FULL, _QUICK = 500, 80

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from reliability.ledger import Ledger, events
 from reliability.load import Load, wait_for
+from reliability.processes import Service, Store
 from reliability.promise import Finding
 from reliability.shims import compiled
-from reliability.world_faults import Service, Store
 
 TITLE = "A full disk loses nothing that was acknowledged, and all is well when there is room"
 _WAIT_S = 60.0

@@ -9,7 +9,7 @@ from pathlib import Path
 from reliability.bundle import promoted_bundle
 from reliability.callers import Callers
 from reliability.promise import Finding
-from reliability.world_bundles import Service, serving
+from reliability.serving import Service, serving
 
 TITLE = "A service that is told to stop answers first; a dead scoring thread and a dead worker are noticed"
 _ITEMS = 2000

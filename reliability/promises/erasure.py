@@ -15,8 +15,9 @@ from models.archive import read, settled
 from models.bundle import read_bundle
 from models.eventlog import connect
 from models.registry import Registry
+from reliability.programs import archive, run
 from reliability.promise import Finding
-from reliability.world_state import archive, run, serving
+from reliability.serving import serving
 from service.embedded import EmbeddedStore
 from training.interactions import read_interactions
 from training.logged import logged_interactions, without_erased
@@ -44,11 +45,12 @@ epochs = 1
 def check(full: bool, folder: Path) -> list[Finding]:
     """Quick: 60 other users; full: 2,000, whose logs the sweep has to go through."""
     others = 2_000 if full else 60
-    log, target = folder / "service.log", folder / "archive"
+    target = folder / "archive"
     with EmbeddedStore(folder / "store") as store:
         client = connect(store.url)
         client.config_set("rdbcompression", "no")  # so that looking for bytes in the files finds them
-        with serving(store.url, folder / "artifacts", log, "--log-level", "debug") as url:
+        with serving(folder, "--log-level", "debug", redis=store.url) as service:
+            url = service.url
             _send(url, others, first=0)
             archive(store.url, target)
             _send(url, others, first=6)
@@ -78,7 +80,7 @@ def check(full: bool, folder: Path) -> list[Finding]:
         "values of the store": values + history,
         "files of the store after they were written anew": files,
         "rows of the Parquet after compaction": _in_parquet(target),
-        "lines of the logs": log.read_text().count(_CANARY),
+        "lines of the logs": service.said().count(_CANARY),
         "lines of the metrics": metrics.count(_CANARY),
         "what the next training reads" + (", and its bundle" if full else ""): learned,
     }

@@ -15,13 +15,16 @@ from pathlib import Path
 import numpy as np
 import orjson
 
+from reliability.bundle import promoted_bundle
 from reliability.mutation import mutated
 from reliability.poison import corpus
 from reliability.promise import Finding
+from reliability.serving import serving
 from reliability.wire import ask, read_answer, request
-from reliability.world_door import Door, serving
 
 TITLE = "Poisonous requests at the front door"
+
+_Address = tuple[str, int]
 
 _ROUNDS = 10  # of healthy traffic alone and then beside the attack, so that both see the same machine
 _ATTACKERS = 16
@@ -52,11 +55,13 @@ def check(full: bool, folder: Path) -> Sequence[Finding]:
     """20,000 requests beside healthy traffic, some hundreds in the quick form, which bounds no time."""
     attacks, rounds, alone_s, rate = (20_000, _ROUNDS, 10.0, 100.0) if full else (500, 2, 1.0, 250.0)
     context = multiprocessing.get_context("spawn")
+    promoted_bundle(folder / "artifacts", 12_000 if full else 100)
     with (
-        serving(folder, workers=2, items=12_000 if full else 100) as door,
+        serving(folder, "--workers", "2", redis=None) as service,
         # The attackers take what the service and its clients leave of the cores: elsewhere they would have their own.
         ProcessPoolExecutor(1, mp_context=context, initializer=os.nice, initargs=(19,)) as pool,
     ):
+        door = service.address
         alone: list[float] = []  # p99 of each round, in ms
         beside: list[float] = []
         statuses: Counter[int] = Counter()
@@ -75,8 +80,8 @@ def check(full: bool, folder: Path) -> Sequence[Finding]:
             surprises += found.surprises
         slow = asyncio.run(_slow(door)) if full else []
         restarts, bugs = (
-            door.said("it is replaced|the next one starts"),
-            door.said("a bug |Exception in ASGI|Traceback"),
+            service.lines("it is replaced|the next one starts"),
+            service.lines("a bug |Exception in ASGI|Traceback"),
         )
     sent = statuses.total()
     findings = [
@@ -100,13 +105,13 @@ def check(full: bool, folder: Path) -> Sequence[Finding]:
     return findings
 
 
-async def _slow(door: Door) -> list[tuple[int, float]]:
+async def _slow(door: _Address) -> list[tuple[int, float]]:
     """The status of the answer to each request of which the rest never comes, and the seconds until it was there."""
     head = b"POST /recommend HTTP/1.1\r\nHost: localhost\r\n"
 
     async def one(wire: bytes) -> tuple[int, float]:
         began = time.perf_counter()
-        answer = await ask(door.host, door.port, wire, patience_s=30)
+        answer = await ask(*door, wire, patience_s=30)
         return (answer.status if answer else 0), time.perf_counter() - began
 
     half = [head[:9], head, head + b"Content-Length: 9\r\n\r\n", head + b"Content-Length: 9\r\n\r\n{"]
@@ -117,7 +122,7 @@ def _named(surprises: Sequence[str]) -> str:
     return f" ({', '.join(surprises[:3])})" if surprises else ""
 
 
-async def _healthy(door: Door, window_s: float, until: "Future[_Attack] | None") -> tuple[list[float], int]:
+async def _healthy(door: _Address, window_s: float, until: "Future[_Attack] | None") -> tuple[list[float], int]:
     """Seconds to each answer of requests that come in time whatever becomes of the others, and how many had none.
 
     For window_s, or until the attack is over.
@@ -133,7 +138,7 @@ async def _healthy(door: Door, window_s: float, until: "Future[_Attack] | None")
 
     async def client(offset: int) -> None:
         nonlocal failed
-        reader, writer = await asyncio.open_connection(door.host, door.port)
+        reader, writer = await asyncio.open_connection(*door)
         for number in range(offset, 1_000_000, _CONNECTIONS):
             due = began + number / _HEALTHY_PER_S
             if due > began + window_s if until is None else until.done():
@@ -156,12 +161,12 @@ async def _healthy(door: Door, window_s: float, until: "Future[_Attack] | None")
     return latencies, failed
 
 
-def _attack(door: Door, turn: _Round) -> _Attack:
+def _attack(door: _Address, turn: _Round) -> _Attack:
     """One round of the attack, in a process of its own: its share of the poison, and the rest mutated."""
     return asyncio.run(_attacked(door, turn))
 
 
-async def _attacked(door: Door, turn: _Round) -> _Attack:
+async def _attacked(door: _Address, turn: _Round) -> _Attack:
     generator = random.Random(turn.number)
     poison = list(corpus())[turn.number :: turn.rounds]
     sent: list[tuple[bytes, str, int]] = [(one.sent(), one.name, one.status) for one in poison]
@@ -175,7 +180,7 @@ async def _attacked(door: Door, turn: _Round) -> _Attack:
         for place in range(offset, len(sent), _ATTACKERS):
             await asyncio.sleep(max(0.0, began + place / turn.per_s - time.perf_counter()))
             wire, name, expected = sent[place]
-            answer = await ask(door.host, door.port, wire, patience_s=30 if name else _PATIENCE_S)
+            answer = await ask(*door, wire, patience_s=30 if name else _PATIENCE_S)
             status = answer.status if answer else 0
             statuses[status] += 1
             if name and status != expected:

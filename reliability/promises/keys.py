@@ -3,8 +3,8 @@
 import time
 from pathlib import Path
 
+from reliability.keyholders import WORKERS, Caller, Tally, World, world
 from reliability.promise import Finding
-from reliability.world_keys import WORKERS, Caller, Tally, World, world
 from service.keyfile import KeyFolder, Limit
 from service.limits import ASK_S, LOT_S, RETRY_S
 

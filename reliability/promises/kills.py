@@ -10,8 +10,8 @@ from pathlib import Path
 
 from reliability.ledger import Ledger, events
 from reliability.load import Load, wait_for
+from reliability.processes import Service, Store
 from reliability.promise import Finding
-from reliability.world_faults import Service, Store
 
 TITLE = "Killed at random moments under load, nothing acknowledged is lost"
 _WAIT_S = 120.0  # for what takes a moment on an idle machine

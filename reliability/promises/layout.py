@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from models.eventlog import LoggedEvent, connect
+from reliability.programs import archive
 from reliability.promise import Finding
-from reliability.world_state import archive
 from service.embedded import EmbeddedStore
 from service.sequences import SequenceStore, StoreSettings, history_key, record_key
 

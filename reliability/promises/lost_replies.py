@@ -5,9 +5,9 @@ from pathlib import Path
 
 from reliability.ledger import Ledger, events
 from reliability.load import Load
+from reliability.processes import Service, Store
 from reliability.promise import Finding
 from reliability.proxy import Fate, Proxy
-from reliability.world_faults import Service, Store
 
 TITLE = "With a tenth of all replies lost, each event is applied exactly once"
 _WAIT_S = 300.0

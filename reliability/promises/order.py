@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from models.eventlog import LoggedEvent
 from reliability.ledger import logged
+from reliability.processes import Store
 from reliability.promise import Finding
-from reliability.world_faults import Store
 from service.sequences import SequenceStore, StoreSettings
 
 TITLE = "Any order, split and repetition of the same events gives the same history"

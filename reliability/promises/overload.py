@@ -9,7 +9,7 @@ from bench.load import Job, Load, LoadGenerator, encode, histories, request
 from reliability.bundle import promoted_bundle
 from reliability.openloop import Answers, OpenLoop, Pressure
 from reliability.promise import Finding
-from reliability.world_bundles import serving
+from reliability.serving import serving
 
 TITLE = "Overload: what can be answered is, the surplus is refused at once, and what came too late is not ranked"
 _ITEMS, _DIM = 200_000, 64  # so that ranking is most of the work, as it is where overload is a matter of ranking

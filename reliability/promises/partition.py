@@ -12,9 +12,9 @@ from pathlib import Path
 
 from reliability.ledger import Audit, Ledger, Sent, events
 from reliability.load import Load, wait_for
+from reliability.processes import Service, Store
 from reliability.promise import Finding
 from reliability.proxy import Proxy
-from reliability.world_faults import Service, Store
 
 TITLE = "The primary dies cut off from its replica: what was acknowledged as replicated is on the replica"
 _WAIT_S = 60.0

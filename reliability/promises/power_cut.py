@@ -12,9 +12,9 @@ from pathlib import Path
 
 from reliability.ledger import Audit, Ledger, Sent, events, logged
 from reliability.load import Load, wait_for
+from reliability.processes import Service, Store
 from reliability.promise import Finding
 from reliability.shims import compiled
-from reliability.world_faults import Service, Store
 
 TITLE = "A power cut loses nothing where every write is synced, and about a second where not"
 _WAIT_S = 60.0

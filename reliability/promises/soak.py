@@ -7,7 +7,7 @@ from reliability.bundle import promoted_bundle
 from reliability.callers import Callers
 from reliability.memory import Growth, growth, shared_out_mb
 from reliability.promise import Finding
-from reliability.world_bundles import Service, serving
+from reliability.serving import Service, serving
 
 TITLE = "Memory stays what it is under load with models swapped"
 _ITEMS = 3000

@@ -18,9 +18,9 @@ import numpy as np
 from reliability.bundle import promoted_bundle
 from reliability.ledger import Ledger, Sent, events
 from reliability.load import Answer, Client, Load
+from reliability.processes import Service, Store
 from reliability.promise import Finding
 from reliability.proxy import Proxy
-from reliability.world_faults import Service, Store
 
 TITLE = "However the store fails, recommendations go on and no event is falsely acknowledged"
 _WAIT_S = 60.0

@@ -10,8 +10,8 @@ import pytest
 import redis
 
 from models import eventlog
+from reliability.processes import Store
 from reliability.proxy import Proxy
-from reliability.world_faults import Store
 from service.durability import NotDurable, check, checked
 from service.sequences import AppendResult, Event, SequenceStore, StoreSettings, StoreUnavailable
 from service.settings import BadSettings, Durability

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import redis
 
-from reliability.world_faults import Process, Store, free_port, server_binary
+from bench.servers import free_port
+from reliability.processes import Process, Store, server_binary
 
 NAMES = ("server", "redis-server", "cluster", "sentinels")
 _SLOTS = 16384

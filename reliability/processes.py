@@ -14,17 +14,11 @@ from typing import Any, Self
 
 import redis
 
+from bench.servers import free_port
 from reliability.promise import CannotTryError
 
 ROOT = Path(__file__).parents[1]
 _START_S = 30.0  # on a busy machine
-
-
-def free_port() -> int:
-    """A loopback port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def server_binary() -> Path:

@@ -4,7 +4,6 @@ import contextlib
 import http.client
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -15,12 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from reliability.bundle import promoted_bundle
+from reliability.serving import serving
 from service.embedded import EmbeddedStore
 from service.keyfile import KeyFolder
 
 ROOT = Path(__file__).parents[1]
 WORKERS = 2
-_START_S = 60.0  # on a busy machine
 _BODY = json.dumps({"history": ["item-3"], "k": 3})
 _HEADERS = {"Content-Type": "application/json"}
 
@@ -47,32 +46,13 @@ class World:
 @contextlib.contextmanager
 def world(folder: Path) -> Iterator[World]:
     """All of it, running while entered. Raises RuntimeError with what the service said if it does not start."""
-    artifacts, log = folder / "artifacts", folder / "service.log"
+    artifacts = folder / "artifacts"
     promoted_bundle(artifacts)
-    own = {name: value for name, value in os.environ.items() if not name.startswith("RECSERVE_")}
-    with EmbeddedStore(folder / "store") as store, log.open("wb") as said:
-        options = ["--port", "0", "--device", "cpu", "--workers", str(WORKERS), "--redis", store.url]
-        process = subprocess.Popen(  # noqa: S603 - our own program
-            [sys.executable, "-m", "service", "serve", *options, "--artifacts", str(artifacts)],
-            cwd=ROOT,
-            env=own,
-            stdout=said,
-            stderr=said,
-        )
-        try:
-            yield World(_address(process, log), KeyFolder(artifacts / "keys"), store)
-        finally:
-            process.kill()
-            process.wait()
-
-
-def _address(process: "subprocess.Popen[bytes]", log: Path) -> tuple[str, int]:
-    until = time.monotonic() + _START_S
-    while time.monotonic() < until and process.poll() is None:
-        if found := re.search(r"serving on http://([0-9.]+):([0-9]+)", log.read_text()):
-            return found[1], int(found[2])
-        time.sleep(0.05)
-    raise RuntimeError(f"the service did not start: {log.read_text()[-1500:]}")
+    with (
+        EmbeddedStore(folder / "store") as store,
+        serving(folder, "--workers", str(WORKERS), redis=store.url) as service,
+    ):
+        yield World(service.address, KeyFolder(artifacts / "keys"), store)
 
 
 class Caller:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -43,6 +44,10 @@ class Service:
     def address(self) -> tuple[str, int]:
         return "127.0.0.1", self.port
 
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
     def ask(self, method: str, path: str, body: object = None, *, timeout_s: float = 30) -> Answer:
         """One request on a connection of its own."""
         content = None if body is None else json.dumps(body).encode()
@@ -59,6 +64,10 @@ class Service:
     def said(self) -> str:
         """Everything in its log."""
         return self.log.read_text(encoding="utf-8", errors="replace")
+
+    def lines(self, pattern: str) -> int:
+        """Lines of its log that match."""
+        return sum(re.search(pattern, line) is not None for line in self.said().splitlines())
 
     def metric(self, name: str) -> float:
         """The sum of a metric's samples, whatever their labels."""
