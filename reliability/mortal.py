@@ -8,8 +8,6 @@ import signal
 import sys
 import threading
 
-from service.__main__ import main
-
 
 def _kill_scoring() -> None:
     while True:
@@ -20,6 +18,9 @@ def _kill_scoring() -> None:
 
 
 if __name__ == "__main__":
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # in all threads that are started from here
+    # In all threads that are started from here, and an import starts some.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    from service.__main__ import main
+
     threading.Thread(target=_kill_scoring, daemon=True).start()
     sys.exit(main(sys.argv[1:]))
