@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import orjson
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -186,3 +187,18 @@ def _too_deep() -> Problem:
 
 def _too_large(found: str) -> Problem:
     return Problem("body_too_large", f"the body is {found}, at most {MAX_BODY_BYTES} bytes are read; send less at once")
+
+
+class _Id(Convertor[str]):
+    """Any text in a path, `{name:id}`: the framework's own `path` stops at a line end, which an id may have."""
+
+    regex = "(?s:.*)"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("id", _Id())

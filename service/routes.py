@@ -152,7 +152,7 @@ async def put_items(request: Request) -> Response:
 
 
 @router.get(
-    "/items/{item_id:path}/similar",
+    "/items/{item_id:id}/similar",
     tags=["items"],
     responses={200: {"model": SimilarResponse}, **problems(401, 403, 404, 422, 503)},
     openapi_extra={"security": [{}, {"key": []}]},

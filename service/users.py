@@ -40,7 +40,7 @@ class ErasedResponse(BaseModel):
 
 
 @router.get(
-    "/{user_id:path}/history",
+    "/{user_id:id}/history",
     responses={200: {"model": HistoryResponse}, **problems(401, 403, 422, 503)},
     openapi_extra=_KEYED,
 )
@@ -69,7 +69,7 @@ async def history(user_id: str, request: Request) -> Response:
 
 
 @router.delete(
-    "/{user_id:path}",
+    "/{user_id:id}",
     responses={200: {"model": ErasedResponse}, **problems(401, 403, 422, 503)},
     openapi_extra=_KEYED,
 )

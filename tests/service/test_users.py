@@ -16,8 +16,8 @@ from service.connection import StoreUnavailable
 from service.erasure import Erased, Erasure
 from service.sequences import SequenceStore, StoreSettings
 
-USER = "canary/é?x=1 #"  # what a path has to carry
-URL = "/users/canary%2F%C3%A9%3Fx%3D1%20%23"
+USER = "canary/é?x=1 #\n"  # what a path has to carry
+URL = "/users/canary%2F%C3%A9%3Fx%3D1%20%23%0A"
 
 
 @pytest.fixture
