@@ -40,6 +40,7 @@ class Archiver:
         self._client = connect(url)
         self._folder = folder
         self._failure: EventLogError | None = None  # the first of a pass
+        self._to_rewrite = False  # the store's files may still have what was erased
 
     def __enter__(self) -> Self:
         return self
@@ -56,18 +57,18 @@ class Archiver:
         ArchiveError if the files cannot be written; the log then keeps what was not.
         """
         moved = 0
-        erased = False
         self._failure = None
         with locked(self._folder):
             log = self._log()
             while batch := list(islice(log, _ENTRIES_AT_ONCE)):
                 write(self._folder, [entry for _, entry in batch])
+                self._to_rewrite |= any(isinstance(entry.what, Tombstone) for _, entry in batch)
                 for partition, last in {partition: entry.id for partition, entry in batch}.items():
                     acknowledge(self._client, partition, last)
                 moved += len(batch)
-                erased = erased or any(isinstance(entry.what, Tombstone) for _, entry in batch)
-        if erased:
+        if self._to_rewrite:
             rewrite(self._client)  # until then the store's files still have what was erased
+            self._to_rewrite = False
         if self._failure is not None:
             raise self._failure
         return moved
@@ -87,13 +88,14 @@ class Archiver:
         compacted_at = -math.inf
         while True:
             try:
-                _say_moved(self.move())
+                try:
+                    _say_moved(self.move())
+                except EventLogError as error:  # compaction, which erases, does not wait for the log
+                    logger.warning("the log was not archived, or not all of it; trying again: %s", error)
                 if time.monotonic() - compacted_at >= _COMPACT_EVERY_S:
                     _say_compacted(self.compact())
                     compacted_at = time.monotonic()
                 began = True
-            except EventLogError as error:
-                logger.warning("the log was not archived, or not all of it; trying again: %s", error)
             except ArchiveError as error:
                 if not began:
                     raise

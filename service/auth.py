@@ -116,7 +116,9 @@ class Keys:
                 ring = await asyncio.to_thread(self._changed)
                 if ring is not None:
                     self._take(ring)  # not on that thread, where `require` could still remember a key of before
-                    self._blind = False
+                elif self._blind and self._stamp is None:
+                    self._ring = None  # no key was ever made: it was closed for a look that failed
+                self._blind = False
             except KeyFileError as error:
                 if not self._blind:  # once, and not four times a second
                     logger.error("the keys cannot be read and stay as they were: %s", error)

@@ -184,17 +184,23 @@ class _Way:
 
     async def call(self, make: Callable[[], Awaitable[T]]) -> T:
         failure: Exception | None = None
+        asked = False
         for _ in range(ATTEMPTS):
             if self.breaker.reason is not None:  # another call may have found out meanwhile
                 raise StillUnavailable(self.breaker.reason) from failure
             try:
                 async with asyncio.timeout(self._timeout_s), self._places:
+                    asked = True
                     return await make()
             except (*CONNECTION_ERRORS, MovedError) as error:
                 failure = error
                 self.store.forget()
             except RedisError as error:  # an answer, and no better the second time
                 raise Refused(f"Redis refused: {error}") from error
+        if not asked:  # which says nothing of the store
+            raise StoreUnavailable(
+                f"all connections were busy for {ATTEMPTS * self._timeout_s * 1000:.0f} ms"
+            ) from failure
         said = str(failure) or f"no answer within {self._timeout_s * 1000:.0f} ms"
         reason = f"Redis cannot be reached ({ATTEMPTS} attempts): {said}"
         self.breaker.open(reason)

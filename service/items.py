@@ -61,7 +61,7 @@ class ItemStore:
         One that is stored already, or one more than FULL of an item, changes nothing.
         """
         packed = [(item, msgpack.packb(context)) for item, context in contexts]
-        call = (*_CONTEXT_KEYS, MAX_COLD, FULL, msgpack.packb(packed, use_bin_type=False))
+        call = (*_CONTEXT_KEYS, MAX_COLD, FULL, MAX_KEPT, msgpack.packb(packed, use_bin_type=False))
         (version,) = await self._connection.run(self._meet, [call])
         if isinstance(version, Exception):
             raise StoreUnavailable(f"Redis refused: {version}") from version
@@ -168,11 +168,11 @@ class LiveItems:
         states = {item: state for item, state in states.items() if self._states.get(item, AS_IN_BUNDLE) != state}
         if not states:
             return
-        self._changes += 1
         for item, state in states.items():
             self._states.pop(item, None)  # what was said last comes last
             if state != AS_IN_BUNDLE:
                 self._states[item] = state
+        self._changes += 1  # afterwards, or `prepare` on its thread could take older states for these
         for engine in list(self._engines()):  # one that starts to serve from here on is told by `prepare`
             await asyncio.to_thread(engine.catalogue.change, states)
 

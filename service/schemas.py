@@ -192,7 +192,7 @@ class RecommendedItem(BaseModel):
     item_id: str
     score: float = Field(description="compares only within one response; of a popular item, its interactions")
     source: Literal["model", "cold", "popular"] = Field(
-        description="cold: the item is newer than the model and stands where its attributes place it"
+        description="cold: the item is newer than the model and stands where its attributes or first events place it"
     )
     because: list[Cause] | None = Field(None, description="only with explain: at most three, the strongest first")
 
