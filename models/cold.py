@@ -30,8 +30,8 @@ _CHUNK = 1 << 16  # rows gathered at once
 Key = str | float | tuple[bool]  # a value, a boolean in a tuple
 
 
-class AttributeCentroids:
-    """Places items by their attributes among those with vectors, items float32 (rows, dim), row 0 padding.
+class Placing:
+    """Places new items among those with vectors, items float32 (rows, dim), row 0 padding.
 
     columns: as in a bundle, a value, a list of them or None for each row; popularity (rows,): interactions of each.
     norm: the length that vectors are brought to, or None to leave them as long as their means are. A column is arranged
@@ -54,11 +54,27 @@ class AttributeCentroids:
         self._arranged: dict[str, _Column] = {}
         self._means: dict[tuple[str, Key], NDArray[np.float64]] = {}
 
-    def vector(self, attributes: Mapping[str, Any]) -> NDArray[np.float32] | None:
-        """Where an item with these attributes belongs: float32 (dim,), or None if they tell nothing.
+    def vector(
+        self, attributes: Mapping[str, Any] | None, contexts: Sequence[Sequence[int]] = ()
+    ) -> NDArray[np.float32] | None:
+        """Where an item belongs: float32 (dim,), or None if too little is known of it.
 
-        A value weighs log(items / items that have it), the information in it.
+        contexts: for each of its events the rows of the known items met just before, at most CONTEXT of them.
         """
+        told = self._by_attributes(attributes or {})
+        contexts = [context for context in contexts if len(context)]
+        if not contexts or (told is None and len(contexts) < FEW):
+            return None if told is None else told.astype(np.float32)
+        found = self._scaled(np.mean([self._about(context) for context in contexts], axis=0))
+        if found is None or told is None:
+            found = told if found is None else found
+        else:
+            share = len(contexts) / (len(contexts) + _PRIOR)
+            found = self._scaled(share * found + (1 - share) * told)
+        return None if found is None else found.astype(np.float32)
+
+    def _by_attributes(self, attributes: Mapping[str, Any]) -> NDArray[np.float64] | None:
+        """A value weighs log(items / items that have it), the information in it."""
         known = len(self._items) - 1
         total, weights = np.zeros(self._items.shape[1]), 0.0
         for name, entry in attributes.items():
@@ -68,10 +84,21 @@ class AttributeCentroids:
                     weight = float(np.log(known / len(owners)))
                     total += weight * self._mean((name, key), owners)
                     weights += weight
-        length = float(np.linalg.norm(total))
-        if not (weights > 0 and length > 0):
+        return self._scaled(total / weights) if weights > 0 else None
+
+    def _about(self, context: Sequence[int]) -> NDArray[np.float64]:
+        """The mean of a context's items."""
+        rows = np.asarray(context)
+        weights = 1 / np.maximum(self._weights[rows], 1).astype(np.float64)
+        mean: NDArray[np.float64] = weights @ self._items[rows] / weights.sum()
+        return mean
+
+    def _scaled(self, vector: NDArray[np.float64]) -> NDArray[np.float64] | None:
+        """At the length that was asked for; None where it has no direction."""
+        length = float(np.linalg.norm(vector))
+        if not length > 0:
             return None
-        return (total / weights if self._norm is None else total * (self._norm / length)).astype(np.float32)
+        return vector if self._norm is None else vector * (self._norm / length)
 
     def _column(self, name: str) -> "_Column":
         if name not in self._arranged:
@@ -86,54 +113,6 @@ class AttributeCentroids:
                 total += self._weights[some] @ self._items[some]
             self._means[key] = total / self._weights[owners].sum(dtype=np.float64)
         return self._means[key]
-
-
-class Placing:
-    """Places new items by all that is known of them; arguments as of AttributeCentroids. Not safe for threads."""
-
-    def __init__(
-        self,
-        items: NDArray[np.float32],
-        columns: Mapping[str, Sequence[Any]],
-        popularity: NDArray[np.float32],
-        *,
-        norm: float | None,
-    ) -> None:
-        self._items = items
-        self._weights = 1 / np.sqrt(np.maximum(popularity, 1))
-        self._norm = norm
-        self._centroids = AttributeCentroids(items, columns, popularity, norm=norm)
-
-    def vector(
-        self, attributes: Mapping[str, Any] | None, contexts: Sequence[Sequence[int]]
-    ) -> NDArray[np.float32] | None:
-        """Where an item belongs: float32 (dim,), or None if too little is known of it.
-
-        contexts: for each of its events the rows of the known items met just before, at most CONTEXT of them.
-        """
-        told = self._centroids.vector(attributes) if attributes else None
-        contexts = [context for context in contexts if len(context)]
-        if not contexts or (told is None and len(contexts) < FEW):
-            return told
-        seen = self._scaled(np.mean([self._mean(context) for context in contexts], axis=0))
-        if seen is None or told is None:
-            return told if seen is None else seen.astype(np.float32)
-        share = len(contexts) / (len(contexts) + _PRIOR)
-        found = self._scaled(share * seen + (1 - share) * told)
-        return None if found is None else found.astype(np.float32)
-
-    def _mean(self, context: Sequence[int]) -> NDArray[np.float64]:
-        rows = np.asarray(context)
-        weights = self._weights[rows].astype(np.float64)
-        mean: NDArray[np.float64] = weights @ self._items[rows] / weights.sum()
-        return mean
-
-    def _scaled(self, vector: NDArray[np.float64]) -> NDArray[np.float64] | None:
-        """At the length that was asked for; None where it has no direction."""
-        length = float(np.linalg.norm(vector))
-        if not length > 0:
-            return None
-        return vector if self._norm is None else vector * (self._norm / length)
 
 
 def typical_norm(items: NDArray[np.float32]) -> float:

@@ -164,6 +164,8 @@ async def similar(item_id: str, request: Request, k: str = "10") -> Response:
         await admitted(request, "recommend")
         if surplus := sorted(request.query_params.keys() - {"k"}):
             raise Problem("invalid_request", f"there is no query parameter {shorten(surplus[0])}; leave it out")
+        if len(request.query_params.multi_items()) > 1:
+            raise Problem("invalid_request", "the query parameter k stands twice; give it once")
         if not (k.isascii() and k.isdigit() and len(k) <= 3 and 1 <= int(k) <= MAX_K):
             raise Problem("invalid_request", f"the query parameter k is {shorten(k)}; give 1 to {MAX_K}")
         engine = services.slot.engine

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.cold import AttributeCentroids, Placing, typical_norm
+from models.cold import Placing, typical_norm
 
 ITEMS = np.array([[9, 9], [2, 0], [4, 0], [0, 2], [0, 4], [6, 6], [0, 0], [0, 0], [0, 0]], np.float32)
 COLUMNS: dict[str, list[Any]] = {
@@ -20,7 +20,7 @@ EQUALLY = np.ones(9, np.float32)
 
 
 def vector(norm: float | None = None, popularity: Any = EQUALLY, /, **attributes: Any) -> list[float] | None:
-    found = AttributeCentroids(ITEMS, COLUMNS, np.array(popularity, np.float32), norm=norm).vector(attributes)
+    found = Placing(ITEMS, COLUMNS, np.array(popularity, np.float32), norm=norm).vector(attributes)
     return None if found is None else [round(float(number), 5) for number in found]
 
 
@@ -60,9 +60,7 @@ def test_a_vector_is_brought_to_the_length_that_was_asked_for() -> None:
 
 def test_values_whose_mean_is_nothing_give_no_vector() -> None:
     items = np.array([[0, 0], [1, 0], [-1, 0], [0, 1]], np.float32)
-    assert (
-        AttributeCentroids(items, {"kind": [None, "a", "a", "b"]}, EQUALLY[:4], norm=1.0).vector({"kind": "a"}) is None
-    )
+    assert Placing(items, {"kind": [None, "a", "a", "b"]}, EQUALLY[:4], norm=1.0).vector({"kind": "a"}) is None
 
 
 def test_an_item_weighs_the_root_of_its_interactions_in_a_mean() -> None:

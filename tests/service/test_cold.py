@@ -215,6 +215,23 @@ def test_contexts_are_bounded_an_item_and_over_all(store_url: str) -> None:
         assert client.hget("recserve:{items}:contexts", "one") is None
 
 
+def test_ids_that_nobody_sells_leave_room_for_items_that_are_put(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.items.MAX_KEPT", 10)
+
+    async def flood() -> int:
+        async with SequenceStore.connect(store_url) as store:
+            kept = ItemStore(store.connection)
+            for number in range(30):
+                await kept.meet([(f"flood{number}", ("i1",))])
+            await kept.put({f"sold{number}": ItemState(available=False) for number in range(10)})
+            _, states = await kept.since(0)
+            return sum(bool(state.contexts) for state in states.values())
+
+    assert asyncio.run(flood()) == 10
+
+
 def test_explanations_are_of_what_the_model_knows(shop: httpx.Client) -> None:
     put(shop, near={"topic": "b"})
     found = answer(shop, history=["i5", "i1"], k=11, explain=True)["items"]

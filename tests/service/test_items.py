@@ -215,6 +215,7 @@ def test_similar_items_are_those_with_the_smallest_angle(
         ("/items/i1/similar?k=501", 422, "invalid_request"),
         ("/items/i1/similar?k=ten", 422, "invalid_request"),
         ("/items/i1/similar?K=3", 422, "invalid_request"),
+        ("/items/i1/similar?k=3&k=5", 422, "invalid_request"),
         ("/items/i1", 404, "not_found"),
     ],
 )
