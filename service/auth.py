@@ -68,6 +68,7 @@ class Keys:
         self._recognised: dict[bytes, Key] = {}  # by digest of the header
         self._stamp: tuple[int, ...] | None = None
         self._blind = False  # the last look could not read them
+        self._doubted = False  # without a key so far, and refusing everybody until a look can tell that there is none
         self._watcher: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -116,14 +117,16 @@ class Keys:
                 ring = await asyncio.to_thread(self._changed)
                 if ring is not None:
                     self._take(ring)  # not on that thread, where `require` could still remember a key of before
-                elif self._blind and self._stamp is None:
-                    self._ring = None  # no key was ever made: it was closed for a look that failed
+                elif self._doubted:
+                    self._ring = None  # no key was ever made after all
+                self._doubted = False
                 self._blind = False
             except KeyFileError as error:
                 if not self._blind:  # once, and not four times a second
                     logger.error("the keys cannot be read and stay as they were: %s", error)
                 self._blind = True
-                self._ring = self._ring or Keyring()  # somebody made one: the service is open no longer
+                if self._ring is None:  # somebody may have made one: the service is open no longer
+                    self._ring, self._doubted = Keyring(), True
             except Exception:  # a watcher that dies would leave every revoked key valid
                 logger.exception("looking for changed keys failed")
 

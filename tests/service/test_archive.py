@@ -97,6 +97,24 @@ def test_a_partition_that_cannot_be_read_keeps_no_other_from_being_archived(
     assert others <= set(read(tmp_path).events["event_id"])
 
 
+def test_a_partition_that_cannot_be_read_keeps_erased_users_from_nothing(
+    store_url: str, server: redis.Redis, tmp_path: Path
+) -> None:
+    append(store_url, 0, 20)
+    server.xadd(log_key(partition_of("user0")), {"schema": "9"})
+    command = [sys.executable, "-m", "service", "archive", "--redis", store_url, "--to", str(tmp_path / "archive")]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        heard = ""
+        try:
+            while "compacted" not in heard:
+                heard += (line := process.stderr.readline())
+                assert line, heard
+        finally:
+            process.terminate()
+        assert "not all of it" in heard
+
+
 def test_an_erased_user_leaves_the_archive_with_the_next_compaction(store_url: str, tmp_path: Path) -> None:
     append(store_url, 0, 300)
     archive(store_url, tmp_path)

@@ -133,6 +133,29 @@ def test_the_first_key_closes_an_open_service_and_the_last_does_not_open_it(
     assert client.post("/recommend", json={}).status_code == 401
 
 
+def test_a_look_that_fails_closes_an_open_service_and_the_next_opens_it_unless_there_was_a_key(
+    start_service: Callable[..., httpx.Client], make_bundle: Callable[..., Path], store_url: str, folder: KeyFolder
+) -> None:
+    """A link to itself is what neither can be read nor is away."""
+    make_bundle("v1")
+    client = start_service(store_url)
+    open_to_all = lambda: client.post("/recommend", json={}).status_code == 200  # noqa: E731
+    assert open_to_all()
+    folder.folder.symlink_to(folder.folder.name)
+    eventually(lambda: not open_to_all())
+    folder.folder.unlink()
+    eventually(open_to_all)
+    folder.create("first", ["recommend"])
+    eventually(lambda: not open_to_all())
+    folder.folder.rename(folder.folder.with_name("gone"))
+    time.sleep(0.6)  # it has been looked at twice
+    folder.folder.symlink_to(folder.folder.name)
+    time.sleep(0.6)
+    folder.folder.unlink()
+    time.sleep(0.6)
+    assert not open_to_all()
+
+
 def test_a_damaged_file_of_keys_changes_nothing_and_one_that_is_gone_ends_all(
     client: httpx.Client, keys: dict[str, str], folder: KeyFolder
 ) -> None:
