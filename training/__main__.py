@@ -74,7 +74,7 @@ _COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
     ("export", export_command, "export runs/first --promote"),
     ("recommend", recommend_command, "recommend v2 --data events.csv --output top.parquet"),
     ("retrain", retrain_command, "retrain --data history.parquet --events-from redis://localhost:6379"),
-    ("results", results, "results runs/* --output docs/results.md"),
+    ("results", results, "results runs/*"),
     ("bootstrap", bootstrap, "bootstrap --artifacts artifacts"),
     ("bench", bench, "bench data --interactions 1000000"),
 )

@@ -148,16 +148,31 @@ def recommend_command(
 
 
 def results(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of training runs, finished or not.")],
+    runs: Annotated[
+        list[Path] | None, typer.Argument(metavar="[RUN]...", help="Folders of training runs, finished or not.")
+    ] = None,
     *,
     output: Annotated[Path, typer.Option(metavar="FILE", help="The Markdown page to write.")] = Path("docs/results.md"),
+    records: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="What is kept of runs.  [default: a folder of the page's name]"),
+    ] = None,
 ) -> None:
-    """Write the results page from recorded runs: a table for each data set, seeds put together."""
+    """Write the results page: a table for each data set, seeds put together.
+
+    What the page needs of each run is kept beside it, in some kilobytes, so that the page can grow after the run's own
+    folder is gone. Without a RUN the page is written again from what is kept.
+    """
     console = Console()
-    folders = [RunFolder(run) for run in runs if run.is_dir()]  # runs/* matches what lies beside them too
-    for file in (run for run in runs if run.is_file()):
-        console.print(f"{file} is no folder and left out")
-    page = results_page(folders)
+    kept = records or output.with_suffix("")
+    for run in runs or ():
+        if run.is_file():  # runs/* matches what lies beside them too
+            console.print(f"{run} is no folder and left out")
+        else:
+            RunFolder(run).record(kept / run.name)
+    folders = [RunFolder(folder) for folder in sorted(kept.glob("*/"))]
+    if not folders:
+        raise RunError(f"{kept} holds no record of a run; name the folders of some, as in: training results runs/*")
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(page, encoding="utf-8")
+    output.write_text(results_page(folders), encoding="utf-8")
     console.print(f"{output}: {len(folders)} runs")

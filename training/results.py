@@ -1,4 +1,4 @@
-"""The results page: recorded run folders as Markdown, a table for each data set.
+"""The results page: records of runs as Markdown, a table for each data set.
 
 Written by a command and never by hand, so that a figure without a run behind it cannot stand there. Runs that
 disappointed or were never finished have their row too.
@@ -55,12 +55,11 @@ def results_page(runs: Sequence[RunFolder]) -> str:
             raise RunError(f"{first} and {run.path} are the same run twice; name one of them")
     groups = _grouped(specs, lambda spec: (_sources(spec), spec.split))
     tables = [_rating_table(group) if group[0][1].split in RATED else _table(group) for group in groups]
-    command = shlex.join(["python", "-m", "training", "results", *(_relative(run.path) for run in runs)])
     return (
         "\n\n".join(
             [
                 "# Results",
-                f"Written by `{command}` from recorded runs; not edited by hand.",
+                "Written by `python -m training results RUN...` from what it keeps of every run; not edited by hand.",
                 "Every item of the catalogue is ranked, the user's history excluded; ties count against the model, and "
                 "users whose target cannot be hit count as missed. HR is recall: one target a user. Figures are of the "
                 "test part, which chose nothing. ± is the deviation over seeds; the interval is over users, by "
@@ -119,7 +118,7 @@ def _sampled_section(configurations: Sequence[tuple[str, Sequence[tuple[RunFolde
                     *(str(spread([one[metric] for one in figures])) for metric in ("hr@10", METRIC)),
                     f"{low:.4f} to {high:.4f}",
                     ", ".join(str(spec.seed) for _, spec in having),
-                    f"`python -m training evaluate {_relative(having[0][0].path)} --sampled {protocol.split()[1]}`",
+                    f"`python -m training evaluate runs/{having[0][0].path.name} --sampled {protocol.split()[1]}`",
                 )
             )
     if len(lines) == 2:

@@ -131,12 +131,57 @@ def test_the_same_run_is_not_counted_twice(another: Callable[..., RunFolder], fi
         results_page([finished_run, another("copy", seed=3)])
 
 
+def results(*arguments: object) -> int:
+    """The status that `training results` leaves with."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["training", "results", *map(str, arguments)])
+        try:
+            return main()
+        except SystemExit as left:
+            return int(left.code or 0)
+
+
 def test_the_command_writes_the_page(
-    tmp_path: Path, finished_run: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, finished_run: RunFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "docs" / "results.md"
-    monkeypatch.setattr("sys.argv", ["training", "results", str(finished_run.path), "--output", str(output)])
-    with pytest.raises(SystemExit, match="0"):
-        main()
+    assert results(finished_run.path, "--output", output) == 0
     assert output.read_text() == results_page([finished_run])
     assert "1 runs" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_page_grows_after_the_runs_are_gone(another: Callable[..., RunFolder], tmp_path: Path) -> None:
+    output, runs = tmp_path / "docs" / "results.md", [another(f"s{seed}", seed=seed) for seed in (0, 1)]
+    runs[0].keep_sampled({"sampled, 9 negatives": {"hr@10": 1.0, "ndcg@10": 0.5, "intervals": {"ndcg@10": [0.4, 0.8]}}})
+    expected = results_page(runs)
+    for run in runs:
+        assert results(run.path, "--output", output) == 0
+        shutil.rmtree(run.path)
+    assert output.read_text() == expected
+    output.unlink()
+    assert results("--output", output) == 0
+    assert output.read_text() == expected
+    assert str(Path.home()) not in (output.with_suffix("") / "s0" / "run.json").read_text()
+
+
+def test_a_record_is_not_overwritten_by_another_run(
+    another: Callable[..., RunFolder], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, run = tmp_path / "results.md", another("s", seed=0)
+    assert results(run.path, "--output", output) == 0
+    (run.path / "run.json").write_text(run.spec().model_copy(update={"seed": 1}).model_dump_json())
+    assert results(run.path, "--output", output) != 0
+    assert "is the record of another run" in " ".join(capsys.readouterr().err.split())
+    assert RunFolder(tmp_path / "results" / "s").spec().seed == 0
+
+
+def test_without_a_record_the_command_says_what_to_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert results("--output", tmp_path / "results.md") != 0
+    assert "holds no record of a run" in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_projects_own_page_is_what_the_command_writes_from_its_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Path(__file__).parents[2]
+    monkeypatch.chdir(root)
+    kept = [RunFolder(folder.relative_to(root)) for folder in sorted((root / "docs" / "results").glob("*/"))]
+    assert (root / "docs" / "results.md").read_text() == results_page(kept)
