@@ -112,8 +112,7 @@ class Bundle:
 
     def indices(self, history: list[str]) -> NDArray[np.int64]:
         """Item indices of the ids this model knows, in order; the others are left out."""
-        known = map(self.index_of.get, history)
-        return np.fromiter((index for index in known if index is not None), np.int64)
+        return np.array([index for index in map(self.index_of.get, history) if index is not None], np.int64)
 
 
 def read_bundle(folder: Path) -> Bundle:

@@ -28,9 +28,13 @@ def by_length(lengths: Indices) -> Iterator[NDArray[np.int64]]:
 
     lengths (batch,) -> int64 (up to batch,) each, every row once.
     """
-    bucket = np.searchsorted(_WIDTHS, lengths)
-    for number in np.unique(bucket):
-        yield np.flatnonzero(bucket == number)
+    order = np.argsort(lengths, kind="stable")
+    cuts = np.searchsorted(lengths[order], _WIDTHS, side="right")
+    begin = 0
+    for end in [*cuts.tolist(), len(order)]:
+        if begin < end:
+            yield order[begin:end]
+            begin = end
 
 
 def pad_flat(flat: Indices, starts: Indices, lengths: Indices) -> NDArray[np.int64]:

@@ -21,7 +21,7 @@ from service.cold import ColdChoice
 _WARM_UP_BATCHES = (1, 8, 64)  # the last is about what a busy service ranks at once
 _WARM_UP_WIDTH = 40  # ids excluded: those of a usual history
 _TIMED = 3  # runs of the last
-_BRIEF_S = 0.01  # of a full batch: handing it to a thread and back would cost a good part of it
+_BRIEF_S = 0.025  # of a full batch: handing it to a thread and back would cost a good part of it
 _BRIEF_K = 50  # what the warm-up says nothing about is not brief: more items than these for one query,
 _BRIEF_WIDTH = 128  # more ids excluded,
 _BRIEF_TAIL = 1000  # and more items that are newer than the model
@@ -151,10 +151,9 @@ class Engine:
             among=among,
         )
         eligible = (scores > EXCLUDED_SCORE).sum(axis=1)  # sorted, so that these come first
-        counts = [min(query.k, int(found)) for query, found in zip(queries, eligible, strict=True)]
-        return [
-            Ranking(indices[row, :count].tolist(), scores[row, :count].tolist()) for row, count in enumerate(counts)
-        ]
+        counts = [min(query.k, found) for query, found in zip(queries, eligible.tolist(), strict=True)]
+        rows = zip(indices.tolist(), scores.tolist(), counts, strict=True)
+        return [Ranking(best[:count], theirs[:count]) for best, theirs, count in rows]
 
     def popular(self, query: Query) -> Ranking:
         """What a query gets without a usable history: the most popular items, ties in item order, with how popular

@@ -55,6 +55,7 @@ class HotRoutes:
         logs.request_id.set(request_id)  # the server runs each request in a context of its own
         status, kind = 200, _JSON
         more: dict[str, str] = {}
+        connection = scope.get("state", {}).get(CONNECTION)  # None under another server
         try:
             headers = headers_of(scope)
             key = self._services.keys.require(headers, "events" if path == "/events" else "recommend")
@@ -66,8 +67,7 @@ class HotRoutes:
             body = await read_body(headers, receive)
             if timeout_s is not None:
                 timeout_s = max(0.0, timeout_s - (time.perf_counter() - began))
-            caller = scope.get("state", {}).get(CONNECTION)
-            content = orjson.dumps(await answer(body, timeout_s, caller))
+            content = orjson.dumps(await answer(body, timeout_s, connection))
         except (ClientDisconnect, Abandoned):
             logger.debug("the client left before it had an answer")
             return
@@ -81,6 +81,8 @@ class HotRoutes:
         length = (b"content-length", b"%d" % len(content))
         fields = [length, kind, (REQUEST_ID, request_id.encode())]
         fields += [(name.lower().encode(), value.encode()) for name, value in more.items()]
+        if connection is not None and connection.answer(scope, status, fields, content):
+            return
         await send({"type": "http.response.start", "status": status, "headers": fields})
         await send({"type": "http.response.body", "body": content})
 

@@ -130,7 +130,8 @@ class RecommendRequest(_Request):
     )
     k: int = Field(10, ge=1, le=MAX_K)
     exclude_seen: bool = Field(True, description="leave out items of the history")
-    exclude_item_ids: Ids = Field([], max_length=MAX_EXCLUDED)
+    # A factory, because a default list is copied for every request.
+    exclude_item_ids: Ids = Field(default_factory=list, max_length=MAX_EXCLUDED, json_schema_extra={"default": []})
     filter: dict[str, Any] | None = Field(
         None,
         description="which items may come back, over their attributes: one of all, any, not, eq, in, lt, lte, gt, gte",
