@@ -56,6 +56,14 @@ def _bound_of(workers: str) -> Callable[[Figures], float]:
     return lambda of: of[f"service, {workers}"] * (1 / of[f"no-op ASGI, {workers}"] + 1 / of[f"engine rows, {workers}"])
 
 
+def _idle(engine: str) -> Callable[[Figures], float]:
+    """A request that comes alone, over what its three parts take."""
+    return lambda of: (
+        of["single idle request, median"]
+        / (of["single idle no-op ASGI, median"] + of[engine] + of["store round trip, median"])
+    )
+
+
 SMALL = (
     _rate("no-op ASGI, one worker"),
     _rate("no-op FastAPI, one worker"),
@@ -74,6 +82,7 @@ SMALL = (
     figure("single idle no-op ASGI, median", "ms", times=1e3),
     figure("store round trip, median", "ms", times=1e3),
     figure("engine, batch of 1", "ms", times=1e3),
+    figure("engine, batch of 1 after a pause", "ms", times=1e3),
     figure("engine, batch of 64", "ms", times=1e3),
     figure("p50 at half of saturation", "ms", times=1e3),
     figure("p99 at half of saturation", "ms", times=1e3),
@@ -106,13 +115,11 @@ SMALL = (
     Measure("saturation / serial bound of HTTP and engine, two workers", _bound_of("two workers"), goal=0.85),
     Measure(
         "single idle request / (no-op ASGI + engine + store round trip)",
-        lambda of: (
-            of["single idle request, median"]
-            / (of["single idle no-op ASGI, median"] + of["engine, batch of 1"] + of["store round trip, median"])
-        ),
+        _idle("engine, batch of 1"),
         goal=1.2,
         bound="at most",
     ),
+    Measure("the same, the engine after a pause of 1 ms", _idle("engine, batch of 1 after a pause")),
     Measure(
         "p99 at half of saturation / time of a full batch",
         lambda of: of["p99 at half of saturation"] / of["engine, batch of 64"],

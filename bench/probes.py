@@ -44,9 +44,9 @@ class EngineProbe:
         """Histories ranked a second, in full batches of mixed ones."""
         return BATCH / _median_s(lambda: self._engine.rank(self._next(BATCH)), seconds)
 
-    def batch_s(self, size: int, seconds: float) -> float:
-        """Median time of a batch."""
-        return _median_s(lambda: self._engine.rank(self._next(size)), seconds)
+    def batch_s(self, size: int, seconds: float, pause_s: float = 0.0) -> float:
+        """Median time of a batch, with a pause before each."""
+        return _median_s(lambda: self._engine.rank(self._next(size)), seconds, pause_s)
 
     def best(self) -> NDArray[np.int64]:
         """The first ten of each of the histories, (histories, 10)."""
@@ -171,12 +171,14 @@ class StoreProbe:
         return sum(counts) / (time.perf_counter() - began)
 
 
-def _median_s(run: Callable[[], object], seconds: float) -> float:
-    """Median time of a call, after one that does not count."""
+def _median_s(run: Callable[[], object], seconds: float, pause_s: float = 0.0) -> float:
+    """Median time of a call, after one that does not count, with a pause before each."""
     run()
     times: list[float] = []
     deadline = time.perf_counter() + seconds
     while True:
+        if pause_s:
+            time.sleep(pause_s)
         began = time.perf_counter()
         run()
         ended = time.perf_counter()

@@ -15,6 +15,7 @@ from bench.rounds import Figures
 from models.registry import Registry
 
 _SEED = 11
+_PAUSE_S = 0.001
 FLOORS = ("no-op ASGI, one worker", "no-op ASGI, at the end", "no-op FastAPI, one worker", "engine rows, one worker")
 WORKERS = {1: "one worker", 2: "two workers"}
 
@@ -121,6 +122,8 @@ class Small:
             "PING through the same client": self._store.call("pings_per_second", briefly),
             "store round trip, median": self._store.call("read_s", self._asked.users, briefly),
             "engine, batch of 1": self._engines[0].call("batch_s", 1, briefly),
+            # What else a request takes is time in which the core sleeps and its caches are lost.
+            "engine, batch of 1 after a pause": self._engines[0].call("batch_s", 1, briefly, _PAUSE_S),
             "engine, batch of 64": self._engines[0].call("batch_s", BATCH, briefly),
         }
         for name in ("bucketed", "padded"):

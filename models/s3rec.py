@@ -17,6 +17,7 @@ class S3RecConfig(EncoderConfig):
     """The same encoder as SASRec's; a run with it has a section on pre-training."""
 
     name: Literal["s3rec"] = "s3rec"
+    item_attributes: bool = False  # an item has the vectors of its attributes too, where they are known
 
 
 class S3RecPretraining(nn.Module):

@@ -157,6 +157,11 @@ class S3RecRunConfig(_NextItem):
     model: S3RecConfig
     pretraining: PretrainingConfig = PretrainingConfig()
 
+    @property
+    def uses_attributes(self) -> bool:
+        """Whether what is known about items makes a difference."""
+        return self.model.item_attributes or self.pretraining.uses_attributes
+
     @model_validator(mode="after")
     def _said_once(self) -> "S3RecRunConfig":
         _said_once(self, self.model)

@@ -23,11 +23,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from models.attributed import attribute, fold
 from models.manifest import AFFINITIES, NEIGHBOURS, DataWindow
 from models.neighbours import Neighbours
+from models.sasrec import SASRec
 from models.zoo import Model, build
 from training import checkpoint
-from training.attributes import ITEM_COLUMN, Attributes, read_attributes
+from training.attributes import ITEM_COLUMN, Attributes, number_attributes, read_attributes
 from training.config import (
     CONFIGS,
     AnyConfig,
@@ -119,7 +121,7 @@ class RunSpec(BaseModel):
 
     def _deciding(self) -> "RunSpec":
         """Without what decides nothing: where files lie, and attributes that give nothing but titles."""
-        learns = isinstance(self.config, S3RecRunConfig) and self.config.pretraining.uses_attributes
+        learns = isinstance(self.config, S3RecRunConfig) and self.config.uses_attributes
         changes: dict[str, Any] = {"attributes": None, "by_rule": None}
         if not learns:
             changes["attributes_sha256"] = None
@@ -313,9 +315,20 @@ class RunFolder:
 
     def model(self) -> Model:
         """The model with the run's best weights, in evaluation mode."""
-        spec = self.spec()
-        model = build(spec.config.model, len(self.ids()) - 1, users=spec.data.users)
+        spec, items = self.spec(), len(self.ids()) - 1
+        if isinstance(spec.config, S3RecRunConfig):
+            return self._s3rec(spec.config, items)
+        model = build(spec.config.model, items, users=spec.data.users)
         checkpoint.load_best(self.path / CHECKPOINT, model)
+        return model.eval()
+
+    def _s3rec(self, config: S3RecRunConfig, items: int) -> SASRec:
+        model, columns = build(config.model, items), self.attributes()
+        if config.model.item_attributes and columns is not None:
+            known = number_attributes(Attributes(columns, 0, 0), config.pretraining.columns)
+            attribute(model, known.starts, known.flat, known.count)
+        checkpoint.load_best(self.path / CHECKPOINT, model)
+        fold(model)
         return model.eval()
 
     def ids(self) -> list[str]:

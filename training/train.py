@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from models.attributed import attribute, fold
 from models.runtime import cpu_quota
-from models.s3rec import S3RecPretraining
+from models.s3rec import S3RecConfig, S3RecPretraining
 from models.sasrec import SASRec
 from models.zoo import build
 from training.attributes import ItemAttributes, number_attributes
 from training.baselines import ItemKNN, baselines
 from training.blend import Blend, choose_blend, strongest
-from training.config import AutoRecRunConfig, Config, PretrainingConfig, S3RecRunConfig
+from training.config import AutoRecRunConfig, Config, S3RecRunConfig
 from training.dataset import popularity_of
 from training.evaluate import Scorer, evaluate, evaluate_test
 from training.fit import Fitted, fit
@@ -127,16 +128,18 @@ def _fitted(
     torch.manual_seed(spec.seed)  # weights and dropout; the data's order and the negatives draw from their own
     train, validation = prepared.split.train, prepared.split.validation
     model = build(config.model, prepared.dataset.vocabulary.items).to(_device())
+    known = _known(config, prepared, console) if isinstance(config, S3RecRunConfig) else None
+    if known is not None and isinstance(config.model, S3RecConfig) and config.model.item_attributes:
+        attribute(model, known.starts, known.flat, known.count)
     if config.training.compile:
         for block in model.blocks:
             block.compile(dynamic=True)  # the rest are lookups; batches come in many shapes
     task = NextItem(model, train, validation, config.training, seed=spec.seed)  # or it says now what the data lacks
     before = None
     if isinstance(config, S3RecRunConfig):
-        attributes = _taught(config.pretraining, prepared, console)
-        pretraining = S3RecPretraining(model, attributes.count if attributes else 0).to(_device())
+        pretraining = S3RecPretraining(model, known.count if known else 0).to(_device())
         processes.part_ways(spec.seed)
-        objectives = Pretrain(pretraining, attributes, train, validation, config.pretraining, seed=spec.seed)
+        objectives = Pretrain(pretraining, known, train, validation, config.pretraining, seed=spec.seed)
         if processes.leader:
             run.pretraining.path.mkdir(exist_ok=True)
         with epoch_bar(console, objectives.prefixes.count(), METRIC) as bar:
@@ -162,6 +165,7 @@ def _fitted(
             watcher=bar,
             processes=processes,
         )
+    fold(model)
     return model, fitted, before
 
 
@@ -177,18 +181,15 @@ def _names(prepared: Prepared) -> list[str]:
     return [(titles.title(row) if titles else None) or item for row, item in enumerate(ids)]
 
 
-def _taught(config: PretrainingConfig, prepared: Prepared, console: Console) -> ItemAttributes | None:
-    """The attributes that pre-training learns from, or None where there are none to learn from."""
+def _known(config: S3RecRunConfig, prepared: Prepared, console: Console) -> ItemAttributes | None:
+    """The attributes that the model learns from, or None where there are none to learn from."""
     if not config.uses_attributes:
         return None
     if prepared.attributes is None:
-        console.print(
-            "note: no item attributes were given (--attributes FILE): pre-training goes without the two objectives "
-            "that learn from them"
-        )
+        console.print("note: no item attributes were given (--attributes FILE): the model learns without them")
         return None
-    attributes = number_attributes(prepared.attributes, config.columns)
-    console.print(f"pre-training with {attributes.count:,} attributes of {int(attributes.known.sum()):,} items")
+    attributes = number_attributes(prepared.attributes, config.pretraining.columns)
+    console.print(f"learning from {attributes.count:,} attributes of {int(attributes.known.sum()):,} items")
     return attributes
 
 

@@ -1,0 +1,63 @@
+"""Items that share vectors through their attributes, while a model is fitted.
+
+An item is the sum of a vector of its own and the mean of its attributes' vectors, so that what is learned of one item
+tells of all that are like it; a model alone has to learn each of the many items that occur a few times from those few.
+The sum is all that is served: `fold` leaves a plain embedding, and a bundle does not know the difference.
+Source: feature-wise item embeddings as in Kula, "Metadata Embeddings for User and Item Cold-start Recommendations"
+(LightFM), 2015, here averaged, so that an item with many attributes is not longer for it.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.layers import initialise
+from models.sasrec import SASRec
+from models.sequence import PADDING
+
+
+class AttributedItems(nn.Module):
+    """Stands in for an item embedding: called with indices, and with a `weight` of (items + 1, dim).
+
+    starts int64 (items + 2,) and flat int64 (pairs,): item i has the attributes flat[starts[i]:starts[i + 1]], none of
+    them `attributes` or above; one without any, as padding, is its own vector alone.
+    """
+
+    def __init__(self, own: nn.Embedding, starts: Tensor, flat: Tensor, attributes: int, *, deviation: float) -> None:
+        super().__init__()
+        self.attribute_embedding = nn.Embedding(attributes, own.embedding_dim)
+        self.apply(lambda module: initialise(module, deviation=deviation))
+        self.own = own  # after the line above: it has been initialised already
+        self._offsets: Tensor
+        self._flat: Tensor
+        self.register_buffer("_offsets", starts[:-1].clone(), persistent=False)  # the data's, not learned
+        self.register_buffer("_flat", flat.clone(), persistent=False)
+
+    @property
+    def weight(self) -> Tensor:
+        """(items + 1, dim), computed anew at each use."""
+        shared = functional.embedding_bag(self._flat, self.attribute_embedding.weight, self._offsets, mode="mean")
+        return self.own.weight + shared
+
+    def forward(self, sequences: Tensor) -> Tensor:
+        """Vectors of items: int64 (...) -> (..., dim)."""
+        return functional.embedding(sequences, self.weight, padding_idx=PADDING)
+
+
+def attribute(model: SASRec, starts: NDArray[np.int64], flat: NDArray[np.int64], attributes: int) -> None:
+    """Let the model's items have the vectors of their attributes too; AttributedItems says which."""
+    own, deviation = model.item_embedding, model.config.initial_deviation
+    pairs = torch.from_numpy(starts), torch.from_numpy(flat)
+    attributed = AttributedItems(own, *pairs, attributes, deviation=deviation)
+    model.item_embedding = attributed.to(own.weight.device)  # type: ignore[assignment]
+
+
+def fold(model: SASRec) -> None:
+    """Make the model's items plain vectors again, which keep what their attributes gave them."""
+    attributed: nn.Module = model.item_embedding
+    if isinstance(attributed, AttributedItems):
+        with torch.no_grad():
+            attributed.own.weight.copy_(attributed.weight)
+        model.item_embedding = attributed.own
