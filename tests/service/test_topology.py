@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import redis
 
 from models import eventlog
 from models.storeurl import several
-from service.sequences import AppendResult, Event, SequenceStore, StoreUnavailable
+from service.sequences import AppendResult, Event, SequenceStore, StoreSettings, StoreUnavailable
 from service.topology import slot_of
 from tests.service import topologies
 
@@ -38,6 +39,31 @@ async def test_slots_are_those_of_the_server_and_a_user_has_one_with_its_log(tmp
         for user in users:
             own = {slot_of(key) for key in keys if key.endswith(b":" + user.encode())}
             assert own == {slot_of(eventlog.log_key(eventlog.partition_of(user)).encode())}
+
+
+@pytest.mark.parametrize("name", ["cluster", "sentinels"])
+async def test_an_address_that_never_answers_holds_nobody_up_although_it_is_the_first(
+    name: str, tmp_path: Path
+) -> None:
+    with topologies.store(name, tmp_path) as url, socket.create_server(("127.0.0.1", 0)) as silent:
+        scheme, _, hosts = url.partition("://")
+        longer = f"{scheme}://127.0.0.1:{silent.getsockname()[1]},{hosts}"
+        async with SequenceStore.connect(longer, StoreSettings(read_timeout_s=0.5)) as store:
+            assert await store.append([event("a")]) == AppendResult(accepted=1, duplicates=0)
+            assert await store.histories(["ann"]) == [["item-a"]]
+
+
+async def test_a_cluster_whose_nodes_do_not_say_where_they_are_is_asked_where_its_url_says(tmp_path: Path) -> None:
+    with topologies.store("cluster", tmp_path) as url:
+        nodes = several(url)
+        assert nodes is not None
+        for _, port in nodes.addresses:
+            with redis.Redis(port=port) as node:
+                node.config_set("cluster-preferred-endpoint-type", "unknown-endpoint")
+        async with SequenceStore.connect(url) as store:
+            users = [f"user-{number}" for number in range(12)]  # on every node
+            await store.append([event("a", user) for user in users])
+            assert await store.histories(users) == [["item-a"]] * len(users)
 
 
 async def test_a_slot_that_moves_is_followed(tmp_path: Path) -> None:
