@@ -28,23 +28,31 @@ class Single:
 
     def __init__(self, client: redis.asyncio.Redis) -> None:
         self._client = client
+        self._doubted = False
+        self._leaving = asyncio.Lock()  # so that nobody takes a connection that is being closed
 
     async def at(self, _key: bytes) -> redis.asyncio.Redis:
+        if self._doubted or self._leaving.locked():
+            async with self._leaving:
+                if self._doubted:
+                    self._doubted = False
+                    await self._client.connection_pool.disconnect(inuse_connections=False)
         return self._client
 
     async def grouped(self, keys: Sequence[bytes]) -> list[tuple[redis.asyncio.Redis, Sequence[int]]]:
         """Each server with the places of its keys."""
-        return [(self._client, range(len(keys)))]
+        return [(await self.at(b""), range(len(keys)))]
 
     async def mget(self, client: redis.asyncio.Redis, keys: list[bytes]) -> list[Any]:
         values: list[Any] = await client.mget(keys)
         return values
 
     async def primaries(self) -> list[redis.asyncio.Redis]:
-        return [self._client]
+        return [await self.at(b"")]
 
     def forget(self) -> None:
-        """There is nothing to find out anew."""
+        """Connect anew at the next call: the name may lead to another server by then."""
+        self._doubted = True
 
     async def aclose(self) -> None:
         await self._client.aclose(close_connection_pool=True)

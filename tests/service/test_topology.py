@@ -13,6 +13,8 @@ import redis
 
 from models import eventlog
 from models.storeurl import several
+from reliability.processes import Store
+from reliability.proxy import Proxy
 from service.sequences import AppendResult, Event, SequenceStore, StoreSettings, StoreUnavailable
 from service.topology import slot_of
 from tests.service import topologies
@@ -88,6 +90,33 @@ def _move(url: str, slot: int) -> None:
     for port in sorted(ports, key=lambda port: port != receiver):
         with redis.Redis(port=port) as client:
             client.execute_command("CLUSTER", "SETSLOT", slot, "NODE", name)
+
+
+async def test_a_primary_that_loses_its_role_is_left_for_the_one_its_name_now_leads_to(tmp_path: Path) -> None:
+    quickly = {"repl-diskless-sync-delay": "0"}
+    with (
+        Store(tmp_path, "old", options=quickly) as old,
+        Store(tmp_path, "new", options=quickly) as new,
+        Proxy(old.address) as name,
+    ):
+        patient = StoreSettings(read_timeout_s=2, write_timeout_s=2)
+        async with SequenceStore.connect(name.url, patient) as store:
+            await asyncio.gather(*(store.append([event(f"{number}")]) for number in range(8)))  # several connections
+            await asyncio.gather(*(store.histories(["ann"]) for _ in range(8)))
+            with old.client() as demoted:
+                demoted.replicaof(*new.address)
+            for _ in range(2):  # while the name still leads to it
+                with pytest.raises(StoreUnavailable, match=r"^Redis refused: .* read only"):
+                    await store.append([event("b")])
+            name.target = new.address
+            results = await asyncio.gather(*(store.append([event(f"b{number}")]) for number in range(16)))
+            assert results == [AppendResult(accepted=1, duplicates=0)] * 16
+            with old.client() as demoted:
+                demoted.replicaof("NO", "ONE")  # what is read there from now on is old
+            await store.append([event("c")])
+            assert len((await store.histories(["ann"]))[0]) == 17
+        with new.client() as client:
+            assert len(list(eventlog.read_events(client))) == 17
 
 
 async def test_a_primary_that_sentinels_replace_is_followed(tmp_path: Path) -> None:
