@@ -10,11 +10,12 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import redis.asyncio
+from redis.asyncio.client import Pipeline
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
 from redis.backoff import NoBackoff
+from redis.exceptions import AskError, RedisError, TryAgainError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
 
 from models.storeurl import Several, several
 
@@ -90,13 +91,29 @@ class Cluster:
         pipeline = client.pipeline(transaction=False)
         for own in by_slot.values():
             pipeline.mget(own)
-        values = await pipeline.execute()
-        found = {
-            key: value
-            for own, of in zip(by_slot.values(), values, strict=True)
-            for key, value in zip(own, of, strict=True)
-        }
+        found: dict[bytes, Any] = {}
+        for own, values in zip(by_slot.values(), await _replies(pipeline), strict=True):
+            moving = type(values) in (AskError, TryAgainError)
+            found |= zip(own, await self._moving(client, own) if moving else _good(values), strict=True)
         return [found[key] for key in keys]
+
+    async def _moving(self, client: redis.asyncio.Redis, keys: list[bytes]) -> list[Any]:
+        """Values of keys of a slot on its way to another primary: a key is still here, or there if at all."""
+        pipeline = client.pipeline(transaction=False)
+        for key in keys:
+            pipeline.get(key)
+        values = await _replies(pipeline)
+        asks = {place: value for place, value in enumerate(values) if type(value) is AskError}
+        if asks:
+            host, port = next(iter(asks.values())).node_addr
+            there = self._client((host or client.connection_pool.connection_kwargs["host"], port))
+            pipeline = there.pipeline(transaction=False)
+            for place in asks:
+                pipeline.execute_command("ASKING")  # is for the one command behind it
+                pipeline.get(keys[place])
+            for place, value in zip(asks, (await _replies(pipeline))[1::2], strict=True):
+                values[place] = value
+        return [_good(value) for value in values]
 
     async def primaries(self) -> list[redis.asyncio.Redis]:
         return [self._client(address) for address in sorted({address for *_, address in await self._known()})]
@@ -147,6 +164,18 @@ class _Sentinels(Sentinel):
             return state["ip"], state["port"]
 
         return await _first(ask(sentinel) for sentinel in self.sentinels)
+
+
+async def _replies(pipeline: Pipeline) -> list[Any]:
+    """With the errors among them, to which the client would otherwise add the keys, which name users."""
+    replies: list[Any] = await pipeline.execute(raise_on_error=False)
+    return replies
+
+
+def _good(reply: Any) -> Any:
+    if isinstance(reply, Exception):
+        raise reply
+    return reply
 
 
 async def _first(answers: Iterable[Awaitable[T]]) -> T:

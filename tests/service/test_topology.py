@@ -15,7 +15,7 @@ from models import eventlog
 from models.storeurl import several
 from reliability.processes import Store
 from reliability.proxy import Proxy
-from service.sequences import AppendResult, Event, SequenceStore, StoreSettings, StoreUnavailable
+from service.sequences import AppendResult, Event, SequenceStore, StoreSettings, StoreUnavailable, history_key
 from service.topology import slot_of
 from tests.service import topologies
 
@@ -79,15 +79,44 @@ async def test_a_slot_that_moves_is_followed(tmp_path: Path) -> None:
             assert await store.histories(["ann"]) == [["item-a"]]
 
 
+async def test_while_a_slot_moves_its_users_are_read_where_they_are_and_only_they_are_not_written(
+    tmp_path: Path,
+) -> None:
+    with topologies.store("cluster", tmp_path) as url:
+        partition = eventlog.partition_of("ann")
+        same = (f"user-{number}" for number in range(1000) if eventlog.partition_of(f"user-{number}") == partition)
+        stays, nobody = next(same), next(same)
+        other = next(user for user in ("bob", "eve", "zoe") if eventlog.partition_of(user) != partition)
+        async with SequenceStore.connect(url) as store:
+            await store.append([event("a", user) for user in ("ann", stays, other)])
+            slot = slot_of(history_key("ann"))
+            owner, receiver, _ = _ports(url, slot)
+            with redis.Redis(port=owner) as source, redis.Redis(port=receiver) as target:
+                names = [client.execute_command("CLUSTER", "MYID") for client in (source, target)]
+                target.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", names[0])
+                source.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", names[1])
+                source.migrate("127.0.0.1", receiver, history_key("ann"), 0, 5000)
+            assert await store.histories(["ann", stays, nobody, other]) == [["item-a"], ["item-a"], [], ["item-a"]]
+            assert await store.histories(["ann", nobody]) == [["item-a"], []]
+            assert [found.event_id for found in await store.history("ann")] == ["a"]
+            refused, stored = await store.append_each([[event("b", "ann")], [event("b", other)]])
+            assert isinstance(refused, StoreUnavailable)
+            assert stored == AppendResult(accepted=1, duplicates=0)
+
+
+def _ports(url: str, slot: int) -> list[int]:
+    """Of the primaries, that which has a slot first."""
+    with contextlib.closing(eventlog.connect(url)) as cluster:
+        owner = cluster.nodes_manager.slots_cache[slot][0].port  # type: ignore[attr-defined]
+        return sorted((node.port for node in cluster.get_primaries()), key=lambda port: port != owner)  # type: ignore[attr-defined]
+
+
 def _move(url: str, slot: int) -> None:
     """Give an empty slot to another node."""
-    with contextlib.closing(eventlog.connect(url)) as cluster:
-        owner = cluster.nodes_manager.slots_cache[slot][0]  # type: ignore[attr-defined]
-        ports = [node.port for node in cluster.get_primaries()]  # type: ignore[attr-defined]
-    receiver = next(port for port in ports if port != owner.port)
+    owner, receiver, other = _ports(url, slot)
     with redis.Redis(port=receiver) as client:
         name = client.execute_command("CLUSTER", "MYID")
-    for port in sorted(ports, key=lambda port: port != receiver):
+    for port in (receiver, owner, other):
         with redis.Redis(port=port) as client:
             client.execute_command("CLUSTER", "SETSLOT", slot, "NODE", name)
 
