@@ -5,11 +5,12 @@ The first is what every Redis client takes, redis://, rediss:// or unix://; the 
     redis+cluster://[USER:PASSWORD@]HOST:PORT[,HOST:PORT...]
     redis+sentinel://[USER:PASSWORD@]HOST:PORT[,HOST:PORT...]/NAME
 
-The hosts are some of the cluster's nodes, or the sentinels; user and password are those of the servers.
+The hosts are some of the cluster's nodes, or the sentinels; user and password are those of the servers. No message
+quotes a malformed URL, in which the password may be anywhere.
 """
 
 from dataclasses import dataclass
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 CLUSTER, SENTINEL = "redis+cluster", "redis+sentinel"
 
@@ -31,9 +32,9 @@ class Several:
 def several(url: str) -> Several | None:
     """What a URL of several servers says; None if it is that of one. Raises ValueError for a malformed one."""
     scheme = url.partition("://")[0]
+    parts = _parts(url, one=scheme not in (CLUSTER, SENTINEL))
     if scheme not in (CLUSTER, SENTINEL):
         return None
-    parts = urlsplit(url)
     credentials, _, hosts = parts.netloc.rpartition("@")
     username, _, password = credentials.partition(":")
     name = parts.path.strip("/")
@@ -41,15 +42,32 @@ def several(url: str) -> Several | None:
         wanted = "/NAME of the primary" if scheme == SENTINEL else "nothing"
         raise ValueError(f"{scheme}:// takes {wanted} behind the hosts")
     return Several(
-        tuple(_address(scheme, host) for host in hosts.split(",")),
+        tuple(_address(scheme, number, host) for number, host in enumerate(hosts.split(","), 1)),
         name,
         unquote(username) or None,
         unquote(password) or None,
     )
 
 
-def _address(scheme: str, text: str) -> tuple[str, int]:
+def _parts(url: str, *, one: bool) -> SplitResult:
+    """Raises ValueError where a client would take a part of the password for a host, port or path, and show it."""
+    try:
+        parts = urlsplit(url)
+        if one:
+            _ = parts.port
+    except ValueError:
+        raise ValueError(
+            "its host and port cannot be read; a port is a number, and in a password special characters are "
+            "percent-encoded ('/' is %2F, '@' is %40)"
+        ) from None
+    in_place = parts.scheme == "unix" and not parts.netloc.rpartition("@")[2]  # a path to a socket may have an @
+    if "@" in parts.path + parts.fragment + parts.query.partition("=")[0] and not in_place:
+        raise ValueError("there is an '@' behind its hosts; in a password '/' is written %2F, '?' %3F and '#' %23")
+    return parts
+
+
+def _address(scheme: str, number: int, text: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 1 << 16:
-        raise ValueError(f"{scheme}:// takes HOST:PORT, several separated by commas, and not '{text}'")
+        raise ValueError(f"{scheme}:// takes HOST:PORT, several separated by commas, and number {number} is none")
     return host.strip("[]"), int(port)

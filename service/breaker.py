@@ -15,7 +15,7 @@ _EVERY_S = 0.05  # between probes, so that recovery is noticed at once; a probe 
 
 
 class Breaker:
-    """Closed while `reason` is None. `probe` gives whether the store answers, and never raises."""
+    """Closed while `reason` is None. `probe` gives whether the store answers; what it raises is logged as a bug."""
 
     def __init__(self, name: str, probe: Callable[[], Awaitable[bool]]) -> None:
         """name: of what it breaks, for the log."""
@@ -39,7 +39,16 @@ class Breaker:
                 await self._watching
 
     async def _watch(self) -> None:
-        while not await self._probe():  # noqa: ASYNC110 - nothing tells of a server that is back
+        said = False
+        while self.reason is not None:
+            try:
+                if await self._probe():
+                    self.reason = None
+                    logger.warning("%s of the store are answered again", self._name)
+                    return
+            except Exception:
+                # A task that ends here would leave the store refused for ever; once is enough of twenty a second.
+                if not said:
+                    logger.exception("a probe of the store has failed, and is made again")
+                said = True
             await asyncio.sleep(_EVERY_S)
-        self.reason = None
-        logger.warning("%s of the store are answered again", self._name)

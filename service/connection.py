@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import redis.asyncio
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import MovedError, NoScriptError, RedisError
+from redis.exceptions import MovedError, NoScriptError, ReadOnlyError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from service.breaker import Breaker
@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 ATTEMPTS = 2  # the second meets a fresh connection, which is what a restarted server needs
 # What a connection can raise: RuntimeError is uvloop's word for a transport that the peer has closed.
 CONNECTION_ERRORS = (RedisConnectionError, RedisTimeoutError, OSError, RuntimeError)
+ELSEWHERE = (MovedError, ReadOnlyError)  # another server has the key, or has become the primary
 
 
 class StoreUnavailable(Exception):  # noqa: N818 - a condition of the world, as in 503 Service Unavailable
@@ -88,8 +89,15 @@ class Connection:
         async def of(client: redis.asyncio.Redis, own: list[tuple[Any, ...]]) -> list[Any]:
             return await script.run(client, own, self._replicas, self._wait_ms)
 
+        async def ask() -> list[Any]:
+            try:
+                return await _by_server(self._writes.store, keys, calls, of)
+            except ELSEWHERE:
+                self._reads.store.forget()  # a replica answers reads, late or with what is old
+                raise
+
         keys = [call[0] for call in calls]
-        return await self._writes.call(lambda: _by_server(self._writes.store, keys, calls, of))
+        return await self._writes.call(ask)
 
     async def each(self, command: Callable[[redis.asyncio.Redis], Awaitable[T]]) -> list[T]:
         """Results of a command that changes nothing on every server that takes writes."""
@@ -164,7 +172,7 @@ class Script:
             replies = replies[1:]
         if replicas:
             *replies, written, reached = replies
-            if isinstance(written, MovedError):
+            if isinstance(written, ELSEWHERE):
                 raise written
             if isinstance(written, Exception) or not isinstance(reached, int):
                 raise StoreUnavailable(f"Redis refused: {written if isinstance(written, Exception) else reached}")
@@ -192,11 +200,13 @@ class _Way:
                 async with asyncio.timeout(self._timeout_s), self._places:
                     asked = True
                     return await make()
-            except (*CONNECTION_ERRORS, MovedError) as error:
+            except (*CONNECTION_ERRORS, *ELSEWHERE) as error:
                 failure = error
                 self.store.forget()
             except RedisError as error:  # an answer, and no better the second time
                 raise Refused(f"Redis refused: {error}") from error
+        if isinstance(failure, ReadOnlyError):  # nobody has taken over yet
+            raise Refused(f"Redis refused: {failure}") from failure
         if not asked:  # which says nothing of the store
             raise StoreUnavailable(
                 f"all connections were busy for {ATTEMPTS * self._timeout_s * 1000:.0f} ms"
@@ -239,7 +249,7 @@ async def _by_server(
         if isinstance(of_server, BaseException):
             raise of_server
         for number, reply in zip(numbers, of_server, strict=True):
-            if isinstance(reply, MovedError):
+            if isinstance(reply, ELSEWHERE):
                 raise reply
             replies[number] = reply
     return replies

@@ -69,18 +69,25 @@ async def check(connection: Connection, durability: Durability, replicas: int) -
     replicas: that `replicated` waits for. Raises NotDurable, or StoreUnavailable if the store does not answer.
     """
     try:
-        configured: list[Any] = await connection.each(lambda client: client.config_get("append*"))
+        configured: list[Any] = await connection.each(lambda client: client.config_get("*append*"))
     except Refused as error:
         return f"could not check that the sequence store keeps acknowledged events (durability {durability}): {error}"
     safe = _SYNCED[durability]
+    weaker = "" if durability == "fast" else ", or ask for less with RECSERVE_DURABILITY=fast"
+    loses = f"durability is {durability} and the store could lose acknowledged events when it crashes: its "
     for server in map(_texts, configured):
-        appendonly, appendfsync = (server.get(name, "unknown") for name in ("appendonly", "appendfsync"))
+        appendonly, appendfsync, unsynced = (
+            server.get(name, "unknown") for name in ("appendonly", "appendfsync", "no-appendfsync-on-rewrite")
+        )
         if appendonly != "yes" or appendfsync not in safe:
-            weaker = "" if durability == "fast" else ", or ask for less with RECSERVE_DURABILITY=fast"
             raise NotDurable(
-                f"durability is {durability} and the store could lose acknowledged events when it crashes: its "
-                f"appendonly is {appendonly} and its appendfsync {appendfsync}; set appendonly yes and appendfsync "
-                f"{' or '.join(safe)} there{weaker}"
+                f"{loses}appendonly is {appendonly} and its appendfsync {appendfsync}; set appendonly yes and "
+                f"appendfsync {' or '.join(safe)} there{weaker}"
+            )
+        if unsynced == "yes" and durability != "fast":
+            raise NotDurable(
+                f"{loses}no-appendfsync-on-rewrite is yes, so that nothing is synced while it rewrites its append-only "
+                f"file; set no-appendfsync-on-rewrite no there{weaker}"
             )
     return await _replicas(connection, replicas) if durability == "replicated" else None
 

@@ -163,8 +163,7 @@ class SequenceStore:
 
     async def history(self, user_id: str) -> list[HistoryEvent]:
         """Everything kept of a user's history, oldest first; empty for a user without one."""
-        key = history_key(user_id)
-        value: Any = await self.connection.read(key, lambda client: client.get(key))
+        (value,) = await self.connection.values([history_key(user_id)])
         flat = _unpack(value, user_id) if value else []
         return [
             HistoryEvent(

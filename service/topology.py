@@ -4,18 +4,22 @@ A cluster is spoken to through one plain client for each primary, so that deadli
 they mean on a single server; which primary has which slot is asked when a primary says that a key has moved, or fails.
 """
 
+import asyncio
 import binascii
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import redis.asyncio
+from redis.asyncio.client import Pipeline
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel
+from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
 from redis.backoff import NoBackoff
+from redis.exceptions import AskError, RedisError, TryAgainError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from models.storeurl import Several, several
 
+T = TypeVar("T")
 Address = tuple[str, int]
 _SLOTS = 1 << 14
 
@@ -25,23 +29,31 @@ class Single:
 
     def __init__(self, client: redis.asyncio.Redis) -> None:
         self._client = client
+        self._doubted = False
+        self._leaving = asyncio.Lock()  # so that nobody takes a connection that is being closed
 
     async def at(self, _key: bytes) -> redis.asyncio.Redis:
+        if self._doubted or self._leaving.locked():
+            async with self._leaving:
+                if self._doubted:
+                    self._doubted = False
+                    await self._client.connection_pool.disconnect(inuse_connections=False)
         return self._client
 
     async def grouped(self, keys: Sequence[bytes]) -> list[tuple[redis.asyncio.Redis, Sequence[int]]]:
         """Each server with the places of its keys."""
-        return [(self._client, range(len(keys)))]
+        return [(await self.at(b""), range(len(keys)))]
 
     async def mget(self, client: redis.asyncio.Redis, keys: list[bytes]) -> list[Any]:
         values: list[Any] = await client.mget(keys)
         return values
 
     async def primaries(self) -> list[redis.asyncio.Redis]:
-        return [self._client]
+        return [await self.at(b"")]
 
     def forget(self) -> None:
-        """There is nothing to find out anew."""
+        """Connect anew at the next call: the name may lead to another server by then."""
+        self._doubted = True
 
     async def aclose(self) -> None:
         await self._client.aclose(close_connection_pool=True)
@@ -79,13 +91,29 @@ class Cluster:
         pipeline = client.pipeline(transaction=False)
         for own in by_slot.values():
             pipeline.mget(own)
-        values = await pipeline.execute()
-        found = {
-            key: value
-            for own, of in zip(by_slot.values(), values, strict=True)
-            for key, value in zip(own, of, strict=True)
-        }
+        found: dict[bytes, Any] = {}
+        for own, values in zip(by_slot.values(), await _replies(pipeline), strict=True):
+            moving = type(values) in (AskError, TryAgainError)
+            found |= zip(own, await self._moving(client, own) if moving else _good(values), strict=True)
         return [found[key] for key in keys]
+
+    async def _moving(self, client: redis.asyncio.Redis, keys: list[bytes]) -> list[Any]:
+        """Values of keys of a slot on its way to another primary: a key is still here, or there if at all."""
+        pipeline = client.pipeline(transaction=False)
+        for key in keys:
+            pipeline.get(key)
+        values = await _replies(pipeline)
+        asks = {place: value for place, value in enumerate(values) if type(value) is AskError}
+        if asks:
+            host, port = next(iter(asks.values())).node_addr
+            there = self._client((host or client.connection_pool.connection_kwargs["host"], port))
+            pipeline = there.pipeline(transaction=False)
+            for place in asks:
+                pipeline.execute_command("ASKING")  # is for the one command behind it
+                pipeline.get(keys[place])
+            for place, value in zip(asks, (await _replies(pipeline))[1::2], strict=True):
+                values[place] = value
+        return [_good(value) for value in values]
 
     async def primaries(self) -> list[redis.asyncio.Redis]:
         return [self._client(address) for address in sorted({address for *_, address in await self._known()})]
@@ -100,29 +128,74 @@ class Cluster:
 
     async def _known(self) -> list[tuple[int, int, Address]]:
         if not self._ranges:
-            self._ranges = await self._asked()
+            nodes = dict.fromkeys((*self._seeds, *self._clients))
+            self._ranges = await _first(self._slots(address) for address in nodes)
         return self._ranges
 
-    async def _asked(self) -> list[tuple[int, int, Address]]:
-        failure: Exception = RedisConnectionError("no node of the cluster is known")
-        for address in dict.fromkeys((*self._seeds, *self._clients)):
-            try:
-                # In two words, or the client would parse the reply, in a way that differs between its versions.
-                asked: Any = self._client(address).execute_command("CLUSTER", "SLOTS")  # type: ignore[no-untyped-call]
-                found = await asked
-            except (RedisConnectionError, OSError) as error:
-                failure = error
-                continue
-            # A node that does not know its own name leaves it out.
-            return [
-                (first, last, (primary[0].decode() or address[0], primary[1])) for first, last, primary, *_ in found
-            ]
-        raise failure
+    async def _slots(self, address: Address) -> list[tuple[int, int, Address]]:
+        """Which primary has which slots, as one node says."""
+        # In two words, or the client would parse the reply, in a way that differs between its versions.
+        asked: Any = self._client(address).execute_command("CLUSTER", "SLOTS")  # type: ignore[no-untyped-call]
+        found: list[Any] = await asked
+        if not found:
+            raise RedisConnectionError(f"{address[0]}:{address[1]} knows of no slots")
+        # Where a node does not know a host, or may not say it, it is the one that was asked.
+        return [
+            (first, last, (host.decode() if host else address[0], port)) for first, last, (host, port, *_), *_ in found
+        ]
 
     def _client(self, address: Address) -> redis.asyncio.Redis:
         if address not in self._clients:
             self._clients[address] = self._connect(address)
         return self._clients[address]
+
+
+class _Sentinels(Sentinel):
+    """Sentinels that are asked all at once."""
+
+    async def discover_master(self, service_name: str) -> Address:
+        """Where the primary is. Raises ConnectionError if none of them knows."""
+
+        async def ask(sentinel: redis.asyncio.Redis) -> Address:
+            primaries: Any = await sentinel.sentinel_masters()
+            state = primaries.get(service_name)
+            if not state or not self.check_master_state(state, service_name):
+                raise MasterNotFoundError(f"a sentinel knows of no primary '{service_name}' that is up")
+            return state["ip"], state["port"]
+
+        return await _first(ask(sentinel) for sentinel in self.sentinels)
+
+
+async def _replies(pipeline: Pipeline) -> list[Any]:
+    """With the errors among them, to which the client would otherwise add the keys, which name users."""
+    replies: list[Any] = await pipeline.execute(raise_on_error=False)
+    return replies
+
+
+def _good(reply: Any) -> Any:
+    if isinstance(reply, Exception):
+        raise reply
+    return reply
+
+
+async def _first(answers: Iterable[Awaitable[T]]) -> T:
+    """The first answer, so that who is silent holds nobody up; where all fail, the failure of one.
+
+    At least one has to be given.
+    """
+    tasks = [asyncio.ensure_future(answer) for answer in answers]
+    failure: Exception
+    try:
+        for task in asyncio.as_completed(tasks):
+            try:
+                return await task
+            except (RedisError, OSError, RuntimeError) as error:  # RuntimeError: as in connection.py
+                failure = error
+    finally:
+        for late in tasks:
+            late.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    raise failure
 
 
 def slot_of(key: bytes) -> int:
@@ -150,7 +223,7 @@ def opened(url: str, timeout_s: float) -> Single | Cluster:
         pool = redis.asyncio.ConnectionPool.from_url(url, **options)
         return Single(redis.asyncio.Redis(connection_pool=pool))
     options |= {"username": found.username, "password": found.password}
-    return _cluster(found, options) if found.cluster else _sentinel(found, options, timeout_s)
+    return _cluster(found, options) if found.cluster else _sentinel(found, options)
 
 
 def _cluster(found: Several, options: dict[str, Any]) -> Cluster:
@@ -161,7 +234,7 @@ def _cluster(found: Several, options: dict[str, Any]) -> Cluster:
     return Cluster(found.addresses, connect)
 
 
-def _sentinel(found: Several, options: dict[str, Any], timeout_s: float) -> Single:
-    asked = options | {"username": None, "password": None, "socket_timeout": timeout_s}
-    sentinel = Sentinel(list(found.addresses), sentinel_kwargs=asked)  # type: ignore[no-untyped-call]
-    return Single(sentinel.master_for(found.name, redis_class=redis.asyncio.Redis, **options))
+def _sentinel(found: Several, options: dict[str, Any]) -> Single:
+    asked = options | {"username": None, "password": None}
+    sentinels = _Sentinels(list(found.addresses), sentinel_kwargs=asked)  # type: ignore[no-untyped-call]
+    return Single(sentinels.master_for(found.name, redis_class=redis.asyncio.Redis, **options))

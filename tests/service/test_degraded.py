@@ -10,6 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
+from service.breaker import Breaker
+
 
 @pytest.fixture
 def client(
@@ -65,6 +67,27 @@ def test_without_the_store_reads_degrade_within_150_ms_writes_refuse_and_both_re
     finally:
         (killable_store.start if way == "kill" else killable_store.resume)()
     recovers(client)
+
+
+@pytest.mark.anyio
+async def test_a_probe_that_breaks_is_said_once_and_made_again(caplog: pytest.LogCaptureFixture) -> None:
+    outcomes = [ValueError("a reply of another shape"), ValueError("again"), False, True]
+
+    async def probe() -> bool:
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, ValueError):
+            raise outcome
+        return outcome
+
+    breaker = Breaker("reads", probe)
+    breaker.open("it did not answer")
+    until = time.monotonic() + 5
+    while breaker.reason is not None:
+        assert time.monotonic() < until
+        await asyncio.sleep(0.01)
+    await breaker.aclose()
+    (error,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert "another shape" in str(error.exc_info)
 
 
 def test_many_callers_at_once_do_not_wait_for_each_others_timeouts(client: httpx.Client, killable_store: Any) -> None:

@@ -36,6 +36,7 @@ def server(store_url: str) -> Iterator[redis.Redis]:
         yield client
         client.config_set("appendonly", "yes")
         client.config_set("appendfsync", "always")
+        client.config_set("no-appendfsync-on-rewrite", "no")
 
 
 @pytest.mark.parametrize(
@@ -59,6 +60,16 @@ async def test_a_server_that_keeps_less_than_the_mode_promises_is_refused(
     else:
         with pytest.raises(NotDurable, match=f"durability is {mode}.*appendonly is {appendonly}.*{appendfsync}"):
             await check(store.connection, mode, 1)
+
+
+@pytest.mark.parametrize("mode", ["durable", "replicated"])
+async def test_a_server_that_syncs_nothing_while_it_rewrites_its_log_is_refused(
+    store: SequenceStore, server: redis.Redis, mode: Durability
+) -> None:
+    server.config_set("no-appendfsync-on-rewrite", "yes")
+    with pytest.raises(NotDurable, match=f"durability is {mode}.*set no-appendfsync-on-rewrite no.*=fast"):
+        await check(store.connection, mode, 1)
+    assert await check(store.connection, "fast", 1) is None
 
 
 async def test_replicas_that_are_missing_are_warned_about_and_nothing_counts_without_them(

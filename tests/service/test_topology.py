@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -12,7 +13,9 @@ import redis
 
 from models import eventlog
 from models.storeurl import several
-from service.sequences import AppendResult, Event, SequenceStore, StoreUnavailable
+from reliability.processes import Store
+from reliability.proxy import Proxy
+from service.sequences import AppendResult, Event, SequenceStore, StoreSettings, StoreUnavailable, history_key
 from service.topology import slot_of
 from tests.service import topologies
 
@@ -40,6 +43,31 @@ async def test_slots_are_those_of_the_server_and_a_user_has_one_with_its_log(tmp
             assert own == {slot_of(eventlog.log_key(eventlog.partition_of(user)).encode())}
 
 
+@pytest.mark.parametrize("name", ["cluster", "sentinels"])
+async def test_an_address_that_never_answers_holds_nobody_up_although_it_is_the_first(
+    name: str, tmp_path: Path
+) -> None:
+    with topologies.store(name, tmp_path) as url, socket.create_server(("127.0.0.1", 0)) as silent:
+        scheme, _, hosts = url.partition("://")
+        longer = f"{scheme}://127.0.0.1:{silent.getsockname()[1]},{hosts}"
+        async with SequenceStore.connect(longer, StoreSettings(read_timeout_s=0.5)) as store:
+            assert await store.append([event("a")]) == AppendResult(accepted=1, duplicates=0)
+            assert await store.histories(["ann"]) == [["item-a"]]
+
+
+async def test_a_cluster_whose_nodes_do_not_say_where_they_are_is_asked_where_its_url_says(tmp_path: Path) -> None:
+    with topologies.store("cluster", tmp_path) as url:
+        nodes = several(url)
+        assert nodes is not None
+        for _, port in nodes.addresses:
+            with redis.Redis(port=port) as node:
+                node.config_set("cluster-preferred-endpoint-type", "unknown-endpoint")
+        async with SequenceStore.connect(url) as store:
+            users = [f"user-{number}" for number in range(12)]  # on every node
+            await store.append([event("a", user) for user in users])
+            assert await store.histories(users) == [["item-a"]] * len(users)
+
+
 async def test_a_slot_that_moves_is_followed(tmp_path: Path) -> None:
     with topologies.store("cluster", tmp_path) as url:
         async with SequenceStore.connect(url) as store:
@@ -51,17 +79,73 @@ async def test_a_slot_that_moves_is_followed(tmp_path: Path) -> None:
             assert await store.histories(["ann"]) == [["item-a"]]
 
 
+async def test_while_a_slot_moves_its_users_are_read_where_they_are_and_only_they_are_not_written(
+    tmp_path: Path,
+) -> None:
+    with topologies.store("cluster", tmp_path) as url:
+        partition = eventlog.partition_of("ann")
+        same = (f"user-{number}" for number in range(1000) if eventlog.partition_of(f"user-{number}") == partition)
+        stays, nobody = next(same), next(same)
+        other = next(user for user in ("bob", "eve", "zoe") if eventlog.partition_of(user) != partition)
+        async with SequenceStore.connect(url) as store:
+            await store.append([event("a", user) for user in ("ann", stays, other)])
+            slot = slot_of(history_key("ann"))
+            owner, receiver, _ = _ports(url, slot)
+            with redis.Redis(port=owner) as source, redis.Redis(port=receiver) as target:
+                names = [client.execute_command("CLUSTER", "MYID") for client in (source, target)]
+                target.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", names[0])
+                source.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", names[1])
+                source.migrate("127.0.0.1", receiver, history_key("ann"), 0, 5000)
+            assert await store.histories(["ann", stays, nobody, other]) == [["item-a"], ["item-a"], [], ["item-a"]]
+            assert await store.histories(["ann", nobody]) == [["item-a"], []]
+            assert [found.event_id for found in await store.history("ann")] == ["a"]
+            refused, stored = await store.append_each([[event("b", "ann")], [event("b", other)]])
+            assert isinstance(refused, StoreUnavailable)
+            assert stored == AppendResult(accepted=1, duplicates=0)
+
+
+def _ports(url: str, slot: int) -> list[int]:
+    """Of the primaries, that which has a slot first."""
+    with contextlib.closing(eventlog.connect(url)) as cluster:
+        owner = cluster.nodes_manager.slots_cache[slot][0].port  # type: ignore[attr-defined]
+        return sorted((node.port for node in cluster.get_primaries()), key=lambda port: port != owner)  # type: ignore[attr-defined]
+
+
 def _move(url: str, slot: int) -> None:
     """Give an empty slot to another node."""
-    with contextlib.closing(eventlog.connect(url)) as cluster:
-        owner = cluster.nodes_manager.slots_cache[slot][0]  # type: ignore[attr-defined]
-        ports = [node.port for node in cluster.get_primaries()]  # type: ignore[attr-defined]
-    receiver = next(port for port in ports if port != owner.port)
+    owner, receiver, other = _ports(url, slot)
     with redis.Redis(port=receiver) as client:
         name = client.execute_command("CLUSTER", "MYID")
-    for port in sorted(ports, key=lambda port: port != receiver):
+    for port in (receiver, owner, other):
         with redis.Redis(port=port) as client:
             client.execute_command("CLUSTER", "SETSLOT", slot, "NODE", name)
+
+
+async def test_a_primary_that_loses_its_role_is_left_for_the_one_its_name_now_leads_to(tmp_path: Path) -> None:
+    quickly = {"repl-diskless-sync-delay": "0"}
+    with (
+        Store(tmp_path, "old", options=quickly) as old,
+        Store(tmp_path, "new", options=quickly) as new,
+        Proxy(old.address) as name,
+    ):
+        patient = StoreSettings(read_timeout_s=2, write_timeout_s=2)
+        async with SequenceStore.connect(name.url, patient) as store:
+            await asyncio.gather(*(store.append([event(f"{number}")]) for number in range(8)))  # several connections
+            await asyncio.gather(*(store.histories(["ann"]) for _ in range(8)))
+            with old.client() as demoted:
+                demoted.replicaof(*new.address)
+            for _ in range(2):  # while the name still leads to it
+                with pytest.raises(StoreUnavailable, match=r"^Redis refused: .* read only"):
+                    await store.append([event("b")])
+            name.target = new.address
+            results = await asyncio.gather(*(store.append([event(f"b{number}")]) for number in range(16)))
+            assert results == [AppendResult(accepted=1, duplicates=0)] * 16
+            with old.client() as demoted:
+                demoted.replicaof("NO", "ONE")  # what is read there from now on is old
+            await store.append([event("c")])
+            assert len((await store.histories(["ann"]))[0]) == 17
+        with new.client() as client:
+            assert len(list(eventlog.read_events(client))) == 17
 
 
 async def test_a_primary_that_sentinels_replace_is_followed(tmp_path: Path) -> None:
