@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -75,7 +75,10 @@ class Tombstone:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One entry of a partition's log, and its id there: "milliseconds-number", later entries having larger ones."""
+    """One entry of a partition's log, and its id there: "milliseconds-number", later entries having larger ones.
+
+    A tombstone that was kept beside the log has the id START.
+    """
 
     id: str
     what: LoggedEvent | Tombstone
@@ -102,6 +105,11 @@ def log_key(partition: int) -> str:
 def archived_key(partition: int) -> str:
     """Id of the last entry of a partition that is in the archive; the log may still hold it."""
     return f"recserve:{{{partition}}}:archived"
+
+
+def tombstones_key(partition: int) -> str:
+    """Tombstones that the archiver has yet to honour, which a full log may have dropped: "digest upto", by time."""
+    return f"recserve:{{{partition}}}:tombstones"
 
 
 def digest_of(user_id: str) -> str:
@@ -226,7 +234,12 @@ def read_events(client: redis.Redis) -> Iterator[LoggedEvent]:
 
 
 def read_partition(client: redis.Redis, partition: int, *, after: str = START) -> Iterator[Entry]:
-    """The entries of one partition later than the entry `after`, in the order of arrival; else as `read_events`."""
+    """The tombstones kept beside a partition's log, then its entries later than `after`, in the order of arrival.
+
+    The log may hold the same tombstones. Else as `read_events`.
+    """
+    for tombstone in _tombstones(client, partition):
+        yield Entry(START, tombstone)
     while page := _page(client, log_key(partition), f"({after}"):
         yield from map(decode_entry, page)
         after = page[-1][0].decode()
@@ -249,6 +262,14 @@ def acknowledge(client: redis.Redis, partition: int, entry_id: str) -> None:
         if position(entry_id) > position(archived(client, partition)):
             client.set(archived_key(partition), entry_id)
         client.xtrim(log_key(partition), minid=entry_id, approximate=True, limit=0)
+
+
+def forget_tombstones(client: redis.Redis, partition: int, tombstones: Sequence[Tombstone]) -> None:
+    """Say that these are in the archive, and gone what they say of the store. Raises EventLogError."""
+    members = [f"{tombstone.user} {tombstone.upto}" for tombstone in tombstones]
+    with _asking(tombstones_key(partition)):
+        for begin in range(0, len(members), _PAGE):
+            client.zrem(tombstones_key(partition), *members[begin : begin + _PAGE])
 
 
 def rewrite(client: redis.Redis) -> None:
@@ -277,6 +298,16 @@ def log_size(client: redis.Redis) -> LogSize:
 def _page(client: redis.Redis, key: str, start: str) -> list[tuple[bytes, dict[bytes, bytes]]]:
     with _asking(key):
         return cast(list[tuple[bytes, dict[bytes, bytes]]], client.xrange(key, min=start, count=_PAGE))
+
+
+def _tombstones(client: redis.Redis, partition: int) -> list[Tombstone]:
+    key = tombstones_key(partition)
+    with _asking(key):
+        members = [member.decode().partition(" ") for member, _ in client.zscan_iter(key, count=_PAGE)]
+    found = [Tombstone(user, upto) for user, _, upto in members]
+    for tombstone in found:
+        position(tombstone.upto)
+    return found
 
 
 @contextmanager

@@ -5,6 +5,7 @@
 --
 -- KEYS  history, record, log: as append.lua has them
 --       pending  hash of users whose entries are being swept from this log: the id up to which they are
+--       tombstones  sorted set, by time, of those that the archiver has yet to honour: a full log drops its own
 -- ARGV  user id, digest of it, log_length, pending_ttl_s
 -- Gives the numbers of events in the history and of ids in the record, and the tombstone's id.
 
@@ -32,6 +33,8 @@ local upto = string.format('%.0f-%.0f', ms, number)
 
 -- An append keeps the log at its length; this bounds it where there are only erasures.
 redis.call('XADD', KEYS[3], 'MAXLEN', '~', 2 * ARGV[3], upto, 'schema', '1', 'erased', ARGV[2], 'upto', upto)
+redis.call('ZADD', KEYS[5], string.format('%.0f', ms), ARGV[2] .. ' ' .. upto)
+redis.call('ZREMRANGEBYRANK', KEYS[5], 0, -ARGV[3] - 1) -- there may be no archiver
 redis.call('HSET', KEYS[4], ARGV[1], upto)
 if redis.call('TTL', KEYS[4]) < 0 then redis.call('EXPIRE', KEYS[4], ARGV[4]) end -- and no longer for later ones
 redis.call('DEL', KEYS[1], KEYS[2])

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from models.eventlog import digest_of, log_key, partition_of
+from models.eventlog import digest_of, log_key, partition_of, tombstones_key
 from service.connection import Connection, Script, StoreUnavailable
 from service.sequences import history_key, record_key
 
@@ -35,7 +35,7 @@ class Erasure:
         self._connection = connection
         self._log_length = log_length
         folder = Path(__file__).parent
-        self._erase = Script(folder.joinpath("erase.lua").read_bytes(), keys=4)
+        self._erase = Script(folder.joinpath("erase.lua").read_bytes(), keys=5)
         self._sweep = Script(folder.joinpath("sweep.lua").read_bytes(), keys=2)
 
     async def erase(self, user_id: str) -> Erased:
@@ -45,7 +45,7 @@ class Erasure:
         """
         partition = partition_of(user_id)
         log, pending = log_key(partition).encode(), _pending_key(partition)
-        keys = (history_key(user_id), record_key(user_id), log, pending)
+        keys = (history_key(user_id), record_key(user_id), log, pending, tombstones_key(partition).encode())
         history_events, event_ids, upto = await self._run(
             self._erase, (*keys, user_id, digest_of(user_id), self._log_length, _PENDING_TTL_S)
         )

@@ -12,7 +12,7 @@ import redis
 
 from models import eventlog
 from models.archive import read, settled
-from models.eventlog import LoggedEvent, log_key, partition_of
+from models.eventlog import LoggedEvent, digest_of, log_key, partition_of, tombstones_key
 from service.archive import Archiver
 from service.erasure import Erasure
 from service.sequences import SequenceStore, StoreSettings
@@ -25,17 +25,25 @@ def server(store_url: str) -> Iterator[redis.Redis]:
         yield opened
 
 
-def append(url: str, first: int, last: int, *, user: str | None = None) -> None:
+def append(url: str, first: int, last: int, *, user: str | None = None, **settings: int) -> None:
     events = [
         LoggedEvent(user or f"user{n % 40}", f"item{n}", f"e{n}", "view", 86_400_000 * (n % 3) + n, n / 7)
         for n in range(first, last)
     ]
 
     async def store() -> None:
-        async with SequenceStore.connect(url, StoreSettings(write_timeout_s=5)) as opened:
+        async with SequenceStore.connect(url, StoreSettings(write_timeout_s=5, **settings)) as opened:
             assert (await opened.append(events)).accepted == len(events)
 
     asyncio.run(store())
+
+
+def erase(url: str, user: str) -> None:
+    async def erased() -> None:
+        async with SequenceStore.connect(url, StoreSettings(write_timeout_s=5)) as opened:
+            await Erasure(opened.connection, log_length=1000).erase(user)
+
+    asyncio.run(erased())
 
 
 def archive(url: str, folder: Path, *options: str) -> str:
@@ -118,18 +126,34 @@ def test_a_partition_that_cannot_be_read_keeps_erased_users_from_nothing(
 def test_an_erased_user_leaves_the_archive_with_the_next_compaction(store_url: str, tmp_path: Path) -> None:
     append(store_url, 0, 300)
     archive(store_url, tmp_path)
-
-    async def erase() -> None:
-        async with SequenceStore.connect(store_url, StoreSettings(write_timeout_s=5)) as store:
-            await Erasure(store.connection, log_length=1000).erase("user7")
-
-    asyncio.run(erase())
+    erase(store_url, "user7")
     append(store_url, 300, 302, user="user7")
     archive(store_url, tmp_path)
     assert "user7" in set(read(tmp_path).events["user_id"])  # not yet, but nobody reads it
     assert settled(read(tmp_path)).filter(user_id="user7")["event_id"].to_list() == ["e300", "e301"]
     archive(store_url, tmp_path, "--compact")
     assert read(tmp_path).events.filter(user_id="user7")["event_id"].sort().to_list() == ["e300", "e301"]
+
+
+def test_a_full_log_that_drops_a_tombstone_keeps_nobody_in_the_archive(
+    store_url: str, server: redis.Redis, tmp_path: Path
+) -> None:
+    partition = partition_of("canary")
+    other = next(f"u{n}" for n in range(400) if partition_of(f"u{n}") == partition)
+    append(store_url, 0, 3, user="canary")
+    append(store_url, 0, 1, user=other)
+    with Archiver(store_url, tmp_path) as archiver:
+        assert archiver.move() == 4
+        erase(store_url, "canary")
+        append(store_url, 5, 305, user=other, log_max_events=200)
+        append(store_url, 305, 307, user="canary")  # who comes back keeps what is new
+        assert not any(b"erased" in fields for _, fields in server.xrange(log_key(partition)))
+        archiver.move()
+        archiver.compact()
+        assert archiver.move() == 0
+    assert sorted(read(tmp_path).events.filter(user_id="canary")["event_id"]) == ["e305", "e306"]
+    assert read(tmp_path).tombstones["user"].to_list() == [digest_of("canary")]
+    assert not server.exists(tombstones_key(partition))
 
 
 def test_what_keeps_an_archiver_from_starting_is_one_sentence(tmp_path: Path) -> None:

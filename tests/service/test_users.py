@@ -137,7 +137,7 @@ def test_erasing_leaves_the_events_of_others_and_a_tombstone_that_names_nobody(
     entries = list(eventlog.read_partition(server, partition))
     kept = [entry.what for entry in entries if isinstance(entry.what, LoggedEvent)]
     assert sorted(one.event_id for one in kept) == sorted(one.event_id for one in events)
-    (tombstone,) = [entry.what for entry in entries if isinstance(entry.what, Tombstone)]
+    (tombstone,) = {entry.what for entry in entries if isinstance(entry.what, Tombstone)}
     assert tombstone.user == digest_of("canary")
 
 
@@ -147,8 +147,8 @@ def test_whoever_erases_finishes_what_another_left_half_done(store_url: str, ser
     other = next(f"u{n}" for n in range(400) if partition_of(f"u{n}") == partition)
     asyncio.run(append(store_url, event("canary", 1), event(other, 2)))
     script = Path("service/erase.lua").read_text()
-    keys = [f"recserve:{{{partition}}}:{name}" for name in ("h:canary", "d:canary", "log", "erasing")]
-    server.eval(script, 4, *keys, "canary", digest_of("canary"), 1000, 60)
+    keys = [f"recserve:{{{partition}}}:{name}" for name in ("h:canary", "d:canary", "log", "erasing", "tombstones")]
+    server.eval(script, 5, *keys, "canary", digest_of("canary"), 1000, 60)
     assert asyncio.run(erase(store_url, other)).logged_events == 1
     assert list(eventlog.read_events(server)) == []
     assert asyncio.run(erase(store_url, "canary")) == Erased(0, 0, 0)
@@ -196,6 +196,21 @@ def test_a_damaged_history_is_erased_too(store_url: str, server: redis.Redis) ->
     server.set(next(server.scan_iter("*:h:canary")), b"\xc1 canary")
     assert asyncio.run(erase(store_url, "canary")) == Erased(0, 1, 1)
     assert holding(server, "canary") == []
+
+
+def test_of_tombstones_that_no_archiver_fetches_the_newest_are_kept(store_url: str, server: redis.Redis) -> None:
+    partition = partition_of("canary")
+    users = [user for user in (f"u{n}" for n in range(400)) if partition_of(user) == partition][:7]
+
+    async def erase_all() -> None:
+        async with SequenceStore.connect(store_url, StoreSettings(write_timeout_s=5)) as store:
+            for user in users:
+                await Erasure(store.connection, log_length=5).erase(user)
+
+    asyncio.run(erase_all())
+    server.delete(log_key(partition))
+    kept = [entry.what for entry in eventlog.read_partition(server, partition)]
+    assert {one.user for one in kept if isinstance(one, Tombstone)} == set(map(digest_of, users[-5:]))
 
 
 def test_a_store_without_memory_erases_nothing_rather_than_half(store_url: str, server: redis.Redis) -> None:
