@@ -11,7 +11,7 @@ import hashlib
 import math
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -29,11 +29,17 @@ START = "0-0"  # before every entry of a log
 
 _PAGE = 2_000  # entries a round trip: about half a megabyte, a few milliseconds of the server's one thread
 _CONNECT_TIMEOUT_S = 2.0
+# What a server says that may write its files anew another time: it is at it, or could not start a process.
+_LATER = ("in progress", "Can't execute")
 _PAGE_TIMEOUT_S = 10.0  # a batch job waits longer than a request: the server may be rewriting its files
 
 
 class EventLogError(Exception):
     """The log cannot be reached, or holds an entry that this version cannot read."""
+
+
+class RewriteRefusedError(EventLogError):
+    """The server does not write its files anew when it is asked to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,12 +278,23 @@ def forget_tombstones(client: redis.Redis, partition: int, tombstones: Sequence[
             client.zrem(tombstones_key(partition), *members[begin : begin + _PAGE])
 
 
-def rewrite(client: redis.Redis) -> None:
-    """Ask the server to write its files anew from what it holds, which it does beside its work."""
+def rewrite(client: redis.Redis) -> bool:
+    """Ask every server that takes writes to write its files anew from what it holds, which it does beside its work.
+
+    False if one cannot now, perhaps because it is at it since before: ask again. Raises RewriteRefusedError if one
+    never does, and EventLogError if one does not answer.
+    """
     import redis  # noqa: PLC0415
 
-    with suppress(redis.ResponseError), _asking("files of the store"):  # it is at it, or this is for others to ask
-        client.bgrewriteaof()
+    where: dict[str, Any] = {"target_nodes": client.get_primaries()} if isinstance(client, redis.RedisCluster) else {}
+    with _asking("files of the store"):
+        try:
+            client.bgrewriteaof(**where)
+        except redis.ResponseError as error:
+            if any(words in str(error) for words in _LATER):
+                return False
+            raise RewriteRefusedError(str(error)) from error
+    return True
 
 
 def log_size(client: redis.Redis) -> LogSize:
@@ -316,5 +333,5 @@ def _asking(key: str) -> Iterator[None]:
 
     try:
         yield
-    except (redis.RedisError, OSError) as error:
+    except (redis.RedisError, redis.exceptions.RedisClusterException, OSError) as error:
         raise EventLogError(f"cannot read the event log {key}: {error}") from error

@@ -19,6 +19,7 @@ from models.eventlog import (
     START,
     Entry,
     EventLogError,
+    RewriteRefusedError,
     Tombstone,
     acknowledge,
     archived,
@@ -71,10 +72,9 @@ class Archiver:
                     if isinstance(entry.what, Tombstone):
                         erased.setdefault(partition, []).append(entry.what)
                 moved += len(logged)
-        if erased:
-            rewrite(self._client)  # until then the store's files still have what was erased
-        for partition, tombstones in erased.items():
-            forget_tombstones(self._client, partition, tombstones)
+        if erased and self._rewritten():
+            for partition, tombstones in erased.items():
+                forget_tombstones(self._client, partition, tombstones)
         if self._failure is not None:
             raise self._failure
         return moved
@@ -107,6 +107,21 @@ class Archiver:
                     raise
                 logger.error("the log is not archived, and stays in the store: %s", error)
             time.sleep(every_s)
+
+    def _rewritten(self) -> bool:
+        """Whether nothing more is to be asked of the store, whose files still have what was erased."""
+        try:
+            begun = rewrite(self._client)
+        except RewriteRefusedError as error:
+            logger.warning(
+                "the store's files keep erased users until they are written anew, which it refuses the archiver (%s): "
+                "send it BGREWRITEAOF, or ask its provider how long it keeps them",
+                error,
+            )
+            return True
+        if not begun:
+            logger.info("the store cannot write its files anew now; it is asked again with the next pass")
+        return begun
 
     def _log(self) -> Iterator[tuple[int, Entry]]:
         """What is not archived yet, with its partition."""

@@ -1,10 +1,13 @@
 """`python -m service archive` as a process on a real store."""
 
 import asyncio
+import contextlib
+import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,8 @@ from models.eventlog import LoggedEvent, digest_of, log_key, partition_of, tombs
 from service.archive import Archiver
 from service.erasure import Erasure
 from service.sequences import SequenceStore, StoreSettings
+from tests.service import topologies
+from tests.service.conftest import KillableStore
 from tests.service.processes import ROOT, refused
 
 
@@ -154,6 +159,69 @@ def test_a_full_log_that_drops_a_tombstone_keeps_nobody_in_the_archive(
     assert sorted(read(tmp_path).events.filter(user_id="canary")["event_id"]) == ["e305", "e306"]
     assert read(tmp_path).tombstones["user"].to_list() == [digest_of("canary")]
     assert not server.exists(tombstones_key(partition))
+
+
+def in_files(folder: Path) -> int:
+    return sum(b"canary" in file.read_bytes() for file in folder.rglob("*.aof"))
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    until = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def test_every_node_of_a_cluster_writes_its_files_anew_and_a_cluster_that_is_away_is_waited_for(tmp_path: Path) -> None:
+    with topologies.store("cluster", tmp_path / "store") as url, Archiver(url, tmp_path / "archive") as archiver:
+        with contextlib.closing(eventlog.connect(url)) as client:
+            client.config_set("rdbcompression", "no")
+            pids = [node["process_id"] for node in client.info("server", target_nodes="primaries").values()]
+        append(url, 0, 100)
+        append(url, 100, 103, user="canary")
+        erase(url, "canary")
+        assert in_files(tmp_path / "store") == 1
+        archiver.move()
+        wait_until(lambda: in_files(tmp_path / "store") == 0)
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        with pytest.raises(eventlog.EventLogError):
+            archiver.move()
+
+
+def test_files_that_are_being_written_anew_since_before_an_erasure_are_once_more(
+    killable_store: KillableStore, tmp_path: Path
+) -> None:
+    with redis.Redis.from_url(killable_store.url) as server, Archiver(killable_store.url, tmp_path) as archiver:
+        append(killable_store.url, 0, 3, user="canary")
+        server.config_set("rdbcompression", "no")
+        server.config_set("rdb-key-save-delay", 10**8)  # for as long as the test may take
+        server.bgrewriteaof()
+        wait_until(lambda: bool(server.info("persistence")["aof_rewrite_in_progress"]))
+        erase(killable_store.url, "canary")
+        archiver.move()
+        assert server.info("persistence")["aof_rewrite_in_progress"]
+        server.config_set("rdb-key-save-delay", 0)
+        pid = server.info("server")["process_id"]
+        os.kill(int(Path(f"/proc/{pid}/task/{pid}/children").read_text()), signal.SIGUSR1)
+        wait_until(lambda: not server.info("persistence")["aof_rewrite_in_progress"])
+        assert in_files(killable_store.folder) > 0
+        with Archiver(killable_store.url, tmp_path) as other:
+            other.move()
+        wait_until(lambda: in_files(killable_store.folder) == 0)
+
+
+def test_a_store_that_may_not_be_asked_for_new_files_is_a_warning_that_says_what_to_do(
+    killable_store: KillableStore, tmp_path: Path
+) -> None:
+    append(killable_store.url, 0, 3, user="canary")
+    erase(killable_store.url, "canary")
+    with redis.Redis.from_url(killable_store.url) as server:
+        server.execute_command("ACL", "SETUSER", "default", "-bgrewriteaof")
+        said = archive(killable_store.url, tmp_path, "--compact")
+        assert "send it BGREWRITEAOF" in said
+        assert "days compacted" in said
+        assert not server.exists(tombstones_key(partition_of("canary")))  # said once
 
 
 def test_what_keeps_an_archiver_from_starting_is_one_sentence(tmp_path: Path) -> None:
