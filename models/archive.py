@@ -16,7 +16,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -179,7 +179,7 @@ def locked(folder: Path) -> Iterator[None]:
 def _compact_day(folder: Path, day: Path, tombstones: pl.DataFrame) -> Compaction:
     polars = _polars()
     files = sorted(day.glob("*.parquet"))
-    if _is_compact(files) and not _has_erased(files, tombstones):
+    if not files or (_is_compact(files) and not _has_erased(files, tombstones)):
         return Compaction()
     rows = sum(polars.scan_parquet(file).select(polars.len()).collect().item() for file in files)
     shares = max(1, -(-rows // _ROWS_AT_ONCE))
@@ -197,7 +197,8 @@ def _compact_day(folder: Path, day: Path, tombstones: pl.DataFrame) -> Compactio
         ]
     _remove(files if counts[0] else files + new)
     if not counts[0]:
-        day.rmdir()
+        with suppress(OSError):  # something that is not ours may be left in it
+            day.rmdir()
     return Compaction(1, *counts[1:])
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import math
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -29,11 +29,17 @@ START = "0-0"  # before every entry of a log
 
 _PAGE = 2_000  # entries a round trip: about half a megabyte, a few milliseconds of the server's one thread
 _CONNECT_TIMEOUT_S = 2.0
+# What a server says that may write its files anew another time: it is at it, or could not start a process.
+_LATER = ("in progress", "Can't execute")
 _PAGE_TIMEOUT_S = 10.0  # a batch job waits longer than a request: the server may be rewriting its files
 
 
 class EventLogError(Exception):
     """The log cannot be reached, or holds an entry that this version cannot read."""
+
+
+class RewriteRefusedError(EventLogError):
+    """The server does not write its files anew when it is asked to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +81,10 @@ class Tombstone:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One entry of a partition's log, and its id there: "milliseconds-number", later entries having larger ones."""
+    """One entry of a partition's log, and its id there: "milliseconds-number", later entries having larger ones.
+
+    A tombstone that was kept beside the log has the id START.
+    """
 
     id: str
     what: LoggedEvent | Tombstone
@@ -102,6 +111,11 @@ def log_key(partition: int) -> str:
 def archived_key(partition: int) -> str:
     """Id of the last entry of a partition that is in the archive; the log may still hold it."""
     return f"recserve:{{{partition}}}:archived"
+
+
+def tombstones_key(partition: int) -> str:
+    """Tombstones that the archiver has yet to honour, which a full log may have dropped: "digest upto", by time."""
+    return f"recserve:{{{partition}}}:tombstones"
 
 
 def digest_of(user_id: str) -> str:
@@ -226,7 +240,12 @@ def read_events(client: redis.Redis) -> Iterator[LoggedEvent]:
 
 
 def read_partition(client: redis.Redis, partition: int, *, after: str = START) -> Iterator[Entry]:
-    """The entries of one partition later than the entry `after`, in the order of arrival; else as `read_events`."""
+    """The tombstones kept beside a partition's log, then its entries later than `after`, in the order of arrival.
+
+    The log may hold the same tombstones. Else as `read_events`.
+    """
+    for tombstone in _tombstones(client, partition):
+        yield Entry(START, tombstone)
     while page := _page(client, log_key(partition), f"({after}"):
         yield from map(decode_entry, page)
         after = page[-1][0].decode()
@@ -251,12 +270,31 @@ def acknowledge(client: redis.Redis, partition: int, entry_id: str) -> None:
         client.xtrim(log_key(partition), minid=entry_id, approximate=True, limit=0)
 
 
-def rewrite(client: redis.Redis) -> None:
-    """Ask the server to write its files anew from what it holds, which it does beside its work."""
+def forget_tombstones(client: redis.Redis, partition: int, tombstones: Sequence[Tombstone]) -> None:
+    """Say that these are in the archive, and gone what they say of the store. Raises EventLogError."""
+    members = [f"{tombstone.user} {tombstone.upto}" for tombstone in tombstones]
+    with _asking(tombstones_key(partition)):
+        for begin in range(0, len(members), _PAGE):
+            client.zrem(tombstones_key(partition), *members[begin : begin + _PAGE])
+
+
+def rewrite(client: redis.Redis) -> bool:
+    """Ask every server that takes writes to write its files anew from what it holds, which it does beside its work.
+
+    False if one cannot now, perhaps because it is at it since before: ask again. Raises RewriteRefusedError if one
+    never does, and EventLogError if one does not answer.
+    """
     import redis  # noqa: PLC0415
 
-    with suppress(redis.ResponseError), _asking("files of the store"):  # it is at it, or this is for others to ask
-        client.bgrewriteaof()
+    where: dict[str, Any] = {"target_nodes": client.get_primaries()} if isinstance(client, redis.RedisCluster) else {}
+    with _asking("files of the store"):
+        try:
+            client.bgrewriteaof(**where)
+        except redis.ResponseError as error:
+            if any(words in str(error) for words in _LATER):
+                return False
+            raise RewriteRefusedError(str(error)) from error
+    return True
 
 
 def log_size(client: redis.Redis) -> LogSize:
@@ -279,11 +317,21 @@ def _page(client: redis.Redis, key: str, start: str) -> list[tuple[bytes, dict[b
         return cast(list[tuple[bytes, dict[bytes, bytes]]], client.xrange(key, min=start, count=_PAGE))
 
 
+def _tombstones(client: redis.Redis, partition: int) -> list[Tombstone]:
+    key = tombstones_key(partition)
+    with _asking(key):
+        members = [member.decode().partition(" ") for member, _ in client.zscan_iter(key, count=_PAGE)]
+    found = [Tombstone(user, upto) for user, _, upto in members]
+    for tombstone in found:
+        position(tombstone.upto)
+    return found
+
+
 @contextmanager
 def _asking(key: str) -> Iterator[None]:
     import redis  # noqa: PLC0415
 
     try:
         yield
-    except (redis.RedisError, OSError) as error:
+    except (redis.RedisError, redis.exceptions.RedisClusterException, OSError) as error:
         raise EventLogError(f"cannot read the event log {key}: {error}") from error

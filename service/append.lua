@@ -7,14 +7,15 @@
 --       record   twelve bytes an event, in order of arrival: digest of the event id, second of arrival (big-endian)
 --       log      stream of the partition
 -- ARGV  history_length, history_ttl_s, record_length, record_ttl_s, log_length, log_min_s, now_s, then the events as a
---       MessagePack array of {timestamp_ms, event_id, item_id, type, value or false, digest, in_sequence, log fields};
---       the first five go to the history as they are
+--       MessagePack array of {timestamp_ms, event_id, item_id, type, value or false, digest, in_sequence, log fields},
+--       ordered as a history is; the first five go there as they are
 -- Gives the number of events that were new, or the error LOGFULL where the log would have to drop an entry that is
 -- younger than log_min_s to take them.
 
 local STRIDE = 5
 local DIGEST = 8
 local ENTRY = 12
+local CHUNK = 32 -- bytes of two ids that are compared at once: others wait while a thousand long ones are
 
 local history_length, history_ttl_s = tonumber(ARGV[1]), tonumber(ARGV[2])
 local record_length, record_ttl_s = tonumber(ARGV[3]), tonumber(ARGV[4])
@@ -24,7 +25,11 @@ local events = cmsgpack.unpack(ARGV[8])
 -- Lua's own `<` on strings follows the locale of the server; byte order is the same everywhere.
 local function later(time_a, id_a, time_b, id_b)
   if time_a ~= time_b then return time_a > time_b end
-  for i = 1, math.min(#id_a, #id_b) do
+  local from, shorter = 1, math.min(#id_a, #id_b)
+  while from <= shorter and string.sub(id_a, from, from + CHUNK - 1) == string.sub(id_b, from, from + CHUNK - 1) do
+    from = from + CHUNK
+  end
+  for i = from, shorter do
     local a, b = string.byte(id_a, i), string.byte(id_b, i)
     if a ~= b then return a > b end
   end
@@ -61,26 +66,37 @@ local function known(event_id, digest)
   return false
 end
 
-local logged, taken, moved = {}, { record }, false
+local logged, taken, shown = {}, { record }, {}
 for _, event in ipairs(events) do
-  local timestamp_ms, event_id, digest = event[1], event[2], event[6]
-  if not known(event_id, digest) then
+  local digest = event[6]
+  if not known(event[2], digest) then
     recorded[digest] = true
     taken[#taken + 1] = digest .. struct.pack('>I4', now_s)
     logged[#logged + 1] = event[8]
-    if event[7] then
-      moved = true
-      local at = #window -- move what is later up by one event; nearly always that is nothing
-      while at > 0 and later(window[at - 4], window[at - 3], timestamp_ms, event_id) do
-        for i = at, at - 4, -1 do window[i + STRIDE] = window[i] end
-        at = at - STRIDE
-      end
-      for i = 1, STRIDE do window[at + i] = event[i] end
-    end
+    if event[7] then shown[#shown + 1] = event end
   end
 end
 
 if #logged == 0 then return 0 end
+
+-- The window and what is new in it are merged from their ends, and only as far as the new window will reach: nearly
+-- always that is one event, which goes to the end.
+local dropped = math.max(0, #window + (#shown - history_length) * STRIDE)
+local last, left = #window, #shown
+for i = last + 1, last + left * STRIDE do window[i] = false end -- filled from its end, a table would be slow
+while left > 0 and last + left * STRIDE > dropped do
+  local event, to = shown[left], last + (left - 1) * STRIDE
+  if last > 0 and later(window[last - 4], window[last - 3], event[1], event[2]) then
+    for i = 0, STRIDE - 1 do window[to + STRIDE - i] = window[last - i] end
+    last = last - STRIDE
+  else
+    for i = 1, STRIDE do window[to + i] = event[i] end
+    left = left - 1
+  end
+end
+if dropped > 0 then
+  for i = 1, #window do window[i] = window[i + dropped] end
+end
 
 if log_min_s > 0 then
   local surplus = redis.call('XLEN', KEYS[3]) + #logged - log_length
@@ -96,11 +112,7 @@ for _, fields in ipairs(logged) do
   redis.call('XADD', KEYS[3], 'MAXLEN', '~', log_length, '*', unpack(fields))
 end
 redis.call('SET', KEYS[2], string.sub(table.concat(taken), -record_length * ENTRY), 'EX', record_ttl_s)
-if moved then
-  local surplus = #window - history_length * STRIDE
-  if surplus > 0 then
-    for i = 1, #window do window[i] = window[i + surplus] end
-  end
+if #shown > 0 then
   redis.call('SET', KEYS[1], cmsgpack.pack(window), 'EX', history_ttl_s)
 end
 return #logged

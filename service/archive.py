@@ -16,12 +16,15 @@ from typing import Self
 from models.archive import ArchiveError, Compaction, compact, locked, write
 from models.eventlog import (
     PARTITIONS,
+    START,
     Entry,
     EventLogError,
+    RewriteRefusedError,
     Tombstone,
     acknowledge,
     archived,
     connect,
+    forget_tombstones,
     read_partition,
     rewrite,
 )
@@ -40,7 +43,6 @@ class Archiver:
         self._client = connect(url)
         self._folder = folder
         self._failure: EventLogError | None = None  # the first of a pass
-        self._to_rewrite = False  # the store's files may still have what was erased
 
     def __enter__(self) -> Self:
         return self
@@ -57,18 +59,22 @@ class Archiver:
         ArchiveError if the files cannot be written; the log then keeps what was not.
         """
         moved = 0
+        erased: dict[int, list[Tombstone]] = {}
         self._failure = None
         with locked(self._folder):
             log = self._log()
             while batch := list(islice(log, _ENTRIES_AT_ONCE)):
                 write(self._folder, [entry for _, entry in batch])
-                self._to_rewrite |= any(isinstance(entry.what, Tombstone) for _, entry in batch)
-                for partition, last in {partition: entry.id for partition, entry in batch}.items():
+                logged = [(partition, entry.id) for partition, entry in batch if entry.id != START]
+                for partition, last in dict(logged).items():
                     acknowledge(self._client, partition, last)
-                moved += len(batch)
-        if self._to_rewrite:
-            rewrite(self._client)  # until then the store's files still have what was erased
-            self._to_rewrite = False
+                for partition, entry in batch:
+                    if isinstance(entry.what, Tombstone):
+                        erased.setdefault(partition, []).append(entry.what)
+                moved += len(logged)
+        if erased and self._rewritten():
+            for partition, tombstones in erased.items():
+                forget_tombstones(self._client, partition, tombstones)
         if self._failure is not None:
             raise self._failure
         return moved
@@ -101,6 +107,21 @@ class Archiver:
                     raise
                 logger.error("the log is not archived, and stays in the store: %s", error)
             time.sleep(every_s)
+
+    def _rewritten(self) -> bool:
+        """Whether nothing more is to be asked of the store, whose files still have what was erased."""
+        try:
+            begun = rewrite(self._client)
+        except RewriteRefusedError as error:
+            logger.warning(
+                "the store's files keep erased users until they are written anew, which it refuses the archiver (%s): "
+                "send it BGREWRITEAOF, or ask its provider how long it keeps them",
+                error,
+            )
+            return True
+        if not begun:
+            logger.info("the store cannot write its files anew now; it is asked again with the next pass")
+        return begun
 
     def _log(self) -> Iterator[tuple[int, Entry]]:
         """What is not archived yet, with its partition."""

@@ -4,8 +4,10 @@
 -- All reads come before the first write, and the one write that can fail comes first: a failure leaves nothing half done.
 --
 -- KEYS  history, record, log: as append.lua has them
---       pending  hash of users whose entries are being swept from this log: the id up to which they are
--- ARGV  user id, digest of it, log_length, pending_ttl_s
+--       pending  hash of users (SHA-1) whose entries are being swept from this log: the id up to which they are. It does
+--                not expire: whoever sweeps would move what is left of them behind their tombstones, and it would count
+--       tombstones  sorted set, by time, of those that the archiver has yet to honour: a full log drops its own
+-- ARGV  user id, digest of it, log_length
 -- Gives the numbers of events in the history and of ids in the record, and the tombstone's id.
 
 local STRIDE = 5
@@ -32,7 +34,8 @@ local upto = string.format('%.0f-%.0f', ms, number)
 
 -- An append keeps the log at its length; this bounds it where there are only erasures.
 redis.call('XADD', KEYS[3], 'MAXLEN', '~', 2 * ARGV[3], upto, 'schema', '1', 'erased', ARGV[2], 'upto', upto)
-redis.call('HSET', KEYS[4], ARGV[1], upto)
-if redis.call('TTL', KEYS[4]) < 0 then redis.call('EXPIRE', KEYS[4], ARGV[4]) end -- and no longer for later ones
+redis.call('ZADD', KEYS[5], string.format('%.0f', ms), ARGV[2] .. ' ' .. upto)
+redis.call('ZREMRANGEBYRANK', KEYS[5], 0, -ARGV[3] - 1) -- there may be no archiver
+redis.call('HSET', KEYS[4], redis.sha1hex(ARGV[1]), upto)
 redis.call('DEL', KEYS[1], KEYS[2])
 return { in_history, in_record, upto }

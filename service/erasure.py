@@ -2,18 +2,17 @@
 
 What is erased at once is what serving reads. The log is then swept in steps that are short, for the server does
 nothing else meanwhile. A sweep that was cut off is finished by the next erasure of the same user, which a client that
-got no answer asks for.
+got no answer asks for; until then the other sweeps of that log leave out what they meet of the user.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from models.eventlog import digest_of, log_key, partition_of
+from models.eventlog import digest_of, log_key, partition_of, tombstones_key
 from service.connection import Connection, Script, StoreUnavailable
 from service.sequences import history_key, record_key
 
-_PENDING_TTL_S = 24 * 3600  # for one whose client never asked again
 _PAGE = 500  # entries read at once
 _MOVED = 200  # entries a step of a sweep moves: a few milliseconds
 
@@ -35,8 +34,8 @@ class Erasure:
         self._connection = connection
         self._log_length = log_length
         folder = Path(__file__).parent
-        self._erase = Script(folder.joinpath("erase.lua").read_bytes(), keys=4)
-        self._sweep = Script(folder.joinpath("sweep.lua").read_bytes(), keys=2)
+        self._erase = Script(folder.joinpath("erase.lua").read_bytes(), keys=5)
+        self._sweep = Script(folder.joinpath("sweep.lua").read_bytes(), keys=3)
 
     async def erase(self, user_id: str) -> Erased:
         """Erase all that was stored of a user up to now. When this returns, it is in no value of the server.
@@ -45,14 +44,15 @@ class Erasure:
         """
         partition = partition_of(user_id)
         log, pending = log_key(partition).encode(), _pending_key(partition)
-        keys = (history_key(user_id), record_key(user_id), log, pending)
+        swept = (log, pending, tombstones_key(partition).encode())
+        user = (user_id, digest_of(user_id))
         history_events, event_ids, upto = await self._run(
-            self._erase, (*keys, user_id, digest_of(user_id), self._log_length, _PENDING_TTL_S)
+            self._erase, (history_key(user_id), record_key(user_id), *swept, *user, self._log_length)
         )
         last = await self._last_of(user_id, log, upto)
         logged_events, done = 0, False
         while not done:
-            removed, done = await self._run(self._sweep, (log, pending, user_id, upto, last, _MOVED))
+            removed, done = await self._run(self._sweep, (*swept, *user, upto, last, _MOVED))
             logged_events += removed
         return Erased(history_events, event_ids, logged_events)
 

@@ -190,7 +190,7 @@ class SequenceStore:
                 event.type in settings.sequence_types,
                 encode(event),
             )
-            # The script sorts; sorted events spare it most of the moving.
+            # The script merges them with those it has.
             for event in sorted(events, key=lambda event: (event.timestamp_ms, event.event_id.encode()))
         ]
         return (

@@ -4,8 +4,9 @@
 -- deleted. So whole nodes are trimmed, and what was others' in them goes to the end: the order of a log means nothing.
 -- One call moves a bounded number of entries, so that nobody waits long for it.
 --
--- KEYS  log, pending: as erase.lua has them
--- ARGV  user id, id up to which the user is erased, id of the user's last entry up to there, entries to move at once
+-- KEYS  log, pending, tombstones: as erase.lua has them
+-- ARGV  user id, digest of it, id up to which the user is erased, id of the user's last entry up to there, entries to
+--       move at once
 -- Gives how many entries of the user were removed, and 1 when none is left, which ends the user's erasure.
 
 local function parts(id)
@@ -24,14 +25,17 @@ local function head()
   return first and first[1]
 end
 
+local user, digest, upto, last = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local pending = {}
+local flat = redis.call('HGETALL', KEYS[2])
+for i = 1, #flat, 2 do pending[flat[i]] = flat[i + 1] end
+
 local removed = 0
 local first = head()
-if first and not after(first, ARGV[3]) then
-  local pending = {}
-  local flat = redis.call('HGETALL', KEYS[2])
-  for i = 1, #flat, 2 do pending[flat[i]] = flat[i + 1] end
-  if not pending[ARGV[1]] then pending[ARGV[1]] = ARGV[2] end -- another erasure of the same user has just ended
-  local count, page = tonumber(ARGV[4])
+if first and not after(first, last) then
+  local own = redis.sha1hex(user)
+  pending[own] = pending[own] or upto -- another erasure of the same user may just have ended
+  local count, page = tonumber(ARGV[5])
   repeat -- until it spans a whole node at least
     page = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', count)
     local limit = page[#page][1]
@@ -48,14 +52,21 @@ if first and not after(first, ARGV[3]) then
   for _, entry in ipairs(page) do
     if first and not after(first, entry[1]) then break end -- it is still there, and so is all that follows
     local fields = entry[2]
-    local upto = fields[3] == 'user_id' and pending[fields[4]]
-    if upto and not after(entry[1], upto) then
-      if fields[4] == ARGV[1] then removed = removed + 1 end
+    local erased_upto = fields[3] == 'user_id' and pending[redis.sha1hex(fields[4])]
+    if erased_upto and not after(entry[1], erased_upto) then
+      if fields[4] == user then removed = removed + 1 end
     else
       redis.call('XADD', KEYS[1], '*', unpack(fields))
     end
   end
 end
-local done = not first or after(first, ARGV[3])
-if done and redis.call('HGET', KEYS[2], ARGV[1]) == ARGV[2] then redis.call('HDEL', KEYS[2], ARGV[1]) end
+local done = not first or after(first, last)
+if done then
+  -- Once more, for an archiver that has seen it before now had the server's files written anew too early.
+  redis.call('ZADD', KEYS[3], string.match(upto, '^%d+'), digest .. ' ' .. upto)
+  for other, erased_upto in pairs(pending) do
+    local ended = other == redis.sha1hex(user) and erased_upto == upto
+    if ended or not first or after(first, erased_upto) then redis.call('HDEL', KEYS[2], other) end
+  end
+end
 return { removed, done and 1 or 0 }

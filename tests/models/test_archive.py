@@ -111,6 +111,16 @@ def test_a_day_whose_users_are_all_erased_leaves_no_folder_and_can_come_again(tm
     assert names(tmp_path) == ["b"]
 
 
+def test_a_stray_file_in_a_day_keeps_no_later_day_from_being_compacted(tmp_path: Path) -> None:
+    add(tmp_path, event("a"), event("b", 5), event("c", 5, user="bob"), Tombstone(digest_of("ann"), "5-0"))
+    stray = tmp_path / "dt=1970-01-01" / ".nfs0001"
+    stray.write_text("")
+    assert compacted(tmp_path) == Compaction(days=2, erased=2)
+    assert names(tmp_path) == ["c"]
+    assert stray.exists()
+    assert compacted(tmp_path) == Compaction()
+
+
 def test_a_time_beyond_the_calendar_has_a_day_all_the_same(tmp_path: Path) -> None:
     add(tmp_path, LoggedEvent("ann", "i", "e", "view", 2**53 - 1))
     assert files(tmp_path) == ["dt=9999-12-31/part"]

@@ -1,10 +1,13 @@
 """`python -m service archive` as a process on a real store."""
 
 import asyncio
+import contextlib
+import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,10 +15,12 @@ import redis
 
 from models import eventlog
 from models.archive import read, settled
-from models.eventlog import LoggedEvent, log_key, partition_of
+from models.eventlog import LoggedEvent, digest_of, log_key, partition_of, tombstones_key
 from service.archive import Archiver
 from service.erasure import Erasure
 from service.sequences import SequenceStore, StoreSettings
+from tests.service import topologies
+from tests.service.conftest import KillableStore
 from tests.service.processes import ROOT, refused
 
 
@@ -25,17 +30,25 @@ def server(store_url: str) -> Iterator[redis.Redis]:
         yield opened
 
 
-def append(url: str, first: int, last: int, *, user: str | None = None) -> None:
+def append(url: str, first: int, last: int, *, user: str | None = None, **settings: int) -> None:
     events = [
         LoggedEvent(user or f"user{n % 40}", f"item{n}", f"e{n}", "view", 86_400_000 * (n % 3) + n, n / 7)
         for n in range(first, last)
     ]
 
     async def store() -> None:
-        async with SequenceStore.connect(url, StoreSettings(write_timeout_s=5)) as opened:
+        async with SequenceStore.connect(url, StoreSettings(write_timeout_s=5, **settings)) as opened:
             assert (await opened.append(events)).accepted == len(events)
 
     asyncio.run(store())
+
+
+def erase(url: str, user: str) -> None:
+    async def erased() -> None:
+        async with SequenceStore.connect(url, StoreSettings(write_timeout_s=5)) as opened:
+            await Erasure(opened.connection, log_length=1000).erase(user)
+
+    asyncio.run(erased())
 
 
 def archive(url: str, folder: Path, *options: str) -> str:
@@ -118,18 +131,97 @@ def test_a_partition_that_cannot_be_read_keeps_erased_users_from_nothing(
 def test_an_erased_user_leaves_the_archive_with_the_next_compaction(store_url: str, tmp_path: Path) -> None:
     append(store_url, 0, 300)
     archive(store_url, tmp_path)
-
-    async def erase() -> None:
-        async with SequenceStore.connect(store_url, StoreSettings(write_timeout_s=5)) as store:
-            await Erasure(store.connection, log_length=1000).erase("user7")
-
-    asyncio.run(erase())
+    erase(store_url, "user7")
     append(store_url, 300, 302, user="user7")
     archive(store_url, tmp_path)
     assert "user7" in set(read(tmp_path).events["user_id"])  # not yet, but nobody reads it
     assert settled(read(tmp_path)).filter(user_id="user7")["event_id"].to_list() == ["e300", "e301"]
     archive(store_url, tmp_path, "--compact")
     assert read(tmp_path).events.filter(user_id="user7")["event_id"].sort().to_list() == ["e300", "e301"]
+
+
+def test_a_full_log_that_drops_a_tombstone_keeps_nobody_in_the_archive(
+    store_url: str, server: redis.Redis, tmp_path: Path
+) -> None:
+    partition = partition_of("canary")
+    other = next(f"u{n}" for n in range(400) if partition_of(f"u{n}") == partition)
+    append(store_url, 0, 3, user="canary")
+    append(store_url, 0, 1, user=other)
+    with Archiver(store_url, tmp_path) as archiver:
+        assert archiver.move() == 4
+        erase(store_url, "canary")
+        append(store_url, 5, 305, user=other, log_max_events=200)
+        append(store_url, 305, 307, user="canary")  # who comes back keeps what is new
+        assert not any(b"erased" in fields for _, fields in server.xrange(log_key(partition)))
+        archiver.move()
+        archiver.compact()
+        assert archiver.move() == 0
+    assert sorted(read(tmp_path).events.filter(user_id="canary")["event_id"]) == ["e305", "e306"]
+    assert read(tmp_path).tombstones["user"].to_list() == [digest_of("canary")]
+    assert not server.exists(tombstones_key(partition))
+
+
+def in_files(folder: Path) -> int:
+    return sum(b"canary" in file.read_bytes() for file in folder.rglob("*.aof"))
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    until = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def test_every_node_of_a_cluster_writes_its_files_anew_and_a_cluster_that_is_away_is_waited_for(tmp_path: Path) -> None:
+    with topologies.store("cluster", tmp_path / "store") as url, Archiver(url, tmp_path / "archive") as archiver:
+        with contextlib.closing(eventlog.connect(url)) as client:
+            client.config_set("rdbcompression", "no")
+            pids = [node["process_id"] for node in client.info("server", target_nodes="primaries").values()]
+        append(url, 0, 100)
+        append(url, 100, 103, user="canary")
+        erase(url, "canary")
+        assert in_files(tmp_path / "store") == 1
+        archiver.move()
+        wait_until(lambda: in_files(tmp_path / "store") == 0)
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        with pytest.raises(eventlog.EventLogError):
+            archiver.move()
+
+
+def test_files_that_are_being_written_anew_since_before_an_erasure_are_once_more(
+    killable_store: KillableStore, tmp_path: Path
+) -> None:
+    with redis.Redis.from_url(killable_store.url) as server, Archiver(killable_store.url, tmp_path) as archiver:
+        append(killable_store.url, 0, 3, user="canary")
+        server.config_set("rdbcompression", "no")
+        server.config_set("rdb-key-save-delay", 10**8)  # for as long as the test may take
+        server.bgrewriteaof()
+        wait_until(lambda: bool(server.info("persistence")["aof_rewrite_in_progress"]))
+        erase(killable_store.url, "canary")
+        archiver.move()
+        assert server.info("persistence")["aof_rewrite_in_progress"]
+        server.config_set("rdb-key-save-delay", 0)
+        pid = server.info("server")["process_id"]
+        os.kill(int(Path(f"/proc/{pid}/task/{pid}/children").read_text()), signal.SIGUSR1)
+        wait_until(lambda: not server.info("persistence")["aof_rewrite_in_progress"])
+        assert in_files(killable_store.folder) > 0
+        with Archiver(killable_store.url, tmp_path) as other:
+            other.move()
+        wait_until(lambda: in_files(killable_store.folder) == 0)
+
+
+def test_a_store_that_may_not_be_asked_for_new_files_is_a_warning_that_says_what_to_do(
+    killable_store: KillableStore, tmp_path: Path
+) -> None:
+    append(killable_store.url, 0, 3, user="canary")
+    erase(killable_store.url, "canary")
+    with redis.Redis.from_url(killable_store.url) as server:
+        server.execute_command("ACL", "SETUSER", "default", "-bgrewriteaof")
+        said = archive(killable_store.url, tmp_path, "--compact")
+        assert "send it BGREWRITEAOF" in said
+        assert "days compacted" in said
+        assert not server.exists(tombstones_key(partition_of("canary")))  # said once
 
 
 def test_what_keeps_an_archiver_from_starting_is_one_sentence(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -178,6 +179,17 @@ async def test_a_store_that_refuses_to_write_is_as_good_as_none(
     with redis.Redis.from_url(killable_store.url) as client:
         client.config_set("maxmemory", 1)
     assert await admitted(limits, Limit(requests=HOURLY, seconds=3600), HOURLY) == HOURLY // 2
+
+
+async def test_a_clock_that_was_set_back_shuts_nobody_out(store_url: str, connect: Callable[[str], Connection]) -> None:
+    key, limit = "recserve:{limit:" + "0" * 12 + "}", Limit(requests=1000, seconds=1)
+    with redis.Redis.from_url(store_url) as client:
+        client.set(key, msgpack.packb([0.5, int((time.time() + 3600) * 1000)]), ex=3600)
+        limits = Limits(connect(store_url), ask_s=PATIENT_S)
+        assert await admitted(limits, limit, 1) == 0
+        assert client.pttl(key) <= 1000
+        await asyncio.sleep(0.1)
+        assert await admitted(limits, limit, 10) == 10
 
 
 async def test_a_bucket_is_kept_no_longer_than_it_takes_to_fill(

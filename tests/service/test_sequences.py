@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from typing import Any
@@ -163,6 +164,31 @@ async def test_a_batch_of_a_thousand_in_reverse_is_what_it_would_be_one_by_one(s
     await store.append(events[::-2])
     assert (await store.append(events[::-1])).duplicates == 500
     assert (await store.histories(["ann"]))[0] == oracle(events, "ann", 50)
+
+
+async def test_a_thousand_long_ids_that_differ_at_their_ends_hold_up_nobody(store: SequenceStore) -> None:
+    """They sort below a full history at the same time; a request that takes half a second is refused."""
+    later, earlier = ([event("p" * 240 + f"{kind}{i:04d}", 5) for i in range(1000)] for kind in "za")
+    await store.append(later)
+    assert await store.append(earlier) == AppendResult(accepted=1000, duplicates=0)
+    assert (await store.histories(["ann"]))[0] == oracle(later + earlier, "ann", 50)
+
+
+@pytest.mark.parametrize("length", [1, 7, 64, 1000])
+async def test_late_events_are_merged_where_they_belong(store_url: str, length: int) -> None:
+    """Requests of many sizes, with ids that differ around every 32nd byte or not until one has ended."""
+    rng = random.Random(length)
+    ids = [f"{'é' * rng.choice((0, 15, 16, 31))}{rng.choice('aB_zé')}{'é' * (i % 37)}{i:03d}" for i in range(300)]
+    ids += ["x" * width for width in range(1, 100)]
+    events = [event(name, rng.randrange(4)) for name in ids]
+    rng.shuffle(events)
+    async with SequenceStore.connect(store_url, StoreSettings(history_length=length, read_timeout_s=5)) as store:
+        begin = 0
+        while begin < len(events):
+            size = rng.choice((1, 3, 5, 90))
+            await store.append(events[begin : begin + size])
+            begin += size
+            assert (await store.histories(["ann"]))[0] == oracle(events[:begin], "ann", length)
 
 
 async def test_every_key_expires_or_is_bounded(store_url: str, client: redis.Redis) -> None:

@@ -11,13 +11,17 @@ import pytest
 import redis
 
 from models import eventlog
-from models.eventlog import LoggedEvent, Tombstone, digest_of, log_key, partition_of
+from models.eventlog import LoggedEvent, Tombstone, digest_of, log_key, partition_of, tombstones_key
+from service.archive import Archiver
 from service.connection import StoreUnavailable
 from service.erasure import Erased, Erasure
 from service.sequences import SequenceStore, StoreSettings
 
 USER = "canary/é?x=1 #\n"  # what a path has to carry
 URL = "/users/canary%2F%C3%A9%3Fx%3D1%20%23%0A"
+ERASED_KEYS = [
+    f"recserve:{{{partition_of('canary')}}}:{name}" for name in ("h:canary", "d:canary", "log", "erasing", "tombstones")
+]
 
 
 @pytest.fixture
@@ -137,8 +141,15 @@ def test_erasing_leaves_the_events_of_others_and_a_tombstone_that_names_nobody(
     entries = list(eventlog.read_partition(server, partition))
     kept = [entry.what for entry in entries if isinstance(entry.what, LoggedEvent)]
     assert sorted(one.event_id for one in kept) == sorted(one.event_id for one in events)
-    (tombstone,) = [entry.what for entry in entries if isinstance(entry.what, Tombstone)]
+    (tombstone,) = {entry.what for entry in entries if isinstance(entry.what, Tombstone)}
     assert tombstone.user == digest_of("canary")
+
+
+def begin_to_erase_canary(server: redis.Redis) -> str:
+    """What a service does that dies after the first step, and up to where the user is erased then."""
+    script = Path("service/erase.lua").read_text()
+    reply: Any = server.eval(script, len(ERASED_KEYS), *ERASED_KEYS, "canary", digest_of("canary"), 1000)
+    return str(reply[2].decode())
 
 
 def test_whoever_erases_finishes_what_another_left_half_done(store_url: str, server: redis.Redis) -> None:
@@ -146,13 +157,33 @@ def test_whoever_erases_finishes_what_another_left_half_done(store_url: str, ser
     partition = partition_of("canary")
     other = next(f"u{n}" for n in range(400) if partition_of(f"u{n}") == partition)
     asyncio.run(append(store_url, event("canary", 1), event(other, 2)))
-    script = Path("service/erase.lua").read_text()
-    keys = [f"recserve:{{{partition}}}:{name}" for name in ("h:canary", "d:canary", "log", "erasing")]
-    server.eval(script, 4, *keys, "canary", digest_of("canary"), 1000, 60)
+    begin_to_erase_canary(server)
+    assert holding(server, "canary") == [log_key(partition).encode()]  # what keeps it in mind names nobody
+    for key in server.scan_iter("*"):
+        if server.ttl(key) >= 0:
+            server.delete(key)  # as it would be long afterwards
     assert asyncio.run(erase(store_url, other)).logged_events == 1
     assert list(eventlog.read_events(server)) == []
+    assert holding(server, "canary") == []
+    assert holding(server, "erasing") == []
     assert asyncio.run(erase(store_url, "canary")) == Erased(0, 0, 0)
     assert holding(server, "canary") == []
+
+
+def test_the_archiver_hears_of_an_erasure_when_it_has_ended_too(
+    store_url: str, server: redis.Redis, tmp_path: Path
+) -> None:
+    """The server's files that are written anew before then still have what the sweep had yet to reach."""
+    asyncio.run(append(store_url, event("canary", 1)))
+    tombstones = tombstones_key(partition_of("canary"))
+    last = server.xrevrange(log_key(partition_of("canary")))[0][0]
+    upto = begin_to_erase_canary(server)
+    with Archiver(store_url, tmp_path) as archiver:
+        archiver.move()
+    assert not server.exists(tombstones)
+    swept = [*ERASED_KEYS[2:], "canary", digest_of("canary"), upto, last, 200]
+    assert server.eval(Path("service/sweep.lua").read_text(), 3, *swept) == [1, 1]
+    assert server.zrange(tombstones, 0, -1) == [f"{digest_of('canary')} {upto}".encode()]
 
 
 def test_events_that_come_while_a_user_is_erased_are_kept(store_url: str, server: redis.Redis) -> None:
@@ -196,6 +227,21 @@ def test_a_damaged_history_is_erased_too(store_url: str, server: redis.Redis) ->
     server.set(next(server.scan_iter("*:h:canary")), b"\xc1 canary")
     assert asyncio.run(erase(store_url, "canary")) == Erased(0, 1, 1)
     assert holding(server, "canary") == []
+
+
+def test_of_tombstones_that_no_archiver_fetches_the_newest_are_kept(store_url: str, server: redis.Redis) -> None:
+    partition = partition_of("canary")
+    users = [user for user in (f"u{n}" for n in range(400)) if partition_of(user) == partition][:7]
+
+    async def erase_all() -> None:
+        async with SequenceStore.connect(store_url, StoreSettings(write_timeout_s=5)) as store:
+            for user in users:
+                await Erasure(store.connection, log_length=5).erase(user)
+
+    asyncio.run(erase_all())
+    server.delete(log_key(partition))
+    kept = [entry.what for entry in eventlog.read_partition(server, partition)]
+    assert {one.user for one in kept if isinstance(one, Tombstone)} == set(map(digest_of, users[-5:]))
 
 
 def test_a_store_without_memory_erases_nothing_rather_than_half(store_url: str, server: redis.Redis) -> None:
