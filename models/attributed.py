@@ -7,6 +7,9 @@ Source: feature-wise item embeddings as in Kula, "Metadata Embeddings for User a
 (LightFM), 2015, here averaged, so that an item with many attributes is not longer for it.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -32,14 +35,26 @@ class AttributedItems(nn.Module):
         self.own = own  # after the line above: it has been initialised already
         self._offsets: Tensor
         self._flat: Tensor
+        self._now: Tensor | None = None
         self.register_buffer("_offsets", starts[:-1].clone(), persistent=False)  # the data's, not learned
         self.register_buffer("_flat", flat.clone(), persistent=False)
 
     @property
     def weight(self) -> Tensor:
-        """(items + 1, dim), computed anew at each use."""
+        """(items + 1, dim), computed anew at each use, but for those within `computed_once`."""
+        if self._now is not None:
+            return self._now
         shared = functional.embedding_bag(self._flat, self.attribute_embedding.weight, self._offsets, mode="mean")
         return self.own.weight + shared
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Compute the weight now, and use that until the end."""
+        self._now = self.weight
+        try:
+            yield
+        finally:
+            self._now = None
 
     def forward(self, sequences: Tensor) -> Tensor:
         """Vectors of items: int64 (...) -> (..., dim)."""
@@ -52,6 +67,17 @@ def attribute(model: SASRec, starts: NDArray[np.int64], flat: NDArray[np.int64],
     pairs = torch.from_numpy(starts), torch.from_numpy(flat)
     attributed = AttributedItems(own, *pairs, attributes, deviation=deviation)
     model.item_embedding = attributed.to(own.weight.device)  # type: ignore[assignment]
+
+
+@contextmanager
+def computed_once(model: SASRec) -> Iterator[None]:
+    """For a step of learning, or a scoring, which looks at the items several times and changes nothing between."""
+    items: nn.Module = model.item_embedding
+    if isinstance(items, AttributedItems):
+        with items.kept():
+            yield
+    else:
+        yield
 
 
 def fold(model: SASRec) -> None:

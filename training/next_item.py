@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models.attributed import computed_once
 from models.sasrec import SASRec
 from models.sequence import PADDING, by_length, pad_flat
 from training import losses
@@ -76,6 +77,10 @@ class NextItem:
 
     def loss(self, batch: SampledBatch) -> Tensor:
         """Mean loss over the batch's targets, in nats."""
+        with computed_once(self._model):
+            return self._loss(batch)
+
+    def _loss(self, batch: SampledBatch) -> Tensor:
         matrix = self._model.item_matrix()
         present = batch.windows.targets != PADDING  # (batch, width)
         mask = torch.from_numpy(present).to(matrix.device)
@@ -123,7 +128,8 @@ class ModelScorer:
         self._model = model
 
     def __call__(self, histories: Sequences) -> NDArray[np.float32]:
-        return (self._encoded(histories) @ self._model.item_matrix().T).detach().float().cpu().numpy()
+        with torch.no_grad(), computed_once(self._model):
+            return (self._encoded(histories) @ self._model.item_matrix().T).float().cpu().numpy()
 
     def vectors(self, histories: Sequences) -> NDArray[np.float32]:
         """What the items are multiplied with: float32 (users, dim)."""

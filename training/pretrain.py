@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models.attributed import computed_once
 from models.s3rec import S3RecPretraining
 from models.sequence import by_length, pad_flat
 from training import objectives
@@ -192,6 +193,10 @@ class Pretrain:
 
     def loss(self, batch: PrefixBatch) -> Tensor:
         """Weighted sum of the objectives over the batch, in nats a sequence."""
+        with computed_once(self._model.encoder):
+            return self._loss(batch)
+
+    def _loss(self, batch: PrefixBatch) -> Tensor:
         config = self._config
         # A batch of nothing but first items has no segment; its loss of 0 needs a gradient all the same.
         total = 0.0 * self._model.mask.weight.sum()
@@ -267,6 +272,10 @@ class MaskedItemScorer:
     @torch.no_grad()
     def __call__(self, histories: Sequences) -> NDArray[np.float32]:
         self._model.eval()
+        with computed_once(self._model.encoder):
+            return self._scores(histories)
+
+    def _scores(self, histories: Sequences) -> NDArray[np.float32]:
         items = self._model.encoder.item_matrix()
         # One place more than the history has, for the mask: whatever item stands under it, nothing reads it.
         lengths = np.minimum(histories.lengths + 1, self._model.encoder.config.length)

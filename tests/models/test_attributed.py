@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.attributed import AttributedItems, attribute, fold
+from models.attributed import AttributedItems, attribute, computed_once, fold
 from models.sasrec import SASRec, SASRecConfig
 
 STARTS = np.array([0, 0, 2, 2, 3])  # item 1 has attributes 0 and 1, item 2 none, item 3 attribute 1
@@ -46,6 +46,18 @@ def test_padding_is_not_learned(model: SASRec, attributed: AttributedItems) -> N
     shared = attributed.attribute_embedding.weight.grad
     assert shared is not None
     assert shared.tolist() == [[1.0] * 4] * 2  # half of what came to item 1 each
+
+
+def test_computed_once_they_are_the_same_tensor_until_the_end(model: SASRec, attributed: AttributedItems) -> None:
+    with computed_once(model):
+        assert model.item_matrix() is model.item_matrix()
+        before = model.item_matrix().detach().clone()
+    with torch.no_grad():
+        attributed.own.weight += 1
+    torch.testing.assert_close(model.item_matrix(), before + 1)
+    fold(model)
+    with computed_once(model):  # nothing to compute
+        assert model.item_matrix() is model.item_embedding.weight
 
 
 def encoded(model: SASRec) -> Tensor:
