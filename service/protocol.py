@@ -9,6 +9,7 @@ import asyncio
 import logging
 import random
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
@@ -22,6 +23,7 @@ from service.requests import CONNECTION, MAX_BODY_BYTES
 logger = logging.getLogger(__name__)
 
 MAX_HEAD_BYTES = 65_536  # of the URL and the headers; the limits of other servers are 8 to 64 KiB
+_MAX_UNANSWERED = 100  # requests of one connection: a read of 256 KiB can bring 14,000
 _MAX_REQUEST_BYTES = 8 * MAX_BODY_BYTES  # a body sent in chunks of a byte takes six times as much, and trailers more
 
 _NOT_HTTP = Problem("malformed_http", "the bytes of the request are not HTTP/1.1; the connection is closed")
@@ -46,7 +48,7 @@ class Connection(HttpToolsProtocol):
         self._on_refused = on_refused
         self._received = 0  # bytes of a request that is not complete
         self._refusal = _NOT_HTTP
-        self._earlier: list[RequestResponseCycle] = []  # requests that are not the last, and may not be answered yet
+        self._earlier: deque[RequestResponseCycle] = deque()  # not the last, and perhaps not answered yet, in order
         self._always: tuple[list[tuple[bytes, bytes]] | None, bytes] = None, b""  # headers of all answers, as sent
         self._farewell = False  # whether they let the client go
 
@@ -83,10 +85,15 @@ class Connection(HttpToolsProtocol):
         offers_upgrade = self.parser.should_upgrade()
         if offers_upgrade and any(name in (b"content-length", b"transfer-encoding") for name, _ in self.headers):
             self._stop(_UPGRADE_WITH_BODY)
-        earlier = self.cycle
+        while self._earlier and self._earlier[0].response_complete:
+            self._earlier.popleft()
+        last = self.cycle
+        waiting = last is not None and not last.response_complete
+        if waiting and len(self._earlier) + 1 >= _MAX_UNANSWERED:
+            raise httptools.HttpParserError  # no problem is sent: the last answer says that it is the last
         super().on_headers_complete()
-        if earlier is not None and not earlier.response_complete:
-            self._earlier = [cycle for cycle in self._earlier if not cycle.response_complete] + [earlier]
+        if waiting:
+            self._earlier.append(last)
         if offers_upgrade:  # the offer is passed over, and the parser loses what follows it
             self.cycle.keep_alive = False
 

@@ -1,6 +1,7 @@
 """Connections of slow, endless and departed clients, over sockets."""
 
 import contextlib
+import re
 import socket
 import struct
 import time
@@ -170,6 +171,29 @@ def test_what_follows_a_request_and_is_not_http_is_not_taken_for_its_answer(clie
         connection.sendall(good + good + b"\x00\x01\x02\r\n\r\n")
         answer = rest(connection)
     assert answer.count(b"HTTP/1.1 ") == answer.count(b"HTTP/1.1 200 ") == 2
+
+
+@pytest.mark.parametrize(("sent", "answered"), [(100, 100), (101, 100)])
+def test_a_hundred_requests_may_wait_on_one_connection_and_no_more(
+    client: httpx.Client, sent: int, answered: int
+) -> None:
+    wires = [request("GET", "/healthz", b"", f"X-Request-ID: n{number}") for number in range(sent)]
+    wires[-1] = wires[-1].replace(b"Host", b"Connection: close\r\nHost")
+    with connected(client) as connection:
+        connection.sendall(b"".join(wires))
+        answer = rest(connection)
+    assert re.findall(rb"x-request-id: n(\d+)\r", answer) == [b"%d" % number for number in range(answered)]
+    assert answer.count(b"HTTP/1.1 200 ") == answered
+    assert answer.count(b"connection: close") == 1
+    assert b"connection: close" in answer.rpartition(b"HTTP/1.1 ")[2]
+
+
+def test_thousands_of_requests_at_once_hold_nobody_up(client: httpx.Client) -> None:
+    with connected(client) as connection:
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(b"GET / HTTP/1.1\r\n\r\n" * 14_000)
+        assert rest(connection).count(b"HTTP/1.1 ") <= 100
+    assert client.get("/healthz").status_code == 200
 
 
 def test_a_client_that_leaves_amid_many_requests_leaves_no_bug_behind(
