@@ -26,6 +26,8 @@ MAX_HEAD_BYTES = 65_536  # of the URL and the headers; the limits of other serve
 _MAX_UNANSWERED = 100  # requests of one connection: a read of 256 KiB can bring 14,000
 _MAX_REQUEST_BYTES = 8 * MAX_BODY_BYTES  # a body sent in chunks of a byte takes six times as much, and trailers more
 
+_NO_HEADERS: Any = deque(maxlen=0)  # keeps nothing: where trailers go, which must not pass for headers
+
 _NOT_HTTP = Problem("malformed_http", "the bytes of the request are not HTTP/1.1; the connection is closed")
 _HEAD_TOO_LARGE = Problem(
     "head_too_large", f"the URL and the headers are more than {MAX_HEAD_BYTES} bytes; send fewer or shorter ones"
@@ -55,8 +57,7 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.app_state = {**self.app_state, CONNECTION: self}
-        # A client that says nothing at all is idle, and not slow.
-        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+        self._stay_a_while()  # a client that says nothing at all is idle, and not slow
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.gone = True
@@ -70,17 +71,18 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         self._received += len(data)
         super().data_received(data)
-        cycle = self.cycle
-        if cycle is not None and cycle.scope is self.scope and not cycle.more_body:
-            self._received = 0
-        elif self.in_head:
+        if self.in_head:
             if self._received > 2 * MAX_HEAD_BYTES:  # the exact limit is that of a head that is complete
                 self.refuse(_HEAD_TOO_LARGE)
-        elif self._received > _MAX_REQUEST_BYTES:
-            self.refuse(_BODY_TOO_LARGE)
+        elif self.in_body:
+            if self._received > _MAX_REQUEST_BYTES:
+                self.refuse(_BODY_TOO_LARGE)
+        elif self.cycle is None or self.cycle.response_complete:  # an empty line, or what was left of a body
+            self._received = 0
+            self._stay_a_while()
 
     def on_headers_complete(self) -> None:
-        if self._received > MAX_HEAD_BYTES and self._head_bytes() > MAX_HEAD_BYTES:
+        if self._head_bytes() > MAX_HEAD_BYTES:
             self._stop(_HEAD_TOO_LARGE)
         offers_upgrade = self.parser.should_upgrade()
         if offers_upgrade and any(name in (b"content-length", b"transfer-encoding") for name, _ in self.headers):
@@ -92,12 +94,14 @@ class Connection(HttpToolsProtocol):
         if waiting and len(self._earlier) + 1 >= _MAX_UNANSWERED:
             raise httptools.HttpParserError  # no problem is sent: the last answer says that it is the last
         super().on_headers_complete()
+        self.headers = _NO_HEADERS  # the scope has its own
         if waiting:
             self._earlier.append(last)
         if offers_upgrade:  # the offer is passed over, and the parser loses what follows it
             self.cycle.keep_alive = False
 
     def on_message_complete(self) -> None:
+        self._received = 0
         super().on_message_complete()
         self.cycle.more_body = False  # uvicorn forgets this where the answer came first
 
@@ -131,9 +135,16 @@ class Connection(HttpToolsProtocol):
         cycle.on_response()
         return True
 
+    def _stay_a_while(self) -> None:
+        """Wait for a request as long as after an answer."""
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+
     def _head_bytes(self) -> int:
-        """Size of a head that is complete."""
-        return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+        """Size of a head that is complete, with the colon and the line end of each header."""
+        size = len(self.url) + 3 * len(self.headers)
+        for name, value in self.headers:  # a sum of a generator takes twice as long
+            size += len(name) + len(value)
+        return size
 
     @property
     def in_head(self) -> bool:
