@@ -84,6 +84,7 @@ def test_a_client_that_stops_in_the_middle_of_its_request_gets_a_408(hasty: http
         connection.sendall(part)
         assert refusal(rest(connection)) == (408, "too_slow")
     assert counted(hasty, 'recserve_requests_total{route="unparsed",status="408"}') == 1
+    assert hasty.get("/metrics").text.count("recserve_requests_total{") == 1  # and nowhere else
 
 
 @pytest.mark.parametrize("start", [HEAD + b"X-Endless: ", HEAD + b"Content-Length: 1000\r\n\r\n"])
