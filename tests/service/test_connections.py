@@ -6,7 +6,7 @@ import re
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -19,6 +19,7 @@ from service.metrics import Metrics
 from service.protocol import MAX_HEAD_BYTES
 from service.server import Server
 from service.settings import Settings
+from tests.service.sockets import connected, rest
 
 HEAD = b"POST /recommend HTTP/1.1\r\nHost: localhost\r\n"
 
@@ -28,25 +29,6 @@ def hasty(start_service: Callable[..., httpx.Client], make_bundle: Callable[...,
     """A service that waits for nobody longer than 0.3 s."""
     make_bundle("v1")
     return start_service(store_url, receive_s=0.3)
-
-
-@contextlib.contextmanager
-def connected(client: httpx.Client, *, buffer_bytes: int | None = None) -> Iterator[socket.socket]:
-    with socket.socket() as connection:
-        if buffer_bytes is not None:
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
-        connection.settimeout(20)
-        connection.connect((client.base_url.host, client.base_url.port or 80))
-        yield connection
-
-
-def rest(connection: socket.socket) -> bytes:
-    """Everything until the server hangs up."""
-    received = b""
-    with contextlib.suppress(ConnectionError):
-        while chunk := connection.recv(1 << 16):
-            received += chunk
-    return received
 
 
 def refusal(answer: bytes) -> tuple[int, str]:
