@@ -103,20 +103,20 @@ class KeyFolder:
 
     def stamp(self) -> tuple[int, ...] | None:
         """What differs whenever the keys have changed; None where no key was ever made."""
-        try:
-            files = [(self.folder / name).stat() for name in (FILE, SECRET)]
-        except FileNotFoundError:
-            if not (self.folder / FILE).exists():
-                return None
-            return ()
-        except OSError as error:
-            raise _unusable(self.folder, error) from error
-        return tuple(
-            number for file in files for number in (file.st_ino, file.st_size, file.st_mtime_ns, file.st_ctime_ns)
-        )
+        numbers: list[int] = []
+        for name in (FILE, SECRET):
+            try:
+                file = (self.folder / name).stat()
+            except FileNotFoundError:  # of one alone: there were keys, and nobody may call
+                numbers.append(0)
+            except OSError as error:
+                raise _unusable(self.folder, error) from error
+            else:
+                numbers += [file.st_ino, file.st_size, file.st_mtime_ns, file.st_ctime_ns]
+        return tuple(numbers) if any(numbers) else None
 
     def read(self) -> Keyring:
-        """The keys that are valid now; none where no key was ever made."""
+        """The keys that are valid now; none where there is no file of them."""
         path = self.folder / FILE
         try:
             text = path.read_bytes()
@@ -138,7 +138,6 @@ class KeyFolder:
         """Make a key. Gives what is kept, and the key itself, which is kept nowhere."""
         with self._locked():
             ring = self.read()
-            secret = ring.secret or self._new_secret()
             key_id = secrets.token_hex(6)
             key = f"rsk_{key_id}_{secrets.token_urlsafe(32)}"
             try:
@@ -152,6 +151,7 @@ class KeyFolder:
                 )
             except ValidationError as error:
                 raise KeyFileError(f"a key's name is 1 to 100 printable characters, not {name!r}") from error
+            secret = ring.secret or self._new_secret()  # not before: alone it closes a service without keys
             made = facts.model_copy(update={"hmac": facts.digest(secret, key.encode())})
             self._write([*ring.keys.values(), made])
         return made, key

@@ -3,12 +3,14 @@
 Observed where it happens, in routes and batches: a wrapper around every call would cost more than most calls do.
 """
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Self
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
+from starlette.requests import ClientDisconnect
 
 from service.errors import Problem
 
@@ -88,7 +90,7 @@ class Metrics:
 
 
 class Observation:
-    """One request: its time, and 200 or the status of the problem that ended it."""
+    """One request: its time, and 200 or the status of the problem that ended it. Nothing where nobody was answered."""
 
     __slots__ = ("_metrics", "_route", "_started")
 
@@ -103,5 +105,7 @@ class Observation:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if isinstance(error, ClientDisconnect | asyncio.CancelledError):
+            return
         status = 200 if error is None else error.status if isinstance(error, Problem) else 500
         self._metrics.answered(self._route, status, time.perf_counter() - self._started)

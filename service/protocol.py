@@ -9,6 +9,7 @@ import asyncio
 import logging
 import random
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
@@ -22,7 +23,10 @@ from service.requests import CONNECTION, MAX_BODY_BYTES
 logger = logging.getLogger(__name__)
 
 MAX_HEAD_BYTES = 65_536  # of the URL and the headers; the limits of other servers are 8 to 64 KiB
+_MAX_UNANSWERED = 100  # requests of one connection: a read of 256 KiB can bring 14,000
 _MAX_REQUEST_BYTES = 8 * MAX_BODY_BYTES  # a body sent in chunks of a byte takes six times as much, and trailers more
+
+_NO_HEADERS: Any = deque(maxlen=0)  # keeps nothing: where trailers go, which must not pass for headers
 
 _NOT_HTTP = Problem("malformed_http", "the bytes of the request are not HTTP/1.1; the connection is closed")
 _HEAD_TOO_LARGE = Problem(
@@ -46,15 +50,14 @@ class Connection(HttpToolsProtocol):
         self._on_refused = on_refused
         self._received = 0  # bytes of a request that is not complete
         self._refusal = _NOT_HTTP
-        self._earlier: list[RequestResponseCycle] = []  # requests that are not the last, and may not be answered yet
+        self._earlier: deque[RequestResponseCycle] = deque()  # not the last, and perhaps not answered yet, in order
         self._always: tuple[list[tuple[bytes, bytes]] | None, bytes] = None, b""  # headers of all answers, as sent
         self._farewell = False  # whether they let the client go
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.app_state = {**self.app_state, CONNECTION: self}
-        # A client that says nothing at all is idle, and not slow.
-        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+        self._stay_a_while()  # a client that says nothing at all is idle, and not slow
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.gone = True
@@ -68,29 +71,37 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         self._received += len(data)
         super().data_received(data)
-        cycle = self.cycle
-        if cycle is not None and cycle.scope is self.scope and not cycle.more_body:
-            self._received = 0
-        elif self.in_head:
+        if self.in_head:
             if self._received > 2 * MAX_HEAD_BYTES:  # the exact limit is that of a head that is complete
                 self.refuse(_HEAD_TOO_LARGE)
-        elif self._received > _MAX_REQUEST_BYTES:
-            self.refuse(_BODY_TOO_LARGE)
+        elif self.in_body:
+            if self._received > _MAX_REQUEST_BYTES:
+                self.refuse(_BODY_TOO_LARGE)
+        elif self.cycle is None or self.cycle.response_complete:  # an empty line, or what was left of a body
+            self._received = 0
+            self._stay_a_while()
 
     def on_headers_complete(self) -> None:
-        if self._received > MAX_HEAD_BYTES and self._head_bytes() > MAX_HEAD_BYTES:
+        if self._head_bytes() > MAX_HEAD_BYTES:
             self._stop(_HEAD_TOO_LARGE)
         offers_upgrade = self.parser.should_upgrade()
         if offers_upgrade and any(name in (b"content-length", b"transfer-encoding") for name, _ in self.headers):
             self._stop(_UPGRADE_WITH_BODY)
-        earlier = self.cycle
+        while self._earlier and self._earlier[0].response_complete:
+            self._earlier.popleft()
+        last = self.cycle
+        waiting = last is not None and not last.response_complete
+        if waiting and len(self._earlier) + 1 >= _MAX_UNANSWERED:
+            raise httptools.HttpParserError  # no problem is sent: the last answer says that it is the last
         super().on_headers_complete()
-        if earlier is not None and not earlier.response_complete:
-            self._earlier = [cycle for cycle in self._earlier if not cycle.response_complete] + [earlier]
+        self.headers = _NO_HEADERS  # the scope has its own
+        if waiting:
+            self._earlier.append(last)
         if offers_upgrade:  # the offer is passed over, and the parser loses what follows it
             self.cycle.keep_alive = False
 
     def on_message_complete(self) -> None:
+        self._received = 0
         super().on_message_complete()
         self.cycle.more_body = False  # uvicorn forgets this where the answer came first
 
@@ -124,9 +135,16 @@ class Connection(HttpToolsProtocol):
         cycle.on_response()
         return True
 
+    def _stay_a_while(self) -> None:
+        """Wait for a request as long as after an answer."""
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+
     def _head_bytes(self) -> int:
-        """Size of a head that is complete."""
-        return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+        """Size of a head that is complete, with the colon and the line end of each header."""
+        size = len(self.url) + 3 * len(self.headers)
+        for name, value in self.headers:  # a sum of a generator takes twice as long
+            size += len(name) + len(value)
+        return size
 
     @property
     def in_head(self) -> bool:

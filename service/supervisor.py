@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 LINE_BYTES = 1 << 24  # of a message between the two; a worker's counts are some tens of kilobytes
 _POLL_S = 1.0  # how old the counts of a worker that is killed can be
 _COLLECT_S = 1.0  # for all workers' counts; of one that is late the last known ones do
+_START_S = 120.0  # or twice what the first start took: then a worker that does not serve yet is replaced
 _STOP_S = 5.0  # beyond the drain, before a worker is killed
 _STEADY_S = 10.0  # a worker that lasted so long is replaced at once
 _PAUSES_S = (0.1, 0.5, 2.0, 10.0, 30.0)  # before the next start of one that did not, and again
@@ -63,12 +64,23 @@ class _Worker:
     number: int
     process: subprocess.Popen[bytes]
     writer: asyncio.StreamWriter
+    started_at: float = field(default_factory=time.monotonic)
     ready: bool = False
     reason: str = ""  # what it said of its failure
     counts: Snapshot = field(default_factory=list)
     ready_at: float = 0.0
     asked: dict[int, asyncio.Future[None]] = field(default_factory=dict)  # questions without an answer yet
     waiting_since: float = 0.0  # for an answer, if there is such a question
+
+    @property
+    def steady(self) -> bool:
+        return self.ready and time.monotonic() - self.ready_at > _STEADY_S
+
+    @property
+    def how(self) -> str:
+        """How its process ended."""
+        status = self.process.returncode
+        return f"by signal {-status}" if status < 0 else f"with status {status}"
 
     def send(self, message: dict[str, object]) -> None:
         self.writer.write(orjson.dumps(message) + b"\n")
@@ -93,6 +105,7 @@ class Supervisor:
         self._address = listener.getsockname()
         self._on_ready = on_ready
         self._announced = False
+        self._start_s = _START_S
         self._workers: dict[int, _Worker] = {}
         self._totals = Totals()
         self._number = 0  # of the last question
@@ -145,22 +158,23 @@ class Supervisor:
         """One worker after the other."""
         short = 0  # lives in a row
         while not self.stopping:
-            worker = await self._live(number)
-            del self._workers[number]
-            self._totals.retire(worker.counts)
-            status = worker.process.returncode
-            how = worker.reason or (f"by signal {-status}" if status < 0 else f"with status {status}")
+            ready = steady = False
+            try:
+                worker = await self._live(number)
+                reason, ready, steady = worker.reason, worker.ready, worker.steady
+                how = reason or worker.how
+            except OSError as error:  # no process or no file is to be had just now
+                reason = how = f"a worker could not be started: {error.strerror}"
             if self.stopping:
                 return
             if not self._announced:
-                self._failure = worker.reason or f"a worker ended {how} before it could serve"
+                self._failure = reason or f"a worker ended {how} before it could serve"
                 self.stop()
                 return
-            if not (worker.ready or any(other.ready for other in self._workers.values())):
+            if not (ready or any(other.ready for other in self._workers.values())):
                 logger.error("worker %d could not be replaced (%s) and no other serves; the service stops", number, how)
                 self.stop(1)
                 return
-            steady = worker.ready and time.monotonic() - worker.ready_at > _STEADY_S
             short = 0 if steady else short + 1
             pause_s = _PAUSES_S[min(short, len(_PAUSES_S)) - 1] if short else 0.0
             logger.error("worker %d ended (%s); the next one starts in %.1f s", number, how, pause_s)
@@ -169,7 +183,7 @@ class Supervisor:
                     await self._stopping.wait()
 
     async def _live(self, number: int) -> _Worker:
-        """Start a worker and listen to it until it has ended."""
+        """Start a worker and listen to it until it has ended. Raises OSError if none can be started."""
         process, connection = _start()
         reader, writer = await asyncio.open_unix_connection(sock=connection, limit=LINE_BYTES)
         worker = self._workers[number] = _Worker(number, process, writer)
@@ -183,18 +197,17 @@ class Supervisor:
                 stdin.flush()
         with contextlib.suppress(OSError):
             async for line in reader:
-                self._heard(worker, orjson.loads(line))
+                if line.endswith(b"\n"):  # or it was killed meanwhile
+                    self._heard(worker, orjson.loads(line))
         for answer in worker.asked.values():
             answer.cancel()
-        try:
-            await asyncio.to_thread(process.wait, _STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            await asyncio.to_thread(process.wait)
+        await _ended(process)
         writer.close()
         if stdin is not None:
             with contextlib.suppress(OSError):
                 stdin.close()
+        del self._workers[number]
+        self._totals.retire(worker.counts)
         return worker
 
     def _heard(self, worker: _Worker, message: dict[str, object]) -> None:
@@ -204,6 +217,7 @@ class Supervisor:
                 ready = sum(other.ready for other in self._workers.values())
                 if not self._announced and ready == self._settings.workers:
                     self._announced = True
+                    self._start_s = max(_START_S, 2 * (worker.ready_at - worker.started_at))
                     self._on_ready()
             case {"kind": "failed", "reason": str(reason)}:
                 worker.reason = reason
@@ -241,8 +255,11 @@ class Supervisor:
         """Keep the counts fresh, and replace a worker that does not answer."""
         while True:
             await asyncio.sleep(_POLL_S)
-            for worker in [one for one in self._workers.values() if one.ready]:
-                if worker.asked and time.monotonic() - worker.waiting_since > self._settings.stuck_s:
+            for worker in self._workers.values():
+                if not worker.ready:
+                    if self._announced and time.monotonic() - worker.started_at > self._start_s:
+                        worker.end(f"did not serve within {self._start_s:.0f} s of its start")
+                elif worker.asked and time.monotonic() - worker.waiting_since > self._settings.stuck_s:
                     worker.end(f"has not answered for {self._settings.stuck_s:g} s")
                 else:
                     self._ask(worker)
@@ -259,3 +276,12 @@ def _start() -> tuple[subprocess.Popen[bytes], socket.socket]:
             start_new_session=True,  # Ctrl-C in a terminal reaches the supervisor alone
         )
     return process, ours
+
+
+async def _ended(process: subprocess.Popen[bytes]) -> None:
+    """Wait for a process that has hung up, and kill it if it does not end. A thread for that may not be to be had."""
+    until = time.monotonic() + _STOP_S
+    while process.poll() is None:
+        if time.monotonic() > until:
+            process.kill()
+        await asyncio.sleep(0.01)

@@ -174,6 +174,22 @@ def test_a_damaged_file_of_keys_changes_nothing_and_one_that_is_gone_ends_all(
     eventually(lambda: status("recommend") == 200)
 
 
+def test_a_service_that_starts_without_its_file_of_keys_but_with_the_secret_answers_nobody(
+    start_service: Callable[..., httpx.Client], make_bundle: Callable[..., Path], store_url: str, folder: KeyFolder
+) -> None:
+    """As a worker does that is replaced after the file was deleted."""
+    make_bundle("v1")
+    _, key = folder.create("only", ["recommend"])
+    path = folder.folder / "keys.json"
+    whole = path.read_bytes()
+    path.unlink()
+    client = start_service(store_url)
+    assert client.post("/recommend", json={}).status_code == 401
+    assert client.get("/models").status_code == 401
+    path.write_bytes(whole)
+    eventually(lambda: client.post("/recommend", headers=as_holder(key), json={}).status_code == 200)
+
+
 def test_probes_and_documentation_need_no_key(client: httpx.Client) -> None:
     for path in ("/healthz", "/readyz", "/metrics", "/docs", "/openapi.json"):
         assert client.get(path).status_code == 200

@@ -1,18 +1,25 @@
 """Connections of slow, endless and departed clients, over sockets."""
 
+import asyncio
 import contextlib
+import re
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import orjson
 import pytest
+from starlette.types import Receive, Scope, Send
 
 from reliability.wire import request
+from service.metrics import Metrics
 from service.protocol import MAX_HEAD_BYTES
+from service.server import Server
+from service.settings import Settings
+from tests.service.sockets import connected, rest
 
 HEAD = b"POST /recommend HTTP/1.1\r\nHost: localhost\r\n"
 
@@ -22,25 +29,6 @@ def hasty(start_service: Callable[..., httpx.Client], make_bundle: Callable[...,
     """A service that waits for nobody longer than 0.3 s."""
     make_bundle("v1")
     return start_service(store_url, receive_s=0.3)
-
-
-@contextlib.contextmanager
-def connected(client: httpx.Client, *, buffer_bytes: int | None = None) -> Iterator[socket.socket]:
-    with socket.socket() as connection:
-        if buffer_bytes is not None:
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
-        connection.settimeout(20)
-        connection.connect((client.base_url.host, client.base_url.port or 80))
-        yield connection
-
-
-def rest(connection: socket.socket) -> bytes:
-    """Everything until the server hangs up."""
-    received = b""
-    with contextlib.suppress(ConnectionError):
-        while chunk := connection.recv(1 << 16):
-            received += chunk
-    return received
 
 
 def refusal(answer: bytes) -> tuple[int, str]:
@@ -78,6 +66,7 @@ def test_a_client_that_stops_in_the_middle_of_its_request_gets_a_408(hasty: http
         connection.sendall(part)
         assert refusal(rest(connection)) == (408, "too_slow")
     assert counted(hasty, 'recserve_requests_total{route="unparsed",status="408"}') == 1
+    assert hasty.get("/metrics").text.count("recserve_requests_total{") == 1  # and nowhere else
 
 
 @pytest.mark.parametrize("start", [HEAD + b"X-Endless: ", HEAD + b"Content-Length: 1000\r\n\r\n"])
@@ -120,6 +109,34 @@ def test_idle_connections_are_kept(hasty: httpx.Client) -> None:
             assert rest(connection).startswith(b"HTTP/1.1 200 ")
 
 
+@pytest.mark.anyio
+async def test_an_idle_connection_ends_whatever_made_it_idle() -> None:
+    async def early(scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers before it has read the body."""
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body"})
+
+    started = asyncio.Event()
+    server = Server(early, Settings(embedded=True), Metrics(), started.set)
+    server.config.timeout_keep_alive = 0.3  # type: ignore[assignment]
+    listener = socket.create_server(("127.0.0.1", 0))
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    await started.wait()
+    head = HEAD + b"Content-Length: 2\r\n\r\n"
+    for parts in ([], [b"\r\n"], [b"", b"\r\n\r\n"], [head, b"{}"], [head, b"{}", b"\r\n"], [head + b"{}", b"\r\n"]):
+        reader, writer = await asyncio.open_connection(*listener.getsockname())
+        for part in parts:
+            writer.write(part)
+            if part == head:
+                await reader.readuntil(b"\r\n\r\n")
+            await asyncio.sleep(0.05)
+        async with asyncio.timeout(5):
+            await reader.read()
+        writer.close()
+    server.stop()
+    await serving
+
+
 def test_a_connection_is_kept_whose_body_came_after_the_answer(hasty: httpx.Client) -> None:
     with connected(hasty) as connection:
         connection.sendall(b"POST /recommend?k=5 HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n")
@@ -134,7 +151,7 @@ def test_a_connection_is_kept_whose_body_came_after_the_answer(hasty: httpx.Clie
 def test_a_head_may_be_as_large_as_the_limit_and_no_larger(client: httpx.Client, pieces: int) -> None:
     path, header = "/recommend", ("Host", "localhost")
     names = ("Content-Length", "2", "Connection", "close", "X-Long", *header)
-    usual = len(path) + sum(map(len, names))
+    usual = len(path) + sum(map(len, names)) + 4 * 3  # a colon and a line end each
     for surplus, status in ((-1, 200), (0, 200), (1, 431)):
         wire = request("POST", path, b"{}", "Connection: close", f"X-Long: {'x' * (MAX_HEAD_BYTES - usual + surplus)}")
         with connected(client) as connection:
@@ -156,6 +173,23 @@ def test_an_endless_head_is_not_kept(client: httpx.Client, start: bytes) -> None
             connection.sendall(b"x" * (1 << 26))
 
 
+def test_a_large_head_behind_another_request_is_refused_and_the_request_answered(client: httpx.Client) -> None:
+    large = request("POST", "/recommend", b"{}", f"X-Long: {'x' * MAX_HEAD_BYTES}")
+    with connected(client) as connection:
+        connection.sendall(request("POST", "/recommend", b"{}") + large)
+        answer = rest(connection)
+    assert answer.count(b"HTTP/1.1 ") == answer.count(b"HTTP/1.1 200 ") == 1
+
+
+def test_a_request_counts_nothing_of_the_one_before_it(client: httpx.Client) -> None:
+    first, second = request("POST", "/recommend", b" " * 142_000 + b"{}"), request("GET", "/healthz", b"")
+    with connected(client) as connection:
+        connection.sendall(first + second[:30])
+        assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
+        connection.sendall(second[30:])
+        assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
+
+
 def test_an_endless_body_is_refused_and_not_read_to_its_end(client: httpx.Client) -> None:
     with connected(client) as connection:
         connection.sendall(HEAD + b"Content-Length: 99999999999\r\n\r\n")
@@ -170,6 +204,48 @@ def test_what_follows_a_request_and_is_not_http_is_not_taken_for_its_answer(clie
         connection.sendall(good + good + b"\x00\x01\x02\r\n\r\n")
         answer = rest(connection)
     assert answer.count(b"HTTP/1.1 ") == answer.count(b"HTTP/1.1 200 ") == 2
+
+
+def test_what_follows_a_body_is_no_header(client: httpx.Client) -> None:
+    chunked = HEAD + b"Transfer-Encoding: chunked\r\nX-Request-ID: head\r\n\r\n2\r\n{}\r\n0\r\n"
+    trailers = b"X-Timeout-Ms: bogus\r\nX-Request-ID: trailer\r\nExpect: 100-continue\r\n\r\n"
+    with connected(client) as connection:
+        connection.sendall(chunked + trailers + request("POST", "/recommend", b"{}", "Connection: close"))
+        first, second = rest(connection).split(b"HTTP/1.1 ")[1:]
+    assert first.startswith(b"200 ")
+    assert b"x-request-id: head\r\n" in first
+    assert second.startswith(b"200 ")
+    assert b"trailer" not in second
+
+
+def test_headers_count_with_what_stands_between_them(client: httpx.Client) -> None:
+    for fields, status in ((16_000, 200), (16_384, 431)):
+        with connected(client) as connection:
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nConnection: close\r\n" + b"a:\r\n" * fields + b"\r\n")
+            assert int(rest(connection).split()[1]) == status
+
+
+@pytest.mark.parametrize(("sent", "answered"), [(100, 100), (101, 100)])
+def test_a_hundred_requests_may_wait_on_one_connection_and_no_more(
+    client: httpx.Client, sent: int, answered: int
+) -> None:
+    wires = [request("GET", "/healthz", b"", f"X-Request-ID: n{number}") for number in range(sent)]
+    wires[-1] = wires[-1].replace(b"Host", b"Connection: close\r\nHost")
+    with connected(client) as connection:
+        connection.sendall(b"".join(wires))
+        answer = rest(connection)
+    assert re.findall(rb"x-request-id: n(\d+)\r", answer) == [b"%d" % number for number in range(answered)]
+    assert answer.count(b"HTTP/1.1 200 ") == answered
+    assert answer.count(b"connection: close") == 1
+    assert b"connection: close" in answer.rpartition(b"HTTP/1.1 ")[2]
+
+
+def test_thousands_of_requests_at_once_hold_nobody_up(client: httpx.Client) -> None:
+    with connected(client) as connection:
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(b"GET / HTTP/1.1\r\n\r\n" * 14_000)
+        assert rest(connection).count(b"HTTP/1.1 ") <= 100
+    assert client.get("/healthz").status_code == 200
 
 
 def test_a_client_that_leaves_amid_many_requests_leaves_no_bug_behind(

@@ -134,6 +134,32 @@ def test_a_folder_that_cannot_be_trusted_or_read_is_refused_in_a_sentence(folder
             folder.read()
 
 
+def test_whichever_file_is_left_says_that_there_was_a_key(folder: KeyFolder) -> None:
+    _, key = folder.create("shop", ["recommend"])
+    secret, keys = folder.folder / "secret", folder.folder / "keys.json"
+    whole = keys.read_bytes()
+    stamps = {folder.stamp()}
+    keys.unlink()
+    stamps.add(folder.stamp())
+    assert folder.read().keys == {}
+    keys.write_bytes(whole)
+    assert folder.read().find(key.encode())
+    kept = secret.rename(folder.folder / "kept")
+    stamps.add(folder.stamp())
+    assert None not in stamps
+    assert len(stamps) == 3
+    keys.unlink()
+    assert folder.stamp() is None
+    kept.rename(secret)
+    folder.create("another", ["recommend"])
+
+
+def test_a_key_that_is_not_made_changes_nothing(folder: KeyFolder) -> None:
+    with pytest.raises(KeyFileError, match="printable"):
+        folder.create("a\nb", ["admin"])
+    assert folder.stamp() is None
+
+
 def test_commands_that_run_at_once_all_count(folder: KeyFolder) -> None:
     script = (
         "import sys; from pathlib import Path; from service.keyfile import KeyFolder\n"

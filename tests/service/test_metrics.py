@@ -1,11 +1,15 @@
 """What /metrics counts, from the outside."""
 
+import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+
+from reliability.wire import request
 
 
 @pytest.fixture
@@ -35,6 +39,19 @@ def test_requests_are_counted_by_route_and_status(client: httpx.Client) -> None:
     assert found["recserve_requests_total recommend 400"] == 1
     assert found["recserve_request_seconds_count recommend"] == 4
     assert found["recserve_batch_size_sum"] == 2
+
+
+def test_a_request_whose_client_left_before_it_was_complete_is_none(client: httpx.Client) -> None:
+    address = client.base_url.host, client.base_url.port or 80
+    for path in ("/items", "/recommend"):
+        method = "PUT" if path == "/items" else "POST"
+        with socket.create_connection(address) as leaving:
+            leaving.sendall(request(method, path, b" " * 100)[:-99])
+            time.sleep(0.2)  # it has been asked for its body
+    time.sleep(0.2)
+    assert client.put("/items", json={"items": [{"item_id": "i1", "available": True}]}).status_code == 200
+    counted = {name: value for name, value in values(client).items() if name.startswith("recserve_requests_total")}
+    assert counted == {"recserve_requests_total items 200": 1}
 
 
 def test_events_are_counted_by_what_became_of_them(client: httpx.Client) -> None:

@@ -1,8 +1,10 @@
 """Several workers on one port, as processes: they share the load, are replaced, end together and count as one."""
 
+import asyncio
 import contextlib
 import os
 import re
+import resource
 import signal
 import socket
 import time
@@ -15,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from service.keyfile import KeyFolder
 from service.settings import Settings
-from service.supervisor import Assignment
+from service.supervisor import Assignment, Supervisor
 from tests.service.processes import Process, refused, serving
 
 WAIT_S = 20.0
@@ -37,8 +39,11 @@ def eventually(condition: Callable[[], bool]) -> None:
 
 
 def workers_of(service: Process) -> list[int]:
-    """Process ids of the children that are workers."""
-    pid = service.process.pid
+    return workers_below(service.process.pid)
+
+
+def workers_below(pid: int) -> list[int]:
+    """Process ids of a process's children that are workers."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [int(child) for child in children if b"service.worker" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
@@ -122,6 +127,73 @@ def test_a_worker_that_answers_no_more_is_replaced(
         os.kill(stuck, signal.SIGSTOP)
         eventually(lambda: not running(stuck) and len(workers_of(service)) == 2)
         assert any("has not answered for 2 s" in line["message"] for line in service.records())
+
+
+@pytest.mark.anyio
+async def test_a_replacement_that_hangs_in_its_start_is_replaced_too(
+    make_bundle: Callable[..., Path],
+    artifacts: Path,
+    store_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    make_bundle("v1")
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        ready = asyncio.Event()
+        settings = Settings(workers=2, artifacts=artifacts, redis=store_url, device="cpu")
+        supervisor = Supervisor(settings, store_url, listener, ready.set)
+        running_all = asyncio.create_task(supervisor.run())
+        async with asyncio.timeout(60):
+            await ready.wait()
+            before = workers_below(os.getpid())
+            os.kill(before[0], signal.SIGKILL)
+            await asyncio.to_thread(eventually, lambda: workers_below(os.getpid())[1:] not in ([], before[1:]))
+            os.kill(workers_below(os.getpid())[1], signal.SIGSTOP)
+            with monkeypatch.context() as impatient:
+                impatient.setattr(supervisor, "_start_s", 1.0)  # instead of two minutes
+                await asyncio.to_thread(eventually, lambda: "did not serve within 1 s" in caplog.text)
+            await asyncio.to_thread(eventually, lambda: len(workers_below(os.getpid())) == 2)
+            supervisor.stop()
+            await running_all
+    assert supervisor.status == 0
+
+
+def test_what_stands_in_the_way_of_a_replacement_leaves_the_others_alone(two: Process) -> None:
+    before = resource.prlimit(two.process.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(two.process.pid, resource.RLIMIT_NOFILE, (3, before[1]))  # no file to be had
+    os.kill(workers_of(two)[0], signal.SIGKILL)
+    eventually(lambda: any("could not be started" in line for line in two.lines))
+    assert len(workers_of(two)) == 1
+    resource.prlimit(two.process.pid, resource.RLIMIT_NOFILE, before)
+    eventually(lambda: len(workers_of(two)) == 2 and counted(two.url, "recserve_workers") == 2)
+    assert asked(two.url) == 200
+    assert two.stop() == 0
+
+
+_CUT_OFF = """
+import os, signal, sys
+if "service.worker" in sys.orig_argv:
+    def end(*_):
+        os.write(int(sys.orig_argv[-1]), b'{"kind":"counted","number":0,"healthy":tr')
+        os.kill(os.getpid(), signal.SIGKILL)
+    signal.signal(signal.SIGUSR2, end)
+"""
+
+
+def test_a_worker_that_is_killed_in_the_middle_of_a_line_is_replaced(
+    make_bundle: Callable[..., Path], artifacts: Path, store_url: str, tmp_path: Path
+) -> None:
+    make_bundle("v1")
+    (tmp_path / "sitecustomize.py").write_text(_CUT_OFF)
+    options = ("--workers", "2", "--artifacts", str(artifacts), "--redis", store_url)
+    with serving(*options, environment={"PYTHONPATH": str(tmp_path)}) as service:
+        before = workers_of(service)
+        os.kill(before[0], signal.SIGUSR2)
+        eventually(lambda: not running(before[0]) and len(workers_of(service)) == 2)
+        eventually(lambda: counted(service.url, "recserve_workers") == 2)
+        assert service.stop() == 0
 
 
 def test_a_promotion_at_one_worker_is_followed_by_the_other(two: Process, make_bundle: Callable[..., Path]) -> None:

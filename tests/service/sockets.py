@@ -1,0 +1,26 @@
+"""Clients of bytes, for tests of what happens on a connection."""
+
+import contextlib
+import socket
+from collections.abc import Iterator
+
+import httpx
+
+
+@contextlib.contextmanager
+def connected(client: httpx.Client, *, buffer_bytes: int | None = None) -> Iterator[socket.socket]:
+    with socket.socket() as connection:
+        if buffer_bytes is not None:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
+        connection.settimeout(20)
+        connection.connect((client.base_url.host, client.base_url.port or 80))
+        yield connection
+
+
+def rest(connection: socket.socket) -> bytes:
+    """Everything until the server hangs up."""
+    received = b""
+    with contextlib.suppress(ConnectionError):
+        while chunk := connection.recv(1 << 16):
+            received += chunk
+    return received
