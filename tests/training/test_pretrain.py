@@ -16,14 +16,14 @@ from rich.console import Console
 from models.s3rec import S3RecConfig, S3RecPretraining
 from models.zoo import build
 from training.attributes import Attributes, ItemAttributes, number_attributes
-from training.config import PretrainingConfig
+from training.config import PretrainingConfig, S3RecRunConfig
 from training.dataset import Sequences, build_dataset
 from training.fit import FitError, fit
 from training.interactions import interactions_from_frame
 from training.pretrain import MaskedItemScorer, Prefixes, Pretrain
 from training.run import Prepared
 from training.splits import Split, split_leave_one_out
-from training.train import _taught
+from training.train import _known
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -258,7 +258,8 @@ def test_the_columns_that_are_asked_for_teach_and_a_run_without_attributes_says_
 
     def taught(config: PretrainingConfig, attributes: Attributes | None) -> ItemAttributes | None:
         prepared = Prepared(None, None, None, attributes)  # type: ignore[arg-type] - nothing else is looked at
-        return _taught(config, prepared, Console(file=said, width=200))
+        run = S3RecRunConfig(model=S3RecConfig(), pretraining=config)
+        return _known(run, prepared, Console(file=said, width=200))
 
     attributes = Attributes(known, missing_items=0, unknown_items=0)
     every, one = (taught(PretrainingConfig(columns=columns), attributes) for columns in (None, ["b"]))
