@@ -60,7 +60,7 @@ async def running(settings: Settings, store_url: str, metrics: Metrics | None = 
     def on_load(engine: Engine) -> None:
         manifest = engine.bundle.manifest
         metrics.model_loaded(engine.version, manifest.model, engine.provider)
-        items.prepare(engine)  # of what has changed meanwhile
+        items.catch_up(engine)
         # A vocabulary has a million strings that live as long as the engine: no collection need look at them again.
         gc.unfreeze()
         gc.collect()

@@ -3,6 +3,9 @@
 In the bundle used, 12 items lie on a circle: after item i come i + 1, i + 2, ...; an item scores 12 less its steps.
 """
 
+import fcntl
+import logging
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -79,6 +82,29 @@ def test_what_was_said_outlives_a_restart_and_a_new_bundle(
         assert recommended(client, history=["i1"], filter={"eq": {"kind": "toy"}}) == ["i14"]
 
 
+def test_what_is_taken_back_during_a_promotion_is_as_the_new_bundle_says(
+    shop: httpx.Client, make_bundle: Callable[..., Path], artifacts: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    put(shop, {"item_id": "i2", "available": False}, {"item_id": "i3", "attributes": {"kind": "toy"}})
+    make_bundle("v2", attributes=COLUMNS, promote=False)
+    with (artifacts / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # which a promotion waits for when its engine has been told of all items
+        promotion = threading.Thread(target=lambda: shop.post("/models/v2/promote"))
+        promotion.start()
+        until = time.monotonic() + 10
+        while "loaded v2" not in caplog.text:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        put(shop, {"item_id": "i2"}, {"item_id": "i3"}, {"item_id": "i4", "available": False})
+    promotion.join()
+    assert shop.get("/readyz").json()["model_version"] == "v2"
+    assert recommended(shop, history=["i1"], k=3) == ["i2", "i3", "i5"]
+    assert recommended(shop, history=["i1"], filter={"eq": {"kind": "book"}}, k=1) == ["i3"]
+    put(shop, {"item_id": "i3", "available": False})  # it goes on being followed
+    assert recommended(shop, history=["i1"], k=2) == ["i2", "i5"]
+
+
 def test_other_processes_follow(shop: httpx.Client, start_service: Callable[..., httpx.Client], store_url: str) -> None:
     other = start_service(store_url)
     put(shop, {"item_id": "i2", "available": False})
@@ -153,23 +179,48 @@ async def test_changes_are_read_in_pages_and_each_once(store_url: str, monkeypat
     assert MAX_KEPT >= 1_000_000
 
 
+class Noted:
+    """Stands for an engine, and keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[dict[str, ItemState]] = []
+        self.catalogue = self
+
+    def change(self, states: dict[str, ItemState]) -> None:
+        self.told.append(states)
+
+
+@pytest.mark.anyio
+async def test_an_engine_that_starts_to_serve_is_told_once_of_every_change(store_url: str) -> None:
+    connection = Connection(store_url, read_timeout_s=1, write_timeout_s=1, max_connections=4)
+    serving: list[Any] = []
+    gone = ItemState(available=False)
+    async with LiveItems(ItemStore(connection), lambda: serving, poll_s=60) as live:
+        await live.put({"a": gone, "b": gone})
+        engine: Any = Noted()
+        live.prepare(engine)
+        await live.put({"a": ItemState(), "c": gone})
+        await live.put({"c": ItemState()})
+        serving.append(engine)
+        live.catch_up(engine)
+        await live.put({"d": gone})
+        live.catch_up(engine)
+    assert engine.told == [{"a": gone, "b": gone}, {"a": ItemState(), "c": gone}, {"c": ItemState()}, {"d": gone}]
+    await connection.aclose()
+
+
 @pytest.mark.anyio
 async def test_a_store_that_was_emptied_takes_its_states_with_it(store_url: str) -> None:
     connection = Connection(store_url, read_timeout_s=1, write_timeout_s=1, max_connections=4)
-    told: list[dict[str, ItemState]] = []
-
-    class Noted:
-        class catalogue:  # noqa: N801 - stands where an attribute is read
-            change = told.append
-
-    async with LiveItems(ItemStore(connection), lambda: [Noted()], poll_s=60) as live:  # type: ignore[list-item]
+    engine: Any = Noted()
+    async with LiveItems(ItemStore(connection), lambda: [engine], poll_s=60) as live:
         gone = ItemState(available=False)
         await live.put({"a": gone, "b": gone})
         await live.put({"c": gone})
         with redis.Redis.from_url(store_url) as server:
             server.flushall()
         await live.put({"b": gone})
-    assert told == [{"a": gone, "b": gone}, {"c": gone}, {"a": ItemState(), "c": ItemState()}]
+    assert engine.told == [{"a": gone, "b": gone}, {"c": gone}, {"a": ItemState(), "c": ItemState()}]
     await connection.aclose()
 
 
