@@ -87,6 +87,7 @@ def test_filters_choose_before_the_best_are_taken(
         ({"any": {"eq": {"kind": "a"}}}, "filter.any"),
         ({"all": [{"eq": {"kind": "a"}}, {"not": 3}]}, "filter.all.1.not"),
         ({"all": [{"eq": {"kind": "a"}}] * 256}, "filter"),
+        ({"all": [{"in": {"kind": ["a"] * 1000}}] * 6}, "filter"),
         ({"eq": {"colour": "red"}}, "filter"),
     ],
 )
@@ -109,6 +110,21 @@ def test_filters_of_the_deepest_and_of_the_most_parts_pass(shop: httpx.Client) -
     assert items(shop, history=["i1"], k=1, filter=nested) == [2]
     assert items(shop, history=["i1"], k=1, filter={"any": [leaf] * 255}) == [2]
     assert shop.post("/recommend", json={"filter": {"not": {"not": nested}}}).status_code == 422
+
+
+def test_filters_of_the_most_values_pass(shop: httpx.Client) -> None:
+    """A thousand in a list, and five thousand in all; each alone is a part of its own."""
+
+    def lists(*sizes: int) -> dict[str, Any]:
+        return {"any": [{"in": {"kind": ["film"] * size}} for size in sizes]}
+
+    for most in (lists(1000, 1000, 1000, 1000, 999), lists(*[1000] * 5), lists(*[1000] * 4, *[10] * 100)):
+        assert items(shop, history=["i1"], k=1, filter=most) == [2]
+    for more in (lists(*[1000] * 5, 1), lists(*[1000] * 4, *[10] * 99, 11), lists(1001)):
+        response = shop.post("/recommend", json={"filter": more})
+        assert (response.status_code, response.json()["code"]) == (422, "invalid_request")
+        assert "values" in response.json()["detail"]
+        assert len(response.content) < 1500
 
 
 def test_rankings_of_random_filters_equal_a_slow_search(
