@@ -3,6 +3,7 @@
 In the bundle used, 12 items lie on a circle: after item i come i + 1, i + 2, ...; an item scores 12 less its steps.
 """
 
+import asyncio
 import fcntl
 import logging
 import threading
@@ -18,6 +19,7 @@ import redis
 
 from service.attributes import ItemState
 from service.connection import Connection
+from service.engine import Engine, Ranking
 from service.items import MAX_KEPT, ItemStore, LiveItems, TooManyItems
 from tests.service.conftest import KillableStore
 
@@ -258,6 +260,45 @@ def test_similar_items_are_those_with_the_smallest_angle(
     assert len(similar(client, "i3")) == 10
 
 
+def test_more_calls_for_similar_items_than_may_wait_are_refused_and_hold_nothing_else_up(
+    start_service: Callable[..., httpx.Client],
+    make_bundle: Callable[..., Path],
+    store_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    go, find = threading.Event(), Engine.similar
+
+    def held(self: Engine, index: int, k: int) -> Ranking:
+        go.wait(20)
+        return find(self, index, k)
+
+    monkeypatch.setattr(Engine, "similar", held)
+    make_bundle("v1")
+    make_bundle("v2", promote=False)
+    client = start_service(store_url, max_waiting=8)
+
+    async def at_once() -> list[httpx.Response]:
+        async with httpx.AsyncClient(base_url=client.base_url, timeout=20) as own:
+            calls = [asyncio.create_task(own.get("/items/i1/similar")) for _ in range(40)]
+            until = time.monotonic() + 10
+            while sum(call.done() for call in calls) < 31:  # all but the one that is looked for and eight that wait
+                assert time.monotonic() < until
+                await asyncio.sleep(0.01)
+            await asyncio.to_thread(put, client, {"item_id": "i2", "available": False})
+            promoted = await own.post("/models/v2/promote")
+            assert promoted.status_code == 200
+            go.set()
+            return await asyncio.gather(*calls)
+
+    answers = asyncio.run(at_once())
+    served = [answer for answer in answers if answer.status_code == 200]
+    refused = [answer for answer in answers if answer.status_code == 503]
+    assert (len(served), len(refused)) == (9, 31)
+    assert {answer.json()["code"] for answer in refused} == {"overloaded"}
+    assert all(answer.headers["Retry-After"] for answer in refused)
+    assert {answer.json()["items"][0]["item_id"] for answer in served} == {"i3"}
+
+
 @pytest.mark.parametrize(
     ("path", "status", "code"),
     [
@@ -278,7 +319,6 @@ def test_a_wrong_call_for_similar_items_is_refused(client: httpx.Client, path: s
 def test_similar_items_equal_a_slow_search(make_bundle: Callable[..., Path]) -> None:
     from models.bundle import read_bundle
     from models.runtime import Runtime
-    from service.engine import Engine
 
     engine = Engine(Runtime(read_bundle(make_bundle("v1", items=40)), device="cpu", threads=1))
     vectors = np.random.default_rng(1).standard_normal((41, 40)).astype(np.float32)
