@@ -21,6 +21,8 @@ MAX_DEPTH = 16
 MAX_PARTS = 256
 MAX_VALUES = 1000  # of one `in`
 MAX_ALL_VALUES = 5000  # each is looked at on the event loop
+MAX_INTEGER = 2**53 - 1  # numbers are compared as floats, and to these a larger one may be another
+INEXACT = "is beyond 2^53 - 1, where numbers are no longer told apart: send large ids as text"
 
 Value = str | float | bool
 Mask = NDArray[np.bool_]
@@ -181,19 +183,19 @@ def _typed(raw: object, where: str, number: int | None = None) -> tuple[type, Va
         return bool, raw
     if not isinstance(raw, (int, float)):
         raise FilterError(_place(where, number), raw, "must be a string, a number, true or false")
+    if abs(raw) > MAX_INTEGER:  # of integers beyond 2^64 the parser makes floats
+        raise FilterError(_place(where, number), raw, INEXACT)
     return float, _number(raw, where, number)
 
 
 def _number(raw: object, where: str, number: int | None = None) -> float:
     if isinstance(raw, bool) or not isinstance(raw, (int, float)):
         raise FilterError(_place(where, number), raw, "must be a number")
-    try:
-        found = float(raw)
-    except OverflowError:
-        found = math.inf
-    if not math.isfinite(found):
+    if isinstance(raw, int) and abs(raw) > MAX_INTEGER:
+        raise FilterError(_place(where, number), raw, INEXACT)
+    if not math.isfinite(raw):
         raise FilterError(_place(where, number), raw, "must be a finite number")
-    return found
+    return float(raw)
 
 
 def _place(where: str, number: int | None) -> str:

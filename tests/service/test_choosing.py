@@ -82,6 +82,11 @@ def test_filters_choose_before_the_best_are_taken(
         ({"in": {"kind": ["a", {}]}}, "filter.in.kind.1"),
         ({"lt": {"year": "1990"}}, "filter.lt.year"),
         ({"lt": {"year": True}}, "filter.lt.year"),
+        ({"lt": {"year": 2**53}}, "filter.lt.year"),
+        ({"gte": {"year": -(2**53)}}, "filter.gte.year"),
+        ({"eq": {"year": 2**53}}, "filter.eq.year"),
+        ({"in": {"year": [1990, -(2**53)]}}, "filter.in.year.1"),
+        ({"eq": {"year": 2**64}}, "filter.eq.year"),  # which is read as a float
         ({"lt": {"year": 10**400}}, "filter.lt.year"),
         ({"all": []}, "filter.all"),
         ({"any": {"eq": {"kind": "a"}}}, "filter.any"),
@@ -165,6 +170,23 @@ def test_true_is_not_one_whichever_is_asked_first(
     client = start_service(store_url)
     for flag, expected in ((True, [1, 5, 9]), (1, [2, 6, 10]), (0, [4, 8, 12]), (False, [3, 7, 11])):
         assert items(client, k=12, filter={"eq": {"flag": flag}}) == expected
+
+
+def test_integers_are_compared_exactly_or_not_at_all(
+    start_service: Callable[..., httpx.Client], make_bundle: Callable[..., Path], store_url: str
+) -> None:
+    """From 2^53 on two of them may be one float: nothing smaller equals what a bundle has of these."""
+    most = 2**53 - 1
+    make_bundle("v1", attributes={"number": [None, most, most + 1, most + 2, -most, -most - 1, *[None] * 7]})
+    client = start_service(store_url)
+    assert items(client, filter={"eq": {"number": most}}) == [1]
+    assert items(client, filter={"in": {"number": [-most, most - 1]}}) == [4]
+    assert items(client, filter={"gt": {"number": most}}) == [2, 3]
+    assert items(client, filter={"lte": {"number": -most}}) == [4, 5]
+    assert items(client, filter={"lt": {"number": 1e300}}) == [1, 2, 3, 4, 5]
+    refused = client.post("/recommend", json={"filter": {"eq": {"number": most + 2}}}).json()
+    assert refused["errors"][0]["value"] == str(most + 2)
+    assert "send large ids as text" in refused["detail"]
 
 
 def test_candidates_are_all_that_is_ranked(shop: httpx.Client) -> None:

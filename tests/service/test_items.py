@@ -5,6 +5,7 @@ In the bundle used, 12 items lie on a circle: after item i come i + 1, i + 2, ..
 
 import asyncio
 import fcntl
+import json
 import logging
 import threading
 import time
@@ -142,6 +143,17 @@ def test_an_attribute_is_a_value_or_a_list_of_them(shop: httpx.Client, value: ob
     response = shop.put("/items", json={"items": [{"item_id": "i1", "attributes": {"a": value}}]})
     assert response.status_code == 422
     assert response.json()["errors"][0]["field"].startswith("items.0.attributes.a")
+
+
+@pytest.mark.parametrize("value", [2**53, -(2**53), [1, 2**60]])
+def test_an_integer_that_filters_could_take_for_another_is_refused(shop: httpx.Client, value: object) -> None:
+    response = shop.put("/items", json={"items": [{"item_id": "i1", "attributes": {"a": value}}]})
+    (error,) = response.json()["errors"]
+    assert (response.status_code, error["field"]) == (422, "items.0.attributes.a")
+    assert error["value"] == json.dumps(value, separators=(",", ":"))
+    assert "send large ids as text" in error["detail"]
+    put(shop, {"item_id": "i1", "attributes": {"a": [2**53 - 1, 1e300, True]}}, {"item_id": "i2", "attributes": {}})
+    assert recommended(shop, filter={"eq": {"a": 2**53 - 1}}) == ["i1"]
 
 
 def test_as_many_items_as_the_contract_says_and_no_more(shop: httpx.Client) -> None:
