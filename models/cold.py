@@ -78,6 +78,8 @@ class Placing:
         known = len(self._items) - 1
         total, weights = np.zeros(self._items.shape[1]), 0.0
         for name, entry in attributes.items():
+            if name not in self._columns:  # nor is anything kept of it: names are whatever anybody puts
+                continue
             for key in keys_of(entry):
                 owners = self._column(name).owners(key)
                 if owners is not None and self._weights[owners].any():
@@ -102,7 +104,7 @@ class Placing:
 
     def _column(self, name: str) -> "_Column":
         if name not in self._arranged:
-            self._arranged[name] = _Column(self._columns.get(name, ()), MOST * (len(self._items) - 1))
+            self._arranged[name] = _Column(self._columns[name], MOST * (len(self._items) - 1))
         return self._arranged[name]
 
     def _mean(self, key: tuple[str, Key], owners: NDArray[np.int32]) -> NDArray[np.float64]:

@@ -46,6 +46,7 @@ from service.slot import Slot
 logger = logging.getLogger(__name__)
 
 _ASIDE = 4  # requests with filters, candidates or explanations that are ranked together
+_ALIKE = 100  # calls for similar items that wait: among a million, each takes a tenth of a second
 
 
 @asynccontextmanager
@@ -60,7 +61,7 @@ async def running(settings: Settings, store_url: str, metrics: Metrics | None = 
     def on_load(engine: Engine) -> None:
         manifest = engine.bundle.manifest
         metrics.model_loaded(engine.version, manifest.model, engine.provider)
-        items.prepare(engine)  # of what has changed meanwhile
+        items.catch_up(engine)
         # A vocabulary has a million strings that live as long as the engine: no collection need look at them again.
         gc.unfreeze()
         gc.collect()
@@ -120,8 +121,16 @@ async def running(settings: Settings, store_url: str, metrics: Metrics | None = 
             on_abandoned=metrics.abandoned.inc,
         )
         await stack.enter_async_context(aside)
+        similar = Batcher(
+            recommender.similar,
+            max_batch=1,
+            max_waiting=min(_ALIKE, settings.max_waiting),
+            stuck_s=settings.stuck_s,
+        )
+        await stack.enter_async_context(similar)
+        batchers = batcher, aside, similar
         metrics.batcher_started(
-            lambda: batcher.waiting + aside.waiting, lambda: batcher.alive and aside.alive and scoring.alive
+            lambda: sum(one.waiting for one in batchers), lambda: scoring.alive and all(one.alive for one in batchers)
         )
         meetings = Meetings(store, item_store, items, lambda: slot.engine)
         if settings.cold_share:
@@ -137,7 +146,7 @@ async def running(settings: Settings, store_url: str, metrics: Metrics | None = 
         limits = Limits(store.connection, workers=settings.workers)
         keys = await stack.enter_async_context(Keys(settings, on_change=limits.keep))
         erasure = Erasure(store.connection, log_length=store.settings.log_max_events)
-        services = Services(keys, limits, slot, batcher, aside, intake, items, store, erasure, metrics)
+        services = Services(keys, limits, slot, batcher, aside, similar, intake, items, store, erasure, metrics)
         yield HotRoutes(create_app(services), services)
 
 

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 _SWEEP_S = 0.01  # between looks for calls that nobody waits for; one for each refusal would cost more than refusing
 _SMOOTHING = 0.2  # weight of the last batch in what is known of how long one takes
 _SPREADS = 2.0  # beyond the mean that a call is expected to take at most
+_OUTLIER = 4.0  # times the mean that a batch counts for at most: one that was held up says little of the next
 
 
 class Overloaded(Exception):  # noqa: N818 - a condition, as in 503
@@ -154,11 +155,17 @@ class Batcher(Generic[Call, Answer]):
                 self._busy_since = began = time.monotonic()
                 await self._answer(batch)
                 self._busy_since = None
-                spent_s = (time.monotonic() - began) / len(batch)
-                off_s = spent_s - self._call_s
-                self._spread_s += (abs(off_s) - self._spread_s) * _SMOOTHING if self._call_s else 0.0
-                self._call_s += off_s * (_SMOOTHING if self._call_s else 1.0)
+                self._learn((time.monotonic() - began) / len(batch))
                 await asyncio.sleep(0)  # a batch that was run without waiting has kept everything else waiting
+
+    def _learn(self, spent_s: float) -> None:
+        """Take the time of a batch, for each of its calls, into what is known of the next."""
+        if not self._call_s:
+            self._call_s = spent_s
+            return
+        off_s = min(spent_s, _OUTLIER * self._call_s) - self._call_s
+        self._spread_s += (abs(off_s) - self._spread_s) * _SMOOTHING
+        self._call_s += off_s * _SMOOTHING
 
     def _wanted(self, entry: _Entry[Call, Answer]) -> bool:
         """Whether anybody still waits for an answer."""
@@ -194,10 +201,10 @@ class Batcher(Generic[Call, Answer]):
         size = 0
         while size < min(len(left), self._max_batch) and left[size] >= call_s * (size + 1):
             size += 1
-        # Were none taken at all, nobody would ever find out that a call takes less by now.
-        least = call_s * size if size else left[0] if left else 0.0
+        if not size:  # one is tried, or nobody would ever find out that a call takes less by now
+            live.sort(key=lambda entry: entry.until, reverse=True)
         for entry in live:
-            if entry.until - now < least:
+            if entry.until - now < call_s * size:
                 _refuse([entry.future], Expired("the answer would come after the last moment"))
         self._waiting = deque(entry for entry in live if not entry.future.done())
         return max(1, size)

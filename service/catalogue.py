@@ -1,6 +1,7 @@
 """Which items a query may get: those of its filter and candidates that are available now.
 
-What a filter chooses is kept until an item changes, so that a shop with a dozen filters evaluates each once.
+What a filter chooses is kept until an item changes, so that a shop with a dozen filters evaluates each once. Nobody but
+who asks for it waits while one is evaluated: plain requests are ranked on the event loop.
 """
 
 import threading
@@ -39,6 +40,7 @@ class Catalogue:
         self._here: Selection | None = None  # those that are available, if some are not
         self._kept: OrderedDict[Filter, Selection] = OrderedDict()
         self._bytes = 0  # of these
+        self._changes = 0
         self._lock = threading.Lock()
 
     def change(self, states: Mapping[str, ItemState]) -> None:
@@ -47,41 +49,52 @@ class Catalogue:
         known = {self._index_of[item]: state for item, state in states.items() if item in self._index_of}
         if not known:
             return
-        self.attributes.change({row: state.attributes for row, state in known.items()})
         with self._lock:
+            self.attributes.change({row: state.attributes for row, state in known.items()})
+            available = self._available.copy()
             for row, state in known.items():
-                self._available[row] = state.available
-            self.unavailable = int(np.count_nonzero(~self._available[1:]))
-            self._here = None
+                available[row] = state.available
+            self._available = available
+            self.unavailable = int(np.count_nonzero(~available[1:]))
+            self._here = Selection.of(available, self._items) if self.unavailable else None
             self._kept.clear()
             self._bytes = 0
+            self._changes += 1  # at the end, or what is evaluated meanwhile would pass for one state
 
     def selection(self, wanted: Filter | None, candidates: NDArray[np.int64] | None = None) -> Selection | None:
         """What a filter and candidates leave of the available items; None for the whole catalogue.
 
         Raises filters.UnknownAttribute.
         """
-        if candidates is not None:
-            mask = np.zeros(len(self._available), np.bool_)
-            mask[candidates] = True
-            mask &= self._available
-            if wanted is not None:
-                mask &= wanted.mask(self.attributes)
-            return Selection.gathered(np.flatnonzero(mask), self._items)
+        if wanted is None:
+            return self._here if candidates is None else self._chosen(None, candidates)
+        keep = candidates is None and wanted.size <= _KEPT_SIZE  # others are for one request, more likely than not
         with self._lock:
-            if wanted is None:
-                if self._here is None and self.unavailable:
-                    self._here = Selection.of(self._available, self._items)
-                return self._here
-            if wanted in self._kept:
+            changes = self._changes
+            if keep and wanted in self._kept:
                 self._kept.move_to_end(wanted)
                 return self._kept[wanted]
-            found = Selection.of(self._available & wanted.mask(self.attributes), self._items)
-            if wanted.size > _KEPT_SIZE:  # made for one request, more likely than not
-                return found
-            self._kept[wanted] = found
-            self._bytes += found.nbytes
-            while len(self._kept) > 1 and (self._bytes > _KEPT_BYTES or len(self._kept) > _KEPT):
-                _, oldest = self._kept.popitem(last=False)
-                self._bytes -= oldest.nbytes
-            return found
+        found = self._chosen(wanted, candidates)
+        with self._lock:
+            if self._changes != changes:  # it may be of both states
+                found = self._chosen(wanted, candidates)
+            if keep and wanted not in self._kept:
+                self._keep(wanted, found)
+        return found
+
+    def _chosen(self, wanted: Filter | None, candidates: NDArray[np.int64] | None) -> Selection:
+        mask = self._available  # replaced by a change, and never written to
+        if wanted is not None:
+            mask = mask & wanted.mask(self.attributes)
+        if candidates is None:
+            return Selection.of(mask, self._items)
+        among = np.zeros(len(mask), np.bool_)
+        among[candidates] = True
+        return Selection.gathered(np.flatnonzero(among & mask), self._items)
+
+    def _keep(self, wanted: Filter, found: Selection) -> None:
+        self._kept[wanted] = found
+        self._bytes += found.nbytes
+        while len(self._kept) > 1 and (self._bytes > _KEPT_BYTES or len(self._kept) > _KEPT):
+            _, oldest = self._kept.popitem(last=False)
+            self._bytes -= oldest.nbytes

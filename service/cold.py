@@ -83,6 +83,11 @@ class ColdChoice:
         order = np.argsort(-scores, kind="stable")[:k]
         return list(zip(rows[order].tolist(), scores[order].tolist(), strict=True))
 
+    def first(self, k: int) -> list[int]:
+        """Rows of the tail in the order of ids, at most k: where there is nothing to score them by."""
+        rows: list[int] = np.flatnonzero(self.eligible)[:k].tolist()
+        return rows
+
 
 class ColdItems:
     """The cold items of one bundle as they are now. Safe for threads.

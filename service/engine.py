@@ -157,7 +157,7 @@ class Engine:
 
     def popular(self, query: Query) -> Ranking:
         """What a query gets without a usable history: the most popular items, ties in item order, with how popular
-        they are for a score."""
+        they are for a score; where these do not suffice, cold ones in the order of their ids."""
         excluded, among, order = query.excluded, query.among, self._by_popularity
         size = query.k + len(excluded)
         if among is not None and len(among) * _RARE < len(order):  # they would be found late in the order of all
@@ -170,7 +170,11 @@ class Engine:
                 chosen = chosen[among.holds(chosen)]
             if len(chosen) >= query.k or size >= len(order):
                 chosen = chosen[: query.k]
-                return Ranking(chosen.tolist(), self.bundle.popularity[chosen].tolist())
+                cold = [] if query.cold is None else query.cold.first(query.k - len(chosen))
+                return Ranking(
+                    chosen.tolist() + [-row for row in cold],
+                    self.bundle.popularity[chosen].tolist() + [0.0] * len(cold),
+                )
             size *= 8
 
     def explain(self, queries: Sequence[Query], rankings: Sequence[Ranking]) -> list[list[list[Reason]]]:

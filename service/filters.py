@@ -20,6 +20,9 @@ from service.errors import shorten
 MAX_DEPTH = 16
 MAX_PARTS = 256
 MAX_VALUES = 1000  # of one `in`
+MAX_ALL_VALUES = 5000  # each is looked at on the event loop
+MAX_INTEGER = 2**53 - 1  # numbers are compared as floats, and to these a larger one may be another
+INEXACT = "is beyond 2^53 - 1, where numbers are no longer told apart: send large ids as text"
 
 Value = str | float | bool
 Mask = NDArray[np.bool_]
@@ -135,6 +138,7 @@ def parse(expression: object) -> Filter:
 class _Parser:
     def __init__(self) -> None:
         self._parts = 0
+        self._values = 0
 
     def part(self, raw: object, where: str, depth: int) -> Filter:
         self._parts += 1
@@ -165,24 +169,35 @@ class _Parser:
             return Among(name, (_typed(wanted, inside),))
         if not isinstance(wanted, list) or not 1 <= len(wanted) <= MAX_VALUES:
             raise FilterError(inside, wanted, f"must be a list of 1 to {MAX_VALUES} values")
-        return Among(name, tuple(_typed(one, f"{inside}.{number}") for number, one in enumerate(wanted)))
+        self._values += len(wanted)
+        if self._values > MAX_ALL_VALUES:
+            raise FilterError("filter", wanted, f"has more than {MAX_ALL_VALUES} values in all its lists")
+        return Among(name, tuple(_typed(one, inside, number) for number, one in enumerate(wanted)))
 
 
-def _typed(raw: object, where: str) -> tuple[type, Value]:
-    if isinstance(raw, bool | str):
-        return type(raw), raw
-    if isinstance(raw, int | float):
-        return float, _number(raw, where)
-    raise FilterError(where, raw, "must be a string, a number, true or false")
+def _typed(raw: object, where: str, number: int | None = None) -> tuple[type, Value]:
+    """A value with its type. number: its place in a list."""
+    if isinstance(raw, str):
+        return str, raw
+    if isinstance(raw, bool):
+        return bool, raw
+    if not isinstance(raw, (int, float)):
+        raise FilterError(_place(where, number), raw, "must be a string, a number, true or false")
+    if abs(raw) > MAX_INTEGER:  # of integers beyond 2^64 the parser makes floats
+        raise FilterError(_place(where, number), raw, INEXACT)
+    return float, _number(raw, where, number)
 
 
-def _number(raw: object, where: str) -> float:
-    if isinstance(raw, bool) or not isinstance(raw, int | float):
-        raise FilterError(where, raw, "must be a number")
-    try:
-        number = float(raw)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise FilterError(where, raw, "must be a finite number")
-    return number
+def _number(raw: object, where: str, number: int | None = None) -> float:
+    if isinstance(raw, bool) or not isinstance(raw, (int, float)):
+        raise FilterError(_place(where, number), raw, "must be a number")
+    if isinstance(raw, int) and abs(raw) > MAX_INTEGER:
+        raise FilterError(_place(where, number), raw, INEXACT)
+    if not math.isfinite(raw):
+        raise FilterError(_place(where, number), raw, "must be a finite number")
+    return float(raw)
+
+
+def _place(where: str, number: int | None) -> str:
+    """Made only for what is refused: for each of some thousand values it would take longer than all else."""
+    return where if number is None else f"{where}.{number}"

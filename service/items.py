@@ -8,7 +8,9 @@ since it last looked; while the store is away, what it knows stands.
 import asyncio
 import contextlib
 import logging
+import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -102,8 +104,9 @@ class LiveItems:
         self._poll_s = poll_s
         self._states: dict[str, ItemState] = {}
         self._version = 0
-        self._changes = 0  # how often they have been others
-        self._told: tuple[weakref.ref[Engine], int] | None = None  # which engine was told last, and of which of these
+        # What engines that are made ready have still to be told; those that will never serve go by themselves.
+        self._untold: weakref.WeakKeyDictionary[Engine, deque[Mapping[str, ItemState]]] = weakref.WeakKeyDictionary()
+        self._noting = threading.Lock()
         self._blind = False  # the last look found no store
         self._reading = asyncio.Lock()
         self._watcher: asyncio.Task[None] | None = None
@@ -122,14 +125,16 @@ class LiveItems:
                 await self._watcher
 
     def prepare(self, engine: Engine) -> None:
-        """Tell an engine that starts to serve, or will, all that is known; again only if that has changed since.
+        """Tell an engine that will serve all that is known, on whatever thread; what changes from here on is noted."""
+        with self._noting:
+            untold = self._untold[engine] = deque([dict(self._states)])
+        _tell(engine, untold)
 
-        Safe for threads.
-        """
-        changes = self._changes
-        if self._told is None or self._told[0]() is not engine or self._told[1] != changes:
-            engine.catalogue.change(dict(self._states))
-            self._told = weakref.ref(engine), changes
+    def catch_up(self, engine: Engine) -> None:
+        """Tell an engine that starts to serve what has changed since it was prepared, and note no more for it."""
+        with self._noting:
+            untold = self._untold.pop(engine, deque())
+        _tell(engine, untold)
 
     def wanted(self, item: str) -> bool:
         """Whether more contexts of an item would be kept."""
@@ -168,12 +173,14 @@ class LiveItems:
         states = {item: state for item, state in states.items() if self._states.get(item, AS_IN_BUNDLE) != state}
         if not states:
             return
-        for item, state in states.items():
-            self._states.pop(item, None)  # what was said last comes last
-            if state != AS_IN_BUNDLE:
-                self._states[item] = state
-        self._changes += 1  # afterwards, or `prepare` on its thread could take older states for these
-        for engine in list(self._engines()):  # one that starts to serve from here on is told by `prepare`
+        with self._noting:
+            for item, state in states.items():
+                self._states.pop(item, None)  # what was said last comes last
+                if state != AS_IN_BUNDLE:
+                    self._states[item] = state
+            for untold in self._untold.values():
+                untold.append(states)
+        for engine in list(self._engines()):  # one that starts to serve from here on is told by `catch_up`
             await asyncio.to_thread(engine.catalogue.change, states)
 
     async def _look(self) -> None:
@@ -193,6 +200,11 @@ class LiveItems:
                 await self._look()
             except Exception:  # a watcher that dies would leave every later change unnoticed
                 logger.exception("following the states of items failed")
+
+
+def _tell(engine: Engine, untold: deque[Mapping[str, ItemState]]) -> None:
+    while untold:
+        engine.catalogue.change(untold.popleft())
 
 
 def _packed(state: ItemState) -> bytes:

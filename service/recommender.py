@@ -55,6 +55,15 @@ class Wish:
 
 
 @dataclass(frozen=True, slots=True)
+class Likeness:
+    """The k items most like one, asked of an engine by the index of the item."""
+
+    engine: Engine
+    index: int
+    k: int
+
+
+@dataclass(frozen=True, slots=True)
 class Recommendation:
     """Items best first, by which model, and how they came about.
 
@@ -112,6 +121,11 @@ class Recommender:
         degraded = sum(isinstance(answer, Recommendation) and answer.degraded for answer in answers)
         self._metrics.degraded_store.inc(degraded)
         return answers
+
+    async def similar(self, asked: Sequence[Likeness]) -> list[Ranking]:
+        """What lies nearest each of some items."""
+        loop = asyncio.get_running_loop()
+        return [await loop.run_in_executor(self._executor, one.engine.similar, one.index, one.k) for one in asked]
 
     async def _by_one(self, engine: Engine, wishes: Sequence[Wish], stored: "_Stored | None") -> list[Answer]:
         """Answers of one engine."""

@@ -16,9 +16,9 @@ from models.registry import Registry, RegistryError
 from service import metrics as prometheus
 from service.attributes import ItemState
 from service.auth import Keys
-from service.batcher import Batcher
+from service.batcher import Batcher, Closed, Overloaded
 from service.connection import StoreUnavailable
-from service.engine import EngineError
+from service.engine import EngineError, Ranking
 from service.erasure import Erasure
 from service.errors import Problem, invalid, shorten, unavailable
 from service.intake import Intake
@@ -26,7 +26,7 @@ from service.items import LiveItems, TooManyItems
 from service.keyfile import Scope
 from service.limits import Limits
 from service.metrics import Metrics
-from service.recommender import Recommendation, Wish
+from service.recommender import Likeness, Recommendation, Wish
 from service.requests import headers_of, parse_json, read_body, refuse_body
 from service.schemas import (
     MAX_K,
@@ -37,6 +37,7 @@ from service.schemas import (
     RecommendResponse,
     SimilarResponse,
 )
+from service.scoring import ScoringStopped
 from service.sequences import SequenceStore
 from service.slot import Promoted, Slot
 
@@ -58,6 +59,7 @@ class Services:
     slot: Slot
     batcher: Batcher[Wish, Recommendation]
     aside: Batcher[Wish, Recommendation]  # for wishes that are not plain
+    similar: Batcher[Likeness, Ranking]
     intake: Intake
     items: LiveItems
     store: SequenceStore
@@ -174,7 +176,14 @@ async def similar(item_id: str, request: Request, k: str = "10") -> Response:
         index = engine.bundle.index_of.get(item_id)
         if index is None:
             raise Problem("item_not_found", f"{engine.version} does not know the item {shorten(item_id)}")
-        found = await asyncio.to_thread(engine.similar, index, int(k))
+        try:
+            found = await services.similar.submit(Likeness(engine, index, int(k)))
+        except Overloaded as error:
+            raise unavailable("overloaded", f"{error}; come back later") from error
+        except Closed as error:
+            raise unavailable("shutting_down", str(error)) from error
+        except ScoringStopped as error:
+            raise unavailable("unhealthy", str(error)) from error
         ids = engine.bundle.ids
         items = [{"item_id": ids[row], "score": score} for row, score in zip(found.indices, found.scores, strict=True)]
         return _json({"item_id": item_id, "model_version": engine.version, "items": items})

@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 from models.eventlog import LAST_TIMESTAMP_MS
+from service.filters import INEXACT, MAX_INTEGER
 
 MAX_K = 500
 MAX_HISTORY = 10_000  # far above what a model reads, below what would make one request a load
@@ -68,6 +69,13 @@ def _small(properties: object) -> object:
     return properties
 
 
+def _exact(value: object) -> object:
+    for one in value if isinstance(value, list) else (value,):
+        if isinstance(one, int) and abs(one) > MAX_INTEGER:
+            raise PydanticCustomError("inexact", f"{one} {INEXACT}")
+    return value
+
+
 Id = Annotated[str, _bytes_at_most(MAX_ID_BYTES), Field(json_schema_extra={"minLength": 1, "maxLength": MAX_ID_BYTES})]
 Ids = Annotated[list[Id], Field(fail_fast=True)]  # one that is wrong is told, and not each of ten thousand
 EventType = Annotated[str, _bytes_at_most(MAX_TYPE_BYTES)]
@@ -82,7 +90,7 @@ TimestampMs = Annotated[
 ]
 Properties = Annotated[dict[str, Any], BeforeValidator(_small)]
 Scalar = str | Annotated[float, Field(allow_inf_nan=False)] | bool
-Attributes = Annotated[dict[str, Scalar | list[Scalar]], BeforeValidator(_small)]
+Attributes = Annotated[dict[str, Annotated[Scalar | list[Scalar], BeforeValidator(_exact)]], BeforeValidator(_small)]
 
 
 class _Request(BaseModel):
@@ -159,8 +167,8 @@ class ItemRequest(_Request):
     item_id: Id
     attributes: Attributes | None = Field(
         None,
-        description="instead of those of the bundle, all of them; text, numbers, booleans or lists of these. They "
-        "place an item that the model does not know",
+        description="instead of those of the bundle, all of them; text, numbers, booleans or lists of these, integers "
+        "below 2^53. They place an item that the model does not know",
     )
     available: bool = Field(True, description="an item that is not available is in no answer")
 

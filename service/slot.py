@@ -128,8 +128,8 @@ class Slot:
             champion = await asyncio.to_thread(self.registry.rollback)
             try:
                 engine = await asyncio.to_thread(self._load, champion)
-            except (BundleError, DeviceError, EngineError):
-                if before is not None:  # whole files, but wrong answers: what served before remains the champion
+            except BaseException:
+                if before is not None:  # wrong answers, or no memory for it: what served before remains the champion
                     await asyncio.to_thread(self.registry.promote, before)
                 raise
             self._swap(engine)

@@ -1,5 +1,6 @@
 """Vectors from attributes, on numbers worked out by hand."""
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,19 @@ def test_the_more_telling_a_value_is_the_more_it_counts() -> None:
 )
 def test_what_nobody_or_a_single_item_or_nearly_everybody_has_tells_nothing(attributes: dict[str, Any]) -> None:
     assert vector(**attributes) is None
+
+
+def test_nothing_is_kept_of_names_that_no_known_item_has() -> None:
+    placing = Placing(ITEMS, COLUMNS, EQUALLY, norm=None)
+    tracemalloc.start()
+    try:
+        for number in range(5000):
+            assert placing.vector({f"name {number}": "a"}) is None
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 100_000
+    assert placing.vector({"name 0": "a", "kind": "a"}) is not None
 
 
 def test_numbers_are_values_where_they_have_no_fraction_and_booleans_are_none_of_them() -> None:

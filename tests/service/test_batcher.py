@@ -231,3 +231,25 @@ async def test_a_call_is_tried_though_those_before_it_took_longer_than_it_has() 
     async with Batcher(run, max_batch=16, max_waiting=16, stuck_s=30) as batches:
         await batches.submit(0)
         assert await batches.submit(1, timeout_s=1.5) == 1
+
+
+async def sleep_for(calls: Sequence[float]) -> list[float]:
+    await asyncio.sleep(sum(calls))
+    return list(calls)
+
+
+async def test_after_one_slow_batch_an_idle_service_answers_in_time() -> None:
+    async with Batcher(sleep_for, max_batch=4, max_waiting=100, stuck_s=30) as batches:
+        for _ in range(5):
+            await batches.submit(0.002)
+        await batches.submit(0.8)
+        tasks = [asyncio.create_task(batches.submit(0.002, timeout_s=0.3)) for _ in range(8)]
+        assert await asyncio.gather(*tasks) == [0.002] * 8
+
+
+async def test_nobody_is_given_up_where_it_seems_that_none_can_be_done() -> None:
+    """They are tried one by one, those with the most time first, until it shows that they take less."""
+    async with Batcher(sleep_for, max_batch=4, max_waiting=100, stuck_s=30) as batches:
+        await batches.submit(1)
+        tasks = [asyncio.create_task(batches.submit(0.001 * number, timeout_s=0.5)) for number in range(8)]
+        assert await asyncio.gather(*tasks) == [0.001 * number for number in range(8)]

@@ -1,14 +1,17 @@
 """What a catalogue keeps of the filters it has evaluated."""
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from models.bundle import read_bundle
 from service.catalogue import Catalogue, ItemState
-from service.filters import parse
+from service.filters import Group, Mask, parse
 
 
 @pytest.fixture
@@ -57,3 +60,40 @@ def test_nothing_is_selected_where_nothing_is_left_out(catalogue: Catalogue) -> 
     chosen = catalogue.selection(None, np.array([2, 3, 3]))
     assert chosen is not None
     assert chosen.rows.tolist() == [3]
+
+
+class Pause:
+    """A filter that nothing matches, and that takes until it is let go."""
+
+    size = 1
+
+    def __init__(self) -> None:
+        self.begun = threading.Event()
+        self.go = threading.Event()
+
+    def mask(self, items: Any) -> Mask:
+        self.begun.set()
+        self.go.wait(10)
+        return np.zeros(items.rows, np.bool_)
+
+
+@pytest.mark.parametrize("candidates", [None, np.array([2, 3])])
+def test_while_a_filter_is_evaluated_nobody_waits_and_a_change_falls_before_it_or_after(
+    catalogue: Catalogue, candidates: np.ndarray | None
+) -> None:
+    """i2 has one of the two values throughout, though the first is looked for before the change and the other after."""
+    pause = Pause()
+    wanted = Group(False, (parse({"eq": {"n": 3}}), pause, parse({"eq": {"n": 2}})))  # type: ignore[arg-type]
+    with ThreadPoolExecutor() as threads:
+        found = threads.submit(catalogue.selection, wanted, candidates)
+        assert pause.begun.wait(10)
+        assert threads.submit(catalogue.selection, None).result(5) is None
+        threads.submit(catalogue.change, {"i2": ItemState({"n": 3})}).result(5)
+        threads.submit(catalogue.change, {"i9": ItemState(available=False)}).result(5)
+        here = threads.submit(catalogue.selection, None).result(5)
+        pause.go.set()
+        chosen = found.result(10)
+    assert here is not None
+    assert here.rows.tolist() == [*range(1, 9), *range(10, 41)]
+    assert chosen is not None
+    assert chosen.rows.tolist() == [2, 3]

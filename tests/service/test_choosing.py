@@ -82,11 +82,17 @@ def test_filters_choose_before_the_best_are_taken(
         ({"in": {"kind": ["a", {}]}}, "filter.in.kind.1"),
         ({"lt": {"year": "1990"}}, "filter.lt.year"),
         ({"lt": {"year": True}}, "filter.lt.year"),
+        ({"lt": {"year": 2**53}}, "filter.lt.year"),
+        ({"gte": {"year": -(2**53)}}, "filter.gte.year"),
+        ({"eq": {"year": 2**53}}, "filter.eq.year"),
+        ({"in": {"year": [1990, -(2**53)]}}, "filter.in.year.1"),
+        ({"eq": {"year": 2**64}}, "filter.eq.year"),  # which is read as a float
         ({"lt": {"year": 10**400}}, "filter.lt.year"),
         ({"all": []}, "filter.all"),
         ({"any": {"eq": {"kind": "a"}}}, "filter.any"),
         ({"all": [{"eq": {"kind": "a"}}, {"not": 3}]}, "filter.all.1.not"),
         ({"all": [{"eq": {"kind": "a"}}] * 256}, "filter"),
+        ({"all": [{"in": {"kind": ["a"] * 1000}}] * 6}, "filter"),
         ({"eq": {"colour": "red"}}, "filter"),
     ],
 )
@@ -109,6 +115,21 @@ def test_filters_of_the_deepest_and_of_the_most_parts_pass(shop: httpx.Client) -
     assert items(shop, history=["i1"], k=1, filter=nested) == [2]
     assert items(shop, history=["i1"], k=1, filter={"any": [leaf] * 255}) == [2]
     assert shop.post("/recommend", json={"filter": {"not": {"not": nested}}}).status_code == 422
+
+
+def test_filters_of_the_most_values_pass(shop: httpx.Client) -> None:
+    """A thousand in a list, and five thousand in all; each alone is a part of its own."""
+
+    def lists(*sizes: int) -> dict[str, Any]:
+        return {"any": [{"in": {"kind": ["film"] * size}} for size in sizes]}
+
+    for most in (lists(1000, 1000, 1000, 1000, 999), lists(*[1000] * 5), lists(*[1000] * 4, *[10] * 100)):
+        assert items(shop, history=["i1"], k=1, filter=most) == [2]
+    for more in (lists(*[1000] * 5, 1), lists(*[1000] * 4, *[10] * 99, 11), lists(1001)):
+        response = shop.post("/recommend", json={"filter": more})
+        assert (response.status_code, response.json()["code"]) == (422, "invalid_request")
+        assert "values" in response.json()["detail"]
+        assert len(response.content) < 1500
 
 
 def test_rankings_of_random_filters_equal_a_slow_search(
@@ -149,6 +170,23 @@ def test_true_is_not_one_whichever_is_asked_first(
     client = start_service(store_url)
     for flag, expected in ((True, [1, 5, 9]), (1, [2, 6, 10]), (0, [4, 8, 12]), (False, [3, 7, 11])):
         assert items(client, k=12, filter={"eq": {"flag": flag}}) == expected
+
+
+def test_integers_are_compared_exactly_or_not_at_all(
+    start_service: Callable[..., httpx.Client], make_bundle: Callable[..., Path], store_url: str
+) -> None:
+    """From 2^53 on two of them may be one float: nothing smaller equals what a bundle has of these."""
+    most = 2**53 - 1
+    make_bundle("v1", attributes={"number": [None, most, most + 1, most + 2, -most, -most - 1, *[None] * 7]})
+    client = start_service(store_url)
+    assert items(client, filter={"eq": {"number": most}}) == [1]
+    assert items(client, filter={"in": {"number": [-most, most - 1]}}) == [4]
+    assert items(client, filter={"gt": {"number": most}}) == [2, 3]
+    assert items(client, filter={"lte": {"number": -most}}) == [4, 5]
+    assert items(client, filter={"lt": {"number": 1e300}}) == [1, 2, 3, 4, 5]
+    refused = client.post("/recommend", json={"filter": {"eq": {"number": most + 2}}}).json()
+    assert refused["errors"][0]["value"] == str(most + 2)
+    assert "send large ids as text" in refused["detail"]
 
 
 def test_candidates_are_all_that_is_ranked(shop: httpx.Client) -> None:

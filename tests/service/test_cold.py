@@ -135,6 +135,22 @@ def test_a_history_of_new_items_alone_gets_what_is_popular(shop: httpx.Client) -
     assert answer(shop, history=["near"], k=2, explain=True)["items"][0]["because"] == []
 
 
+def test_without_a_history_new_items_fill_what_the_popular_ones_leave(shop: httpx.Client) -> None:
+    put(shop, near={"topic": "b"}, far={"topic": "f", "stock": 3})
+    found = answer(shop, k=14)
+    assert found["source"] == "popular"
+    assert [item["item_id"] for item in found["items"]] == [*known(*range(1, 13)), "far", "near"]
+    assert found["items"][-1] == {"item_id": "near", "score": 0.0, "source": "cold"}
+    assert items(shop, k=13) == [*known(*range(1, 13)), "far"]
+    assert items(shop, k=12) == known(*range(1, 13))
+    assert items(shop, candidates=["near"]) == ["near"]
+    assert items(shop, candidates=["near", "i3", "unheard of"]) == [*known(3), "near"]
+    assert items(shop, filter={"gte": {"stock": 1}}, explain=True) == ["far"]
+    assert items(shop, history=["far"], k=14) == [*known(*range(1, 13)), "near"]
+    assert items(shop, exclude_item_ids=["far"], filter={"eq": {"topic": "f"}}) == known(11, 12)
+    assert items(shop, user_id="unheard of", candidates=["near", "far"], k=1) == ["far"]
+
+
 def meet(client: httpx.Client, item: str, *walks: list[str], users: str = "user") -> None:
     """For each walk a user who makes it and then meets the item."""
     events = [

@@ -3,6 +3,11 @@
 In the bundle used, 12 items lie on a circle: after item i come i + 1, i + 2, ...; an item scores 12 less its steps.
 """
 
+import asyncio
+import fcntl
+import json
+import logging
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +20,7 @@ import redis
 
 from service.attributes import ItemState
 from service.connection import Connection
+from service.engine import Engine, Ranking
 from service.items import MAX_KEPT, ItemStore, LiveItems, TooManyItems
 from tests.service.conftest import KillableStore
 
@@ -35,6 +41,14 @@ def put(client: httpx.Client, *items: dict[str, Any]) -> dict[str, Any]:
 
 def recommended(client: httpx.Client, **body: Any) -> list[str]:
     return [item["item_id"] for item in client.post("/recommend", json=body).json()["items"]]
+
+
+def eventually(client: httpx.Client, expected: list[str], **body: Any) -> None:
+    """Other processes follow by looking, and so does one whose store was slow to answer."""
+    deadline = time.monotonic() + 10
+    while (found := recommended(client, **body)) != expected and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert found == expected
 
 
 def similar(client: httpx.Client, item: str, **parameters: Any) -> list[str]:
@@ -79,13 +93,33 @@ def test_what_was_said_outlives_a_restart_and_a_new_bundle(
         assert recommended(client, history=["i1"], filter={"eq": {"kind": "toy"}}) == ["i14"]
 
 
+def test_what_is_taken_back_during_a_promotion_is_as_the_new_bundle_says(
+    shop: httpx.Client, make_bundle: Callable[..., Path], artifacts: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    put(shop, {"item_id": "i2", "available": False}, {"item_id": "i3", "attributes": {"kind": "toy"}})
+    make_bundle("v2", attributes=COLUMNS, promote=False)
+    with (artifacts / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # which a promotion waits for when its engine has been told of all items
+        promotion = threading.Thread(target=lambda: shop.post("/models/v2/promote"))
+        promotion.start()
+        until = time.monotonic() + 10
+        while "loaded v2" not in caplog.text:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        put(shop, {"item_id": "i2"}, {"item_id": "i3"}, {"item_id": "i4", "available": False})
+    promotion.join()
+    assert shop.get("/readyz").json()["model_version"] == "v2"
+    eventually(shop, ["i2", "i3", "i5"], history=["i1"], k=3)
+    assert recommended(shop, history=["i1"], filter={"eq": {"kind": "book"}}, k=1) == ["i3"]
+    put(shop, {"item_id": "i3", "available": False})  # it goes on being followed
+    eventually(shop, ["i2", "i5"], history=["i1"], k=2)
+
+
 def test_other_processes_follow(shop: httpx.Client, start_service: Callable[..., httpx.Client], store_url: str) -> None:
     other = start_service(store_url)
     put(shop, {"item_id": "i2", "available": False})
-    deadline = time.monotonic() + 10
-    while recommended(other, history=["i1"], k=1) != ["i3"]:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    eventually(other, ["i3"], history=["i1"], k=1)
 
 
 @pytest.mark.parametrize(
@@ -114,6 +148,17 @@ def test_an_attribute_is_a_value_or_a_list_of_them(shop: httpx.Client, value: ob
     response = shop.put("/items", json={"items": [{"item_id": "i1", "attributes": {"a": value}}]})
     assert response.status_code == 422
     assert response.json()["errors"][0]["field"].startswith("items.0.attributes.a")
+
+
+@pytest.mark.parametrize("value", [2**53, -(2**53), [1, 2**60]])
+def test_an_integer_that_filters_could_take_for_another_is_refused(shop: httpx.Client, value: object) -> None:
+    response = shop.put("/items", json={"items": [{"item_id": "i1", "attributes": {"a": value}}]})
+    (error,) = response.json()["errors"]
+    assert (response.status_code, error["field"]) == (422, "items.0.attributes.a")
+    assert error["value"] == json.dumps(value, separators=(",", ":"))
+    assert "send large ids as text" in error["detail"]
+    put(shop, {"item_id": "i1", "attributes": {"a": [2**53 - 1, 1e300, True]}}, {"item_id": "i2", "attributes": {}})
+    assert recommended(shop, filter={"eq": {"a": 2**53 - 1}}) == ["i1"]
 
 
 def test_as_many_items_as_the_contract_says_and_no_more(shop: httpx.Client) -> None:
@@ -153,23 +198,48 @@ async def test_changes_are_read_in_pages_and_each_once(store_url: str, monkeypat
     assert MAX_KEPT >= 1_000_000
 
 
+class Noted:
+    """Stands for an engine, and keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[dict[str, ItemState]] = []
+        self.catalogue = self
+
+    def change(self, states: dict[str, ItemState]) -> None:
+        self.told.append(states)
+
+
+@pytest.mark.anyio
+async def test_an_engine_that_starts_to_serve_is_told_once_of_every_change(store_url: str) -> None:
+    connection = Connection(store_url, read_timeout_s=1, write_timeout_s=1, max_connections=4)
+    serving: list[Any] = []
+    gone = ItemState(available=False)
+    async with LiveItems(ItemStore(connection), lambda: serving, poll_s=60) as live:
+        await live.put({"a": gone, "b": gone})
+        engine: Any = Noted()
+        live.prepare(engine)
+        await live.put({"a": ItemState(), "c": gone})
+        await live.put({"c": ItemState()})
+        serving.append(engine)
+        live.catch_up(engine)
+        await live.put({"d": gone})
+        live.catch_up(engine)
+    assert engine.told == [{"a": gone, "b": gone}, {"a": ItemState(), "c": gone}, {"c": ItemState()}, {"d": gone}]
+    await connection.aclose()
+
+
 @pytest.mark.anyio
 async def test_a_store_that_was_emptied_takes_its_states_with_it(store_url: str) -> None:
     connection = Connection(store_url, read_timeout_s=1, write_timeout_s=1, max_connections=4)
-    told: list[dict[str, ItemState]] = []
-
-    class Noted:
-        class catalogue:  # noqa: N801 - stands where an attribute is read
-            change = told.append
-
-    async with LiveItems(ItemStore(connection), lambda: [Noted()], poll_s=60) as live:  # type: ignore[list-item]
+    engine: Any = Noted()
+    async with LiveItems(ItemStore(connection), lambda: [engine], poll_s=60) as live:
         gone = ItemState(available=False)
         await live.put({"a": gone, "b": gone})
         await live.put({"c": gone})
         with redis.Redis.from_url(store_url) as server:
             server.flushall()
         await live.put({"b": gone})
-    assert told == [{"a": gone, "b": gone}, {"c": gone}, {"a": ItemState(), "c": ItemState()}]
+    assert engine.told == [{"a": gone, "b": gone}, {"c": gone}, {"a": ItemState(), "c": ItemState()}]
     await connection.aclose()
 
 
@@ -207,6 +277,44 @@ def test_similar_items_are_those_with_the_smallest_angle(
     assert len(similar(client, "i3")) == 10
 
 
+def test_more_calls_for_similar_items_than_may_wait_are_refused_and_hold_nothing_else_up(
+    start_service: Callable[..., httpx.Client],
+    make_bundle: Callable[..., Path],
+    store_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    go, find = threading.Event(), Engine.similar
+
+    def held(self: Engine, index: int, k: int) -> Ranking:
+        go.wait(20)
+        return find(self, index, k)
+
+    monkeypatch.setattr(Engine, "similar", held)
+    make_bundle("v1")
+    make_bundle("v2", promote=False)
+    client = start_service(store_url, max_waiting=8)
+
+    async def at_once() -> list[httpx.Response]:
+        async with httpx.AsyncClient(base_url=client.base_url, timeout=20) as own:
+            calls = [asyncio.create_task(own.get("/items/i1/similar")) for _ in range(40)]
+            until = time.monotonic() + 10
+            while sum(call.done() for call in calls) < 31:  # all but the one that is looked for and eight that wait
+                assert time.monotonic() < until
+                await asyncio.sleep(0.01)
+            await asyncio.to_thread(put, client, {"item_id": "i2", "available": False})
+            promoted = await own.post("/models/v2/promote")
+            assert promoted.status_code == 200
+            go.set()
+            return await asyncio.gather(*calls)
+
+    answers = asyncio.run(at_once())
+    served = [answer for answer in answers if answer.status_code == 200]
+    refused = [answer for answer in answers if answer.status_code == 503]
+    assert (len(served), len(refused)) == (9, 31)
+    assert {answer.json()["code"] for answer in refused} == {"overloaded"}
+    assert all(answer.headers["Retry-After"] for answer in refused)
+
+
 @pytest.mark.parametrize(
     ("path", "status", "code"),
     [
@@ -227,7 +335,6 @@ def test_a_wrong_call_for_similar_items_is_refused(client: httpx.Client, path: s
 def test_similar_items_equal_a_slow_search(make_bundle: Callable[..., Path]) -> None:
     from models.bundle import read_bundle
     from models.runtime import Runtime
-    from service.engine import Engine
 
     engine = Engine(Runtime(read_bundle(make_bundle("v1", items=40)), device="cpu", threads=1))
     vectors = np.random.default_rng(1).standard_normal((41, 40)).astype(np.float32)

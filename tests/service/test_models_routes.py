@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from models.registry import Registry
+from service.engine import Engine
+from service.slot import Slot
 
 
 def until(fact: Callable[[], bool], seconds: float = 3) -> float:
@@ -133,6 +135,27 @@ def test_a_bundle_that_gives_other_answers_than_it_was_certified_with_may_not_se
     (artifacts / "CURRENT").write_text("v1\nv3\n")  # v3 served once, and is asked to again
     assert two.post("/models/rollback").status_code == 409
     assert (Registry(artifacts).current(), first(two)) == ("v1", "i4")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("error", [OSError("too many open files"), MemoryError(), RuntimeError("a bug")])
+async def test_a_rollback_that_fails_leaves_the_champion_whatever_it_failed_with(
+    artifacts: Path, make_bundle: Callable[..., Path], error: Exception
+) -> None:
+    make_bundle("v1")
+    make_bundle("v2")
+
+    def prepare(engine: Engine) -> None:
+        if engine.version == "v1":
+            raise error
+
+    async with Slot(artifacts, device="cpu", cpus=1, poll_s=60, prepare=prepare) as slot:
+        with pytest.raises(type(error)):
+            await slot.rollback()
+        assert slot.engine is not None
+        assert slot.engine.version == "v2"
+    registry = Registry(artifacts)
+    assert (registry.current(), registry.predecessor()) == ("v2", "v1")
 
 
 def test_graphs_that_do_not_run_are_refused_once_and_the_old_ones_keep_serving(
