@@ -6,10 +6,11 @@ import sys
 from pathlib import Path
 
 from reliability import report
-from reliability.promise import promises, tried
+from reliability.promise import Outcome, Promise, promises, tried
 
 _ABOUT = """Break things while the service works, and count: one line for each figure, with its bound and whether it was
-kept. Writes docs/reliability.md and reliability.json when all promises were tried in full."""
+kept. What was tried in full takes its place in docs/reliability.md and reliability.json, beside what earlier runs found
+of the others."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,12 +33,19 @@ def main(arguments: list[str] | None = None) -> int:
     broken = [outcome.promise.name for outcome in outcomes if not outcome.skipped and not outcome.kept]
     not_kept = f"; not: {', '.join(broken)}" if broken else ""
     print(f"\n{len(outcomes) - len(broken)} of {len(outcomes)} promises kept{not_kept}")
-    if not options.quick and not options.names:
-        (options.output / "docs").mkdir(parents=True, exist_ok=True)
-        written = report.page(outcomes, command="./run reliability")
-        (options.output / "docs" / "reliability.md").write_text(written, encoding="utf-8")
-        (options.output / "reliability.json").write_text(report.dumped(outcomes, full=True), encoding="utf-8")
+    if not options.quick:
+        _write(options.output, every, outcomes)
     return 1 if broken else 0
+
+
+def _write(folder: Path, every: list[Promise], outcomes: list[Outcome]) -> None:
+    """The page and the file, of these outcomes and of those recorded earlier."""
+    file = folder / "reliability.json"
+    known = report.recorded(file, every) | {outcome.promise.name: outcome for outcome in outcomes}
+    together = [known[promise.name] for promise in every if promise.name in known]
+    (folder / "docs").mkdir(parents=True, exist_ok=True)
+    (folder / "docs" / "reliability.md").write_text(report.page(together, command="./run reliability"), "utf-8")
+    file.write_text(report.dumped(together, full=True), encoding="utf-8")
 
 
 if __name__ == "__main__":

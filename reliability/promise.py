@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import reliability.promises
@@ -51,13 +52,14 @@ class Promise:
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What came of one promise: findings, or `failure` if it could not be tried to its end. A promise may be skipped
-    out loud where a machine lacks what it takes: `skipped` says what."""
+    out loud where a machine lacks what it takes: `skipped` says what. date: the day it was tried, in UTC."""
 
     promise: Promise
     findings: tuple[Finding, ...] = ()
     failure: str = ""
     skipped: str = ""
     seconds: float = 0.0
+    date: str = ""
 
     @property
     def kept(self) -> bool:
@@ -77,16 +79,15 @@ def promises() -> Iterator[Promise]:
 
 def tried(promise: Promise, *, full: bool) -> Outcome:
     """Try a promise. An error is an outcome too, so that the others are still tried."""
-    began = time.perf_counter()
+    began, date = time.perf_counter(), f"{datetime.now(UTC):%Y-%m-%d}"
     # A path short enough for a socket in it.
     with tempfile.TemporaryDirectory(prefix="recserve-") as folder:
         try:
             findings = tuple(promise.check(full, Path(folder)))
         except CannotTryError as error:
-            return Outcome(promise, skipped=str(error), seconds=time.perf_counter() - began)
+            return Outcome(promise, skipped=str(error), seconds=time.perf_counter() - began, date=date)
         except Exception as error:  # noqa: BLE001 - whatever it is, the promise is not kept
             failure = f"{type(error).__name__}: {error}"
-            return Outcome(promise, failure=failure, seconds=time.perf_counter() - began)
-    if not findings:
-        return Outcome(promise, failure="it found nothing", seconds=time.perf_counter() - began)
-    return Outcome(promise, findings, seconds=time.perf_counter() - began)
+            return Outcome(promise, failure=failure, seconds=time.perf_counter() - began, date=date)
+    failure = "" if findings else "it found nothing"
+    return Outcome(promise, findings, failure, seconds=time.perf_counter() - began, date=date)

@@ -2,11 +2,12 @@
 
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
-from reliability.promise import Finding, Outcome
+from reliability.promise import Finding, Outcome, Promise
 
 HEADER = ("promise", "figure", "bound", "met")
 
@@ -30,13 +31,13 @@ def page(outcomes: Sequence[Outcome], *, command: str) -> str:
     said = [
         "# Reliability",
         "",
-        f"Written by `{command}` on {datetime.now(UTC):%Y-%m-%d}, on {_machine()}; never by hand.",
+        f"Written by `{command}`, on {_machine()}; never by hand.",
         "Every line was measured while something was being broken; a figure outside its bound is a promise not kept.",
     ]
     for outcome in outcomes:
         said += ["", f"## {outcome.promise.title}", "", _row(HEADER), "| --- | ---: | --- | --- |"]
         said += [_row(row) for row in rows(outcome)]
-        said += ["", f"{outcome.seconds:.0f} s."]
+        said += ["", f"{outcome.date}, {outcome.seconds:.0f} s."]
     return "\n".join(said) + "\n"
 
 
@@ -51,6 +52,7 @@ def record(outcomes: Sequence[Outcome], *, full: bool) -> dict[str, Any]:
                 "name": outcome.promise.name,
                 "title": outcome.promise.title,
                 "kept": None if outcome.skipped else outcome.kept,
+                "date": outcome.date,
                 "seconds": round(outcome.seconds, 1),
                 **({"skipped": outcome.skipped} if outcome.skipped else {}),
                 **({"failure": outcome.failure} if outcome.failure else {}),
@@ -69,6 +71,28 @@ def record(outcomes: Sequence[Outcome], *, full: bool) -> dict[str, Any]:
             for outcome in outcomes
         ],
     }
+
+
+def recorded(file: Path, promises: Sequence[Promise]) -> dict[str, Outcome]:
+    """What `record` wrote of each promise that there still is, by its name; nothing if there is no such file."""
+    if not file.exists():
+        return {}
+    content: dict[str, Any] = json.loads(file.read_bytes())
+    there = {promise.name: promise for promise in promises}
+    return {
+        found["name"]: _outcome(there[found["name"]], found, content["time"][:10])
+        for found in content["promises"]
+        if content["full"] and found["name"] in there
+    }
+
+
+def _outcome(promise: Promise, found: Mapping[str, Any], date: str) -> Outcome:
+    findings = tuple(
+        Finding(*(finding[part] for part in ("name", "figure", "least", "most", "unit")))
+        for finding in found["findings"]
+    )
+    said = found.get("failure", ""), found.get("skipped", "")
+    return Outcome(promise, findings, *said, seconds=found["seconds"], date=found.get("date", date))
 
 
 def dumped(outcomes: Sequence[Outcome], *, full: bool) -> str:

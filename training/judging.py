@@ -19,7 +19,7 @@ from training.rating_run import is_autorec, judged_again, judged_bundle, print_f
 from training.recommend import RecommendError, recommend, recommend_run
 from training.reconstruction import RMSE
 from training.report import print_assessment
-from training.results import results_page
+from training.results import keep_record, results_page
 from training.run import RATED, RunError, RunFolder, SplitName
 from training.scoring import Asked
 
@@ -169,7 +169,7 @@ def results(
         if run.is_file():  # runs/* matches what lies beside them too
             console.print(f"{run} is no folder and left out")
         else:
-            RunFolder(run).record(kept / run.name)
+            keep_record(RunFolder(run), kept / run.name)
     folders = [RunFolder(folder) for folder in sorted(kept.glob("*/"))]
     if not folders:
         raise RunError(f"{kept} holds no record of a run; name the folders of some, as in: training results runs/*")

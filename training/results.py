@@ -6,6 +6,7 @@ disappointed or were never finished have their row too.
 
 import os
 import shlex
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from training.measures import spread
 from training.next_item import METRIC
 from training.rating_results import HEADINGS, rating_rows
 from training.report import SPLITS, heading
-from training.run import METRICS, RATED, RunError, RunFolder, RunSpec, default_split
+from training.run import EPOCHS, METRICS, RATED, RUN, SAMPLED, RunError, RunFolder, RunSpec, default_split
 
 _FIGURES = ("hr@10", METRIC, "mrr", "coverage@10", "novelty@10")
 _HEADINGS = (
@@ -39,6 +40,25 @@ class _Row:
 
     cells: tuple[str, ...]
     order: float | None
+
+
+def keep_record(run: RunFolder, to: Path) -> None:
+    """Copy what the results page is written from, some kilobytes, to a folder that outlives the run's.
+
+    Paths of data become relative to where we are: a record is for others to read. An earlier record of the same run is
+    replaced. Raises RunError if `to` holds the record of another run.
+    """
+    spec = run.spec()
+    if (to / RUN).exists() and RunFolder(to).spec().identity != spec.identity:
+        raise RunError(f"{to} is the record of another run; give the folder {run.path} another name")
+    to.mkdir(parents=True, exist_ok=True)
+    for name in (EPOCHS, SAMPLED, METRICS):
+        if (run.path / name).exists():
+            shutil.copyfile(run.path / name, to / name)
+    paths = {name: [Path(_relative(path)) for path in getattr(spec, name)] for name in ("files", "test")}
+    attributes = None if spec.attributes is None else Path(_relative(spec.attributes))
+    spec = spec.model_copy(update={**paths, "attributes": attributes})
+    (to / RUN).write_text(spec.model_dump_json(indent=2) + "\n", encoding="utf-8")  # last: what it describes is there
 
 
 def results_page(runs: Sequence[RunFolder]) -> str:

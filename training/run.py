@@ -12,8 +12,6 @@ curves.png
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,12 +110,6 @@ class RunSpec(BaseModel):
             if option in left and option not in followed:
                 changed[name] = value, "by the data"
         return changed
-
-    def at_home(self) -> "RunSpec":
-        """The same with paths as they are reached from here, which name nobody's home."""
-        paths = {name: [Path(os.path.relpath(path)) for path in getattr(self, name)] for name in ("files", "test")}
-        attributes = None if self.attributes is None else Path(os.path.relpath(self.attributes))
-        return self.model_copy(update={**paths, "attributes": attributes})
 
     def _deciding(self) -> "RunSpec":
         """Without what decides nothing: where files lie, and attributes that give nothing but titles."""
@@ -265,22 +257,6 @@ class RunFolder:
     def sampled(self) -> dict[str, Any]:
         """Figures among sampled negatives by protocol; none if nobody asked for some."""
         return self._read_json(SAMPLED) if (self.path / SAMPLED).exists() else {}
-
-    def record(self, to: Path) -> "RunFolder":
-        """Copy what the results page is written from, some kilobytes, to a folder that outlives this one.
-
-        Paths of data become relative to where we are: a record is for others to read. An earlier record of the same run
-        is replaced. Raises RunError if `to` holds the record of another run.
-        """
-        spec, kept = self.spec(), RunFolder(to)
-        if (to / RUN).exists() and kept.spec().identity != spec.identity:
-            raise RunError(f"{to} is the record of another run; give the folder {self.path} another name")
-        to.mkdir(parents=True, exist_ok=True)
-        for name in (EPOCHS, SAMPLED, METRICS):
-            if (self.path / name).exists():
-                shutil.copyfile(self.path / name, to / name)
-        kept._write_json(RUN, spec.at_home().model_dump(mode="json"), indent=2)
-        return kept
 
     def spec(self) -> RunSpec:
         """Raises RunError if this is no run."""

@@ -57,3 +57,23 @@ def test_the_record_has_what_the_page_has() -> None:
     assert of["kept"] is False
     assert [finding["met"] for finding in of["findings"]] == [False, True]
     assert "| lost | 3 | at most 0 | **no** |" in report.page([outcome], command="x")
+
+
+def test_what_is_tried_again_takes_its_place_beside_what_was_found_before(tmp_path: Path) -> None:
+    kills, soak, gone = (Promise(name, name.title(), lambda full, folder: []) for name in ("kills", "soak", "gone"))
+    before = [
+        Outcome(kills, (Finding("lost", 0, most=0),), seconds=2.0, date="2026-01-01"),
+        Outcome(soak, skipped="no time", seconds=1.0, date="2026-01-01"),
+        Outcome(gone, failure="RuntimeError: broken", seconds=1.0, date="2026-01-01"),
+    ]
+    file = tmp_path / "reliability.json"
+    assert report.recorded(file, [kills, soak]) == {}
+    file.write_text(report.dumped(before, full=True), encoding="utf-8")
+    known = report.recorded(file, [kills, soak])
+    assert known == {"kills": before[0], "soak": before[1]}
+    again = Outcome(soak, (Finding("growth", 0.5, most=1, unit="MB/h"),), seconds=3600.0, date="2026-02-02")
+    written = report.page([*known.values(), again], command="x")
+    assert "2026-01-01, 2 s." in written
+    assert "2026-02-02, 3600 s." in written
+    file.write_text(report.dumped(before, full=False), encoding="utf-8")  # quick ones say less
+    assert report.recorded(file, [kills, soak]) == {}
