@@ -40,7 +40,10 @@ class TooManyItems(Exception):  # noqa: N818 - a condition, as in 409
 
 
 class ItemStore:
-    """The states of items in Redis. Every call raises StoreUnavailable soon if it cannot be done."""
+    """The states of items in Redis. Every call raises StoreUnavailable soon if it cannot be done.
+
+    Reads have the time of a write: no recommendation waits for them, and after a write its caller does.
+    """
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -70,7 +73,7 @@ class ItemStore:
 
     async def version(self) -> int:
         """Number of the last write, 0 before the first."""
-        found: Any = await self._connection.read(_KEYS[2], lambda client: client.get(_KEYS[2]))
+        found: Any = await self._connection.read(_KEYS[2], lambda client: client.get(_KEYS[2]), large=True)
         return int(found or 0)
 
     async def since(self, version: int) -> tuple[int, dict[str, ItemState]]:
@@ -80,6 +83,7 @@ class ItemStore:
             lambda client: client.zrange(
                 _KEYS[1], f"({version}", "+inf", byscore=True, offset=0, num=_PAGE, withscores=True
             ),
+            large=True,
         )
         if not changes:
             return version, {}
@@ -90,7 +94,7 @@ class ItemStore:
         states: dict[str, ItemState] = {}
         for begin in range(0, len(changes), _STATES):
             items = [item for item, _ in changes[begin : begin + _STATES]]
-            put, met = await self._connection.read(_KEYS[0], lambda client, ids=items: _both(client, ids))  # type: ignore[misc]
+            put, met = await self._connection.read(_KEYS[0], lambda client, ids=items: _both(client, ids), large=True)  # type: ignore[misc]
             states |= {item.decode(): _unpacked(*raw) for item, *raw in zip(items, put, met, strict=True)}
         return upto, states
 
