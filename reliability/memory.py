@@ -18,13 +18,18 @@ class Growth:
     error: float
 
 
-def shared_out_mb(pids: Iterable[int]) -> float:
-    """Memory of processes in MB, of a page that several of them map a part to each (PSS). Of those that are there."""
+def allocated_mb(pids: Iterable[int]) -> float:
+    """Memory that processes have allocated, in MB; of a page that several of them share a part to each. Of those that
+    are there.
+
+    Files that they map are not in it, the item matrix and libraries: how much of a page of those counts for one process
+    depends on what others run beside it.
+    """
     total = 0.0
     for pid in pids:
         with suppress(OSError):
             rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
-            total += int(rollup.partition("\nPss:")[2].split()[0]) / 1024
+            total += int(rollup.partition("\nPss_Anon:")[2].split()[0]) / 1024
     return total
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from reliability.bundle import promoted_bundle
 from reliability.callers import Callers
-from reliability.memory import Growth, growth, shared_out_mb
+from reliability.memory import Growth, allocated_mb, growth
 from reliability.promise import Finding
 from reliability.serving import Service, serving
 
@@ -36,8 +36,8 @@ def check(full: bool, folder: Path) -> list[Finding]:
         Finding("requests answered after warm-up", answered, least=soak_s),
         Finding("requests that failed, in all", failed, most=0),
         Finding("swaps", swaps, least=soak_s / swap_s / 4),
-        Finding("memory of the service at the end (PSS)", sizes[-1], unit="MB"),
-        Finding("memory of its store at the end (PSS)", store, unit="MB"),
+        Finding("memory that the service has allocated at the end", sizes[-1], unit="MB"),
+        Finding("memory that its store has allocated at the end", store, unit="MB"),
         *_judged(found, sizes, full=full),
     ]
 
@@ -78,6 +78,6 @@ def _swapped(service: Service, seconds: float, swap_s: float) -> tuple[list[floa
         service.ask("GET", "/metrics")
         time.sleep(max(0.0, swap_s - (time.monotonic() - began - now)))
         times.append(time.monotonic() - began)
-        sizes.append(shared_out_mb([service.process.pid]))
+        sizes.append(allocated_mb([service.process.pid]))
     others = [pid for pid in service.processes() if pid != service.process.pid]
-    return times, sizes, shared_out_mb(others), swaps
+    return times, sizes, allocated_mb(others), swaps

@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 
-from reliability.memory import growth, shared_out_mb
+from reliability.memory import allocated_mb, growth
 
 
 def test_a_slope_is_found_through_noise_and_peaks() -> None:
@@ -24,6 +24,6 @@ def test_what_does_not_grow_has_no_slope() -> None:
 
 
 def test_memory_of_processes_is_summed_and_those_that_ended_count_nothing() -> None:
-    own = shared_out_mb([os.getpid()])
+    own = allocated_mb([os.getpid()])
     assert own > 5
-    assert shared_out_mb([os.getpid(), 2**30]) == pytest.approx(own, rel=0.2)
+    assert allocated_mb([os.getpid(), 2**30]) == pytest.approx(own, rel=0.2)
