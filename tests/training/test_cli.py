@@ -90,7 +90,7 @@ def test_every_error_class_of_the_package_is_answered_and_not_traced() -> None:
             and value.__module__ == module.__name__
         }
     inner = {"FieldError", "FormatError"}  # become InteractionsError where files are read
-    assert {error.__name__ for error in found} - inner <= {error.__name__ for error in EXPECTED}
+    assert {error.__name__ for error in found if not issubclass(error, EXPECTED)} <= inner
 
 
 def one_sentence(result: tuple[int, str, str], *words: str) -> None:

@@ -181,7 +181,7 @@ def test_there_is_a_test_for_the_effect_of_every_option() -> None:
         "columns",
     }
     assert set(S3RecRunConfig.model_fields) == {*Config.model_fields, "pretraining"}
-    assert set(S3RecConfig.model_fields) == set(SASRecConfig.model_fields)
+    assert set(S3RecConfig.model_fields) == {*SASRecConfig.model_fields, "item_attributes"}  # test_attributed.py
 
 
 def test_every_option_of_model_and_training_changes_what_is_learned(
