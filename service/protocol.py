@@ -108,7 +108,7 @@ class Connection(HttpToolsProtocol):
     def answer(self, scope: Scope, status: int, fields: Sequence[tuple[bytes, bytes]], content: bytes) -> bool:
         """Send all of the answer to a request in one write; False if that cannot be, and nothing was sent.
 
-        The framework's way is two calls and two writes, each a system call: a twentieth of what a recommendation costs.
+        The framework's way is two calls and two writes, each of them a system call.
         fields: the headers, of names in lower case, the length of the content among them.
         """
         cycle = self.cycle
