@@ -213,12 +213,14 @@ def connect(url: str) -> redis.Redis:
             return redis.Redis.from_url(url, **options)
     except ValueError as error:
         raise EventLogError(
-            "not the URL of a Redis server (redis://, rediss://, unix://, redis+cluster:// or redis+sentinel://): "
-            f"{error}"
+            "not the URL of a Redis server (redis://, rediss://, unix://, redis+cluster:// or redis+sentinel://, or "
+            f"rediss+cluster:// or rediss+sentinel:// by TLS): {error}"
         ) from error
-    options |= {"username": found.username, "password": found.password}
+    asked = {**options, **(found.tls or {})}
+    options = asked | {"username": found.username, "password": found.password}
     if not found.cluster:
-        sentinel = redis.sentinel.Sentinel(list(found.addresses), socket_timeout=_CONNECT_TIMEOUT_S)  # type: ignore[no-untyped-call]
+        asked["socket_timeout"] = _CONNECT_TIMEOUT_S
+        sentinel = redis.sentinel.Sentinel(list(found.addresses), sentinel_kwargs=asked)  # type: ignore[no-untyped-call]
         return cast("redis.Redis", sentinel.master_for(found.name, **options))  # type: ignore[no-untyped-call]
     nodes = [redis.cluster.ClusterNode(*address) for address in found.addresses]  # type: ignore[no-untyped-call]
     try:  # every command here has one key, so that a cluster's client does as well
@@ -333,5 +335,9 @@ def _asking(key: str) -> Iterator[None]:
 
     try:
         yield
+    except redis.sentinel.MasterNotFoundError as error:  # whose own message is a page of the client's insides
+        raise EventLogError(
+            f"cannot read the event log {key}: no sentinel that can be reached names a primary that is up"
+        ) from error
     except (redis.RedisError, redis.exceptions.RedisClusterException, OSError) as error:
         raise EventLogError(f"cannot read the event log {key}: {error}") from error

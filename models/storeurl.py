@@ -5,24 +5,33 @@ The first is what every Redis client takes, redis://, rediss:// or unix://; the 
     redis+cluster://[USER:PASSWORD@]HOST:PORT[,HOST:PORT...]
     redis+sentinel://[USER:PASSWORD@]HOST:PORT[,HOST:PORT...]/NAME
 
-The hosts are some of the cluster's nodes, or the sentinels; user and password are those of the servers. No message
-quotes a malformed URL, in which the password may be anywhere.
+The hosts are some of the cluster's nodes, or the sentinels; user and password are those of the servers. rediss+cluster
+and rediss+sentinel are the same by TLS, to servers and sentinels alike, and take ?ssl_ca_certs=FILE and what else a
+rediss:// takes of files and names. No message quotes a malformed URL, in which the password may be anywhere.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import SplitResult, unquote, urlsplit
+from pathlib import Path
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 CLUSTER, SENTINEL = "redis+cluster", "redis+sentinel"
+_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
+_CHECK = "ssl_check_hostname"  # false where certificates have no name or address that the nodes go by
 
 
 @dataclass(frozen=True, slots=True)
 class Several:
-    """Several servers. name: of the primary among its sentinels; empty for a cluster."""
+    """Several servers. name: of the primary among its sentinels; empty for a cluster.
+
+    tls: what redis-py is told of it, by the names of its options; None without.
+    """
 
     addresses: tuple[tuple[str, int], ...]
     name: str
     username: str | None
     password: str | None
+    tls: Mapping[str, str | bool] | None = None
 
     @property
     def cluster(self) -> bool:
@@ -32,21 +41,37 @@ class Several:
 def several(url: str) -> Several | None:
     """What a URL of several servers says; None if it is that of one. Raises ValueError for a malformed one."""
     scheme = url.partition("://")[0]
-    parts = _parts(url, one=scheme not in (CLUSTER, SENTINEL))
-    if scheme not in (CLUSTER, SENTINEL):
+    kind = scheme.replace("rediss", "redis", 1)
+    parts = _parts(url, one=kind not in (CLUSTER, SENTINEL))
+    if kind not in (CLUSTER, SENTINEL):
         return None
     credentials, _, hosts = parts.netloc.rpartition("@")
     username, _, password = credentials.partition(":")
-    name = parts.path.strip("/")
-    if bool(name) != (scheme == SENTINEL) or parts.query or parts.fragment:
-        wanted = "/NAME of the primary" if scheme == SENTINEL else "nothing"
+    name, encrypted = parts.path.strip("/"), kind != scheme
+    if bool(name) != (kind == SENTINEL) or (parts.query and not encrypted) or parts.fragment:
+        wanted = "/NAME of the primary" if kind == SENTINEL else "nothing"
         raise ValueError(f"{scheme}:// takes {wanted} behind the hosts")
     return Several(
         tuple(_address(scheme, number, host) for number, host in enumerate(hosts.split(","), 1)),
         name,
         unquote(username) or None,
         unquote(password) or None,
+        _tls(scheme, parts.query) if encrypted else None,
     )
+
+
+def _tls(scheme: str, query: str) -> dict[str, str | bool]:
+    options: dict[str, str | bool] = {"ssl": True}
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        if name in _FILES and Path(value).is_file():
+            options[name] = value
+        elif name == _CHECK and value in ("true", "false"):
+            options[name] = value == "true"
+        elif name in _FILES:
+            raise ValueError(f"{name} of {scheme}:// is not a file that can be read")
+        else:
+            raise ValueError(f"{scheme}:// takes {', '.join(_FILES)} and {_CHECK}=true or false behind the '?'")
+    return options
 
 
 def _parts(url: str, *, one: bool) -> SplitResult:

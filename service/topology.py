@@ -222,14 +222,13 @@ def opened(url: str, timeout_s: float) -> Single | Cluster:
     if found is None:
         pool = redis.asyncio.ConnectionPool.from_url(url, **options)
         return Single(redis.asyncio.Redis(connection_pool=pool))
-    options |= {"username": found.username, "password": found.password}
+    options |= {"username": found.username, "password": found.password, **(found.tls or {})}
     return _cluster(found, options) if found.cluster else _sentinel(found, options)
 
 
 def _cluster(found: Several, options: dict[str, Any]) -> Cluster:
     def connect(address: Address) -> redis.asyncio.Redis:
-        pool = redis.asyncio.ConnectionPool(host=address[0], port=address[1], **options)
-        return redis.asyncio.Redis(connection_pool=pool)
+        return redis.asyncio.Redis(host=address[0], port=address[1], **options)
 
     return Cluster(found.addresses, connect)
 

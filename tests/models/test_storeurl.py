@@ -1,5 +1,8 @@
 """URLs of several servers, and what is wrong with those that are none."""
 
+from pathlib import Path
+from urllib.parse import quote
+
 import pytest
 
 from models.storeurl import Several, several
@@ -35,6 +38,15 @@ def test_several_servers_are_named_by_their_hosts(url: str, found: Several) -> N
     assert found.cluster == url.startswith("redis+cluster")
 
 
+def test_what_is_spoken_to_by_tls_has_its_options_behind_a_question_mark(tmp_path: Path) -> None:
+    known = tmp_path / "known@here.pem"
+    known.touch()
+    assert several("rediss+cluster://a:1") == Several((("a", 1),), "", None, None, {"ssl": True})
+    query = f"ssl_ca_certs={quote(str(known))}&ssl_check_hostname=false"
+    tls = {"ssl": True, "ssl_ca_certs": str(known), "ssl_check_hostname": False}
+    assert several(f"rediss+sentinel://u:p@a:1/main?{query}") == Several((("a", 1),), "main", "u", "p", tls)
+
+
 @pytest.mark.parametrize(
     ("url", "said"),
     [
@@ -46,6 +58,12 @@ def test_several_servers_are_named_by_their_hosts(url: str, found: Several) -> N
         ("redis+cluster://a:1/main", "takes nothing behind"),
         ("redis+cluster://a:1?db=1", "takes nothing behind"),
         ("redis+sentinel://a:1", "NAME"),
+        ("redis+cluster://a:1?ssl_ca_certs=/", "takes nothing behind"),
+        ("rediss+sentinel://a:1", "NAME"),
+        ("rediss+cluster://a", "number 1"),
+        ("rediss+cluster://a:1?ssl_ca_certs=/no/such.pem", r"ssl_ca_certs of rediss\+cluster:// is not a file"),
+        ("rediss+cluster://a:1?ssl_check_hostname=no", "ssl_check_hostname=true or false"),
+        ("rediss+cluster://a:1?db=1", "ssl_ca_certs, ssl_certfile, ssl_keyfile and"),
     ],
 )
 def test_a_malformed_one_says_what_it_takes(url: str, said: str) -> None:
@@ -62,6 +80,8 @@ def test_a_malformed_one_says_what_it_takes(url: str, said: str) -> None:
         "redis+cluster://a:1,b:2?s3cr",
         "redis+sentinel://user:s3cr/et@a:1/main",
         "redis+sentinel://user:s3cr#et@a:1/main",
+        "rediss+cluster://a:1?s3cr=s3cr",
+        "rediss+cluster://user:s3cr?et@a:1",
         "redis://user:s3cr/et@a:1",
         "redis://user:s3cr?et@a:1",
         "redis://user:s3cr#et@a:1",
@@ -77,7 +97,7 @@ def test_a_malformed_one_says_what_it_takes(url: str, said: str) -> None:
     ],
 )
 def test_a_password_is_not_said(url: str) -> None:
-    with pytest.raises(ValueError, match=r"%2F|HOST:PORT|takes nothing") as raised:
+    with pytest.raises(ValueError, match=r"%2F|HOST:PORT|takes nothing|ssl_ca_certs") as raised:
         several(url)
     assert "s3cr" not in str(raised.value)
     assert "123" not in str(raised.value)

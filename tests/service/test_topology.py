@@ -55,6 +55,25 @@ async def test_an_address_that_never_answers_holds_nobody_up_although_it_is_the_
             assert await store.histories(["ann"]) == [["item-a"]]
 
 
+@pytest.mark.parametrize("name", ["cluster by TLS", "sentinels by TLS"])
+async def test_several_servers_are_spoken_to_by_tls_and_only_if_their_certificates_are_vouched_for(
+    name: str, tmp_path: Path
+) -> None:
+    patient = StoreSettings(read_timeout_s=5, write_timeout_s=5)
+    users = [f"user-{number}" for number in range(12)]  # on every node
+    with topologies.store(name, tmp_path) as url:
+        async with SequenceStore.connect(url, patient) as store:
+            await store.append([event("a", user) for user in users])
+            assert await store.histories(users) == [["item-a"]] * len(users)
+        with contextlib.closing(eventlog.connect(url)) as client:
+            assert sorted(logged.user_id for logged in eventlog.read_events(client)) == sorted(users)
+        async with SequenceStore.connect(url.partition("?")[0], patient) as store:
+            with pytest.raises(StoreUnavailable, match="certificate"):
+                await store.histories(users)
+        with pytest.raises(eventlog.EventLogError, match=r"certificate|no sentinel that can be reached"):
+            list(eventlog.read_events(eventlog.connect(url.partition("?")[0])))
+
+
 async def test_a_cluster_whose_nodes_do_not_say_where_they_are_is_asked_where_its_url_says(tmp_path: Path) -> None:
     with topologies.store("cluster", tmp_path) as url:
         nodes = several(url)
