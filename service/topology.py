@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 
 import redis.asyncio
 from redis.asyncio.client import Pipeline
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
+from redis.asyncio.sentinel import MasterNotFoundError, Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 from redis.exceptions import AskError, RedisError, TryAgainError
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -25,19 +26,20 @@ _SLOTS = 1 << 14
 
 
 class Single:
-    """All keys on one server."""
+    """All keys on one server, of which `connect` gives connections."""
 
-    def __init__(self, client: redis.asyncio.Redis) -> None:
-        self._client = client
+    def __init__(self, connect: "Callable[[], _Pool]") -> None:
+        self._connect = connect
+        self._pool = connect()
+        self._client = redis.asyncio.Redis(connection_pool=self._pool)
         self._doubted = False
-        self._leaving = asyncio.Lock()  # so that nobody takes a connection that is being closed
 
     async def at(self, _key: bytes) -> redis.asyncio.Redis:
-        if self._doubted or self._leaving.locked():
-            async with self._leaving:
-                if self._doubted:
-                    self._doubted = False
-                    await self._client.connection_pool.disconnect(inuse_connections=False)
+        if self._doubted:
+            self._doubted = False
+            left, self._pool = self._pool, self._connect()
+            self._client = redis.asyncio.Redis(connection_pool=self._pool)
+            await left.leave()
         return self._client
 
     async def grouped(self, keys: Sequence[bytes]) -> list[tuple[redis.asyncio.Redis, Sequence[int]]]:
@@ -150,6 +152,25 @@ class Cluster:
         return self._clients[address]
 
 
+class _Pool(redis.asyncio.ConnectionPool):
+    """Connections of which none is used again once they are left: those in use are closed when their calls end."""
+
+    _left = False
+
+    async def leave(self) -> None:
+        self._left = True
+        await self.disconnect(inuse_connections=False)
+
+    async def release(self, connection: AbstractConnection) -> None:
+        if self._left:
+            await connection.disconnect(nowait=True)
+        await super().release(connection)
+
+
+class _SentinelPool(_Pool, SentinelConnectionPool):
+    """To the primary that sentinels name."""
+
+
 class _Sentinels(Sentinel):
     """Sentinels that are asked all at once."""
 
@@ -220,8 +241,7 @@ def opened(url: str, timeout_s: float) -> Single | Cluster:
     }
     found = several(url)
     if found is None:
-        pool = redis.asyncio.ConnectionPool.from_url(url, **options)
-        return Single(redis.asyncio.Redis(connection_pool=pool))
+        return Single(lambda: _Pool.from_url(url, **options))
     options |= {"username": found.username, "password": found.password, **(found.tls or {})}
     return _cluster(found, options) if found.cluster else _sentinel(found, options)
 
@@ -236,4 +256,4 @@ def _cluster(found: Several, options: dict[str, Any]) -> Cluster:
 def _sentinel(found: Several, options: dict[str, Any]) -> Single:
     asked = options | {"username": None, "password": None}
     sentinels = _Sentinels(list(found.addresses), sentinel_kwargs=asked)  # type: ignore[no-untyped-call]
-    return Single(sentinels.master_for(found.name, redis_class=redis.asyncio.Redis, **options))
+    return Single(lambda: _SentinelPool(found.name, sentinels, **options))  # type: ignore[no-untyped-call]

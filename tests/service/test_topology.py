@@ -167,6 +167,38 @@ async def test_a_primary_that_loses_its_role_is_left_for_the_one_its_name_now_le
             assert len(list(eventlog.read_events(client))) == 17
 
 
+async def test_nothing_more_is_read_where_a_primary_has_lost_its_role_although_a_read_was_under_way(
+    tmp_path: Path,
+) -> None:
+    quickly = {"repl-diskless-sync-delay": "0"}
+    with (
+        Store(tmp_path, "old", options=quickly) as old,
+        Store(tmp_path, "new", options=quickly) as new,
+        Proxy(old.address) as name,
+    ):
+        patient = StoreSettings(read_timeout_s=10, write_timeout_s=10)
+        async with SequenceStore.connect(name.url, patient) as store:
+            await store.append([event("a")])
+            with old.client() as demoted:
+                demoted.replicaof(*new.address)
+                waits = store.connection.read(b"", lambda client: client.xread({"nothing": "0"}, block=10_000))
+                reading = asyncio.create_task(waits)
+                blocked: list[str] = []
+                while not blocked:
+                    await asyncio.sleep(0.01)
+                    blocked = [one["id"] for one in demoted.client_list() if "b" in one["flags"]]
+                name.target = new.address
+                await store.append([event("b")])
+                assert await store.histories(["ann"]) == [["item-b"]]
+                demoted.client_unblock(blocked[0])
+                await reading
+                demoted.replicaof("NO", "ONE")  # what is read there from now on is old
+                await store.append([event("c")])
+                assert await store.histories(["ann"]) == [["item-b", "item-c"]]
+                left = [client["addr"] for client in demoted.client_list(_type="normal")]
+                assert len(left) == 1  # which is ours
+
+
 async def test_a_primary_that_sentinels_replace_is_followed(tmp_path: Path) -> None:
     with topologies.store("sentinels", tmp_path) as url:
         async with SequenceStore.connect(url) as store:
