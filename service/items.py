@@ -151,41 +151,42 @@ class LiveItems:
         await self._look()  # they are stored whatever comes of this; the watch goes on looking
 
     async def refresh(self) -> None:
-        """Take over what has changed. Raises StoreUnavailable."""
+        """Take over what has changed, as one change: each costs a catalogue much. Raises StoreUnavailable."""
         async with self._reading:
             version = await self._store.version()
-            if version < self._version:  # the store has been emptied, or is another one
+            emptied = version < self._version
+            if emptied:  # or it is another one
                 logger.warning("the states of items have been set back; reading all of them again")
-                states = await self._all(version)  # before any is given up
-                await self._apply(dict.fromkeys(self._states.keys() - states.keys(), AS_IN_BUNDLE) | states)
-                self._version = version
-            while self._version < version:
-                upto, states = await self._store.since(self._version)
-                await self._apply(states)
-                self._version = max(upto, self._version + 1) if states else version
+            at = 0 if emptied else self._version
+            found: dict[str, ItemState] = {}
+            try:
+                while at < version:
+                    upto, states = await self._store.since(at)
+                    for item in states:
+                        found.pop(item, None)  # what was said last comes last
+                    found |= states
+                    at = max(upto, at + 1) if states else version
+            except StoreUnavailable:
+                if not emptied:  # then none is given up before all are read
+                    await self._apply(found, at)
+                raise
+            gone = self._states.keys() - found.keys() if emptied else ()
+            await self._apply(dict.fromkeys(gone, AS_IN_BUNDLE) | found, at)
 
-    async def _all(self, version: int) -> dict[str, ItemState]:
-        found: dict[str, ItemState] = {}
-        at = 0
-        while at < version:
-            upto, states = await self._store.since(at)
-            found |= states
-            at = max(upto, at + 1) if states else version
-        return found
-
-    async def _apply(self, states: Mapping[str, ItemState]) -> None:
+    async def _apply(self, states: Mapping[str, ItemState], version: int) -> None:
+        """Take over states, up to a write."""
         states = {item: state for item, state in states.items() if self._states.get(item, AS_IN_BUNDLE) != state}
-        if not states:
-            return
-        with self._noting:
-            for item, state in states.items():
-                self._states.pop(item, None)  # what was said last comes last
-                if state != AS_IN_BUNDLE:
-                    self._states[item] = state
-            for untold in self._untold.values():
-                untold.append(states)
-        for engine in list(self._engines()):  # one that starts to serve from here on is told by `catch_up`
-            await asyncio.to_thread(engine.catalogue.change, states)
+        if states:
+            with self._noting:
+                for item, state in states.items():
+                    self._states.pop(item, None)  # here too
+                    if state != AS_IN_BUNDLE:
+                        self._states[item] = state
+                for untold in self._untold.values():
+                    untold.append(states)
+            for engine in list(self._engines()):  # one that starts to serve from here on is told by `catch_up`
+                await asyncio.to_thread(engine.catalogue.change, states)
+        self._version = version
 
     async def _look(self) -> None:
         try:

@@ -19,7 +19,7 @@ import pytest
 import redis
 
 from service.attributes import ItemState
-from service.connection import Connection
+from service.connection import Connection, StoreUnavailable
 from service.engine import Engine, Ranking
 from service.items import MAX_KEPT, ItemStore, LiveItems, TooManyItems
 from tests.service.conftest import KillableStore
@@ -225,6 +225,54 @@ async def test_an_engine_that_starts_to_serve_is_told_once_of_every_change(store
         await live.put({"d": gone})
         live.catch_up(engine)
     assert engine.told == [{"a": gone, "b": gone}, {"a": ItemState(), "c": gone}, {"c": ItemState()}, {"d": gone}]
+    await connection.aclose()
+
+
+@pytest.mark.anyio
+async def test_what_takes_many_pages_to_read_is_one_change(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.items._PAGE", 3)
+    connection = Connection(store_url, read_timeout_s=1, write_timeout_s=1, max_connections=4)
+    gone = ItemState(available=False)
+    engine: Any = Noted()
+    store = ItemStore(connection)
+    for item in "abcdefg":
+        await store.put({item: gone})
+    async with LiveItems(store, lambda: [engine], poll_s=60) as live:
+        assert engine.told == [dict.fromkeys("abcdefg", gone)]
+        await store.put({"a": ItemState()})
+        await live.put({"h": gone})
+    assert engine.told[1:] == [{"a": ItemState(), "h": gone}]
+    await connection.aclose()
+
+
+class Failing(ItemStore):
+    """Does not answer the second time that it is asked for a page."""
+
+    asked = 0
+
+    async def since(self, version: int) -> tuple[int, dict[str, ItemState]]:
+        self.asked += 1
+        if self.asked == 2:
+            raise StoreUnavailable("no answer")
+        return await super().since(version)
+
+
+@pytest.mark.anyio
+async def test_pages_that_were_read_before_the_store_went_away_are_not_read_again(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.items._PAGE", 3)
+    connection = Connection(store_url, read_timeout_s=1, write_timeout_s=1, max_connections=4)
+    gone = ItemState(available=False)
+    engine: Any = Noted()
+    store = Failing(connection)
+    for item in "abcde":
+        await store.put({item: gone})
+    async with LiveItems(store, lambda: [engine], poll_s=60) as live:
+        assert engine.told == [dict.fromkeys("ab", gone)]
+        await live.refresh()
+    assert engine.told[1:] == [dict.fromkeys("cde", gone)]
+    assert store.asked == 4
     await connection.aclose()
 
 
