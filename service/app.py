@@ -126,6 +126,7 @@ async def running(settings: Settings, store_url: str, metrics: Metrics | None = 
             max_batch=1,
             max_waiting=min(_ALIKE, settings.max_waiting),
             stuck_s=settings.stuck_s,
+            on_abandoned=metrics.abandoned.inc,
         )
         await stack.enter_async_context(similar)
         batchers = batcher, aside, similar

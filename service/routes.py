@@ -9,6 +9,7 @@ import orjson
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 from pydantic import ValidationError
+from starlette.requests import ClientDisconnect
 
 from models.device import DeviceError
 from models.manifest import BundleError
@@ -16,7 +17,7 @@ from models.registry import Registry, RegistryError
 from service import metrics as prometheus
 from service.attributes import ItemState
 from service.auth import Keys
-from service.batcher import Batcher, Closed, Overloaded
+from service.batcher import Abandoned, Batcher, Closed, Overloaded
 from service.connection import StoreUnavailable
 from service.engine import EngineError, Ranking
 from service.erasure import Erasure
@@ -27,7 +28,7 @@ from service.keyfile import Scope
 from service.limits import Limits
 from service.metrics import Metrics
 from service.recommender import Likeness, Recommendation, Wish
-from service.requests import headers_of, parse_json, read_body, refuse_body
+from service.requests import CONNECTION, headers_of, parse_json, read_body, refuse_body
 from service.schemas import (
     MAX_K,
     BatchResponse,
@@ -177,7 +178,10 @@ async def similar(item_id: str, request: Request, k: str = "10") -> Response:
         if index is None:
             raise Problem("item_not_found", f"{engine.version} does not know the item {shorten(item_id)}")
         try:
-            found = await services.similar.submit(Likeness(engine, index, int(k)))
+            caller = request.scope["state"].get(CONNECTION)  # None under another server
+            found = await services.similar.submit(Likeness(engine, index, int(k)), caller=caller)
+        except Abandoned as error:
+            raise ClientDisconnect from error
         except Overloaded as error:
             raise unavailable("overloaded", f"{error}; come back later") from error
         except Closed as error:

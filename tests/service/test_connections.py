@@ -5,6 +5,7 @@ import contextlib
 import re
 import socket
 import struct
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from reliability.wire import request
+from service.engine import Engine, Ranking
 from service.metrics import Metrics
 from service.protocol import MAX_HEAD_BYTES
 from service.server import Server
@@ -314,3 +316,40 @@ def test_a_client_that_has_left_costs_no_ranking(
     assert abandoned > 0
     assert ranked + abandoned <= rounds * 4 * 256
     assert ranked < rounds * 4 * 256
+
+
+def test_similar_items_are_looked_for_for_nobody_who_has_left(
+    start_service: Callable[..., httpx.Client],
+    make_bundle: Callable[..., Path],
+    store_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun, go, find, looked = threading.Event(), threading.Event(), Engine.similar, []
+
+    def held(self: Engine, index: int, k: int) -> Ranking:
+        looked.append(index)
+        begun.set()
+        go.wait(20)
+        return find(self, index, k)
+
+    monkeypatch.setattr(Engine, "similar", held)
+    make_bundle("v1")
+    service = start_service(store_url)
+    with connected(service) as patient, contextlib.ExitStack() as leaving:
+        patient.sendall(request("GET", "/items/i1/similar", b""))
+        assert begun.wait(20)
+        for _ in range(5):
+            leaving.enter_context(connected(service)).sendall(request("GET", "/items/i2/similar", b""))
+        until = time.monotonic() + 20
+        while counted(service, "recserve_waiting_requests") < 5:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        leaving.close()
+        for _ in range(3):  # rounds of its loop, in which it hears of that
+            service.get("/healthz")
+        go.set()
+        assert patient.recv(100).startswith(b"HTTP/1.1 200 ")
+    assert service.get("/items/i3/similar").status_code == 200
+    assert looked == [1, 3]
+    assert counted(service, "recserve_abandoned_requests_total") == 5
+    assert counted(service, 'recserve_requests_total{route="similar",status="200"}') == 2
