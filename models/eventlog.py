@@ -288,15 +288,22 @@ def rewrite(client: redis.Redis) -> bool:
     """
     import redis  # noqa: PLC0415
 
-    where: dict[str, Any] = {"target_nodes": client.get_primaries()} if isinstance(client, redis.RedisCluster) else {}
-    with _asking("files of the store"):
-        try:
-            client.bgrewriteaof(**where)
-        except redis.ResponseError as error:
-            if any(words in str(error) for words in _LATER):
-                return False
-            raise RewriteRefusedError(str(error)) from error
-    return True
+    where: list[dict[str, Any]] = [{}]
+    if isinstance(client, redis.RedisCluster):
+        where = [{"target_nodes": node} for node in client.get_primaries()]
+    begun, refusal = True, None
+    for server in where:  # of all at once, the first that refuses would be the last that is asked
+        with _asking("files of the store"):
+            try:
+                client.bgrewriteaof(**server)
+            except redis.ResponseError as error:
+                if any(words in str(error) for words in _LATER):
+                    begun = False
+                else:
+                    refusal = error
+    if begun and refusal is not None:
+        raise RewriteRefusedError(str(refusal)) from refusal
+    return begun
 
 
 def log_size(client: redis.Redis) -> LogSize:

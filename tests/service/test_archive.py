@@ -193,6 +193,16 @@ def test_every_node_of_a_cluster_writes_its_files_anew_and_a_cluster_that_is_awa
             archiver.move()
 
 
+def test_a_node_that_refuses_new_files_keeps_no_other_from_writing_them(tmp_path: Path) -> None:
+    with topologies.store("cluster", tmp_path) as url, contextlib.closing(eventlog.connect(url)) as client:
+        first, *others = client.get_primaries()
+        client.execute_command("ACL SETUSER", "default", "-bgrewriteaof", target_nodes=first)
+        with pytest.raises(eventlog.RewriteRefusedError):
+            eventlog.rewrite(client)
+        for node in others:
+            wait_until(lambda node=node: client.info("persistence", target_nodes=node)["aof_rewrites"] == 1)
+
+
 def test_files_that_are_being_written_anew_since_before_an_erasure_are_once_more(
     killable_store: KillableStore, tmp_path: Path
 ) -> None:
