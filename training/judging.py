@@ -169,7 +169,7 @@ def results(
         if run.is_file():  # runs/* matches what lies beside them too
             console.print(f"{run} is no folder and left out")
         else:
-            keep_record(RunFolder(run), kept / run.name)
+            keep_record(RunFolder(run), kept / run.resolve().name)  # "." has no name
     folders = [RunFolder(folder) for folder in sorted(kept.glob("*/"))]
     if not folders:
         raise RunError(f"{kept} holds no record of a run; name the folders of some, as in: training results runs/*")

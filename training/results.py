@@ -46,11 +46,20 @@ def keep_record(run: RunFolder, to: Path) -> None:
     """Copy what the results page is written from, some kilobytes, to a folder that outlives the run's.
 
     Paths of data become relative to where we are: a record is for others to read. An earlier record of the same run is
-    replaced. Raises RunError if `to` holds the record of another run.
+    replaced; a record itself is left as it is. Raises RunError if `to` holds the record of another run, or a folder
+    beside it that of the same one.
     """
     spec = run.spec()
+    if to.exists() and to.samefile(run.path):
+        return
     if (to / RUN).exists() and RunFolder(to).spec().identity != spec.identity:
         raise RunError(f"{to} is the record of another run; give the folder {run.path} another name")
+    for other in sorted(to.parent.glob("*/")):  # two would be refused by every page from then on
+        if other.name != to.name and RunFolder(other).spec().identity == spec.identity:
+            raise RunError(
+                f"{other} is the record of the same run; leave {run.path} out, or delete that record if this is to "
+                "take its place"
+            )
     to.mkdir(parents=True, exist_ok=True)
     for name in (EPOCHS, SAMPLED, METRICS):
         if (run.path / name).exists():

@@ -114,7 +114,7 @@ class RunSpec(BaseModel):
     def _deciding(self) -> "RunSpec":
         """Without what decides nothing: where files lie, and attributes that give nothing but titles."""
         learns = isinstance(self.config, S3RecRunConfig) and self.config.uses_attributes
-        changes: dict[str, Any] = {"attributes": None, "by_rule": None}
+        changes: dict[str, Any] = {"attributes": None, "by_rule": None, "test": [Path(path.name) for path in self.test]}
         if not learns:
             changes["attributes_sha256"] = None
         return self.model_copy(update=changes)

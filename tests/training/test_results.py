@@ -175,6 +175,40 @@ def test_a_record_is_not_overwritten_by_another_run(
     assert RunFolder(tmp_path / "results" / "s").spec().seed == 0
 
 
+def test_a_run_is_recorded_once_whatever_its_folder_is_called(
+    another: Callable[..., RunFolder], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, run = tmp_path / "results.md", another("first", seed=0)
+    assert results(run.path, "--output", output) == 0
+    page, copy = output.read_text(), another("copy", seed=0)
+    assert results(copy.path, "--output", output) != 0
+    assert "first is the record of the same run" in " ".join(capsys.readouterr().err.split())
+    assert results("--output", output) == 0  # nothing was left that stands in the way
+    assert output.read_text() == page
+
+
+def test_a_record_may_be_named_itself(another: Callable[..., RunFolder], tmp_path: Path) -> None:
+    output = tmp_path / "results.md"
+    assert results(another("s", seed=0).path, "--output", output) == 0
+    page = output.read_text()
+    assert results(tmp_path / "results" / "s", "--output", output) == 0
+    assert output.read_text() == page
+
+
+def test_the_folder_we_are_in_is_recorded_by_its_name(
+    another: Callable[..., RunFolder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(another("here", seed=0).path)
+    assert results(".", "--output", tmp_path / "results.md") == 0
+    assert [path.name for path in (tmp_path / "results").iterdir()] == ["here"]
+
+
+def test_a_run_with_a_test_file_is_recorded_again(another: Callable[..., RunFolder], tmp_path: Path) -> None:
+    run = another("tested", seed=0, test=[str(tmp_path / "u1.test")])
+    for _ in range(2):
+        assert results(run.path, "--output", tmp_path / "results.md") == 0
+
+
 def test_without_a_record_the_command_says_what_to_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert results("--output", tmp_path / "results.md") != 0
     assert "holds no record of a run" in " ".join(capsys.readouterr().err.split())

@@ -171,6 +171,10 @@ def test_a_moved_file_is_the_same_run_and_other_content_is_not(
     (tmp_path / "elsewhere").mkdir()
     moved = log.rename(tmp_path / "elsewhere" / "log.csv")
     assert spec_of([moved])[0].identity == before
+    spec = spec_of([moved])[0]
+    here, there = (spec.model_copy(update={"test": [folder / "u1.test"]}) for folder in (tmp_path, Path("elsewhere")))
+    assert (here.identity, here.differences(there)) == (there.identity, {})
+    assert here.identity != spec.identity
     lines = moved.read_text().splitlines()
     lines[1], lines[2] = lines[2], lines[1]
     moved.write_text("\n".join(lines) + "\n")
