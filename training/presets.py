@@ -38,9 +38,9 @@ def settle(config: RunConfig, train: Sequences) -> RunConfig:
         "stride": max(1, length // 2) if int(lengths.max()) > length else None,
     }
     stride = (found["stride"] if "stride" in config.from_data else config.training.stride) or length
-    inputs = lengths - 1
+    inputs = lengths[lengths > 1] - 1  # one interaction alone has nothing to predict, and is no window
     windows = int((1 + np.ceil(np.maximum(inputs - length, 0) / stride)).sum())  # but for where the cuts fall
-    positions = float(np.minimum(inputs, length).mean())  # of a window, about
+    positions = float(np.minimum(inputs, length).sum()) / max(1, len(inputs))  # of a window, about
     fitting = (batch for batch in _BATCHES if windows >= _STEPS * batch and batch * positions <= _POSITIONS)
     found["batch"] = next(fitting, _BATCHES[-1])
     found["loss"] = "softmax" if int(train.items.max()) <= _FULL else "sampled_softmax"

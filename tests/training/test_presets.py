@@ -59,6 +59,13 @@ def test_a_batch_leaves_an_epoch_its_steps_and_is_no_larger_than_a_step_is_worth
     assert settle(left_to_the_data(EVERYTHING), histories(*[each] * users)).training.batch == batch
 
 
+def test_users_with_a_single_interaction_are_no_windows() -> None:
+    settings = left_to_the_data(EVERYTHING)
+    assert settle(settings, histories(*[5] * 4800, *[1] * 40_000)).training.batch == 32
+    assert settle(settings, histories(*[40] * 19_200, *[1] * 40_000)).training.batch == 64  # 39 positions a window
+    assert settle(settings, histories(1, 1)).training.batch == 16
+
+
 @pytest.mark.parametrize(("users", "dim"), [(49_999, 64), (50_000, 128)])
 def test_much_data_is_learned_by_a_wider_model(users: int, dim: int) -> None:
     assert settle(left_to_the_data(EVERYTHING), histories(*[10] * users)).model.dim == dim
