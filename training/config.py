@@ -85,7 +85,8 @@ class PretrainingConfig(FittingConfig):
     mask_probability: float = Field(0.2, gt=0, lt=1)  # of an item; the newest of a history is always hidden
     shuffle_ties: bool = True  # as in training
     prefixes: int | None = Field(None, ge=1)  # most of a user in an epoch, drawn anew in each; None: every one
-    columns: list[str] | None = None  # which attributes count; None: all but titles and numbers with a fraction
+    # which attributes count; None: all but titles and numbers with a fraction
+    columns: list[str] | None = Field(None, min_length=1)
 
     @property
     def uses_attributes(self) -> bool:

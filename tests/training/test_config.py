@@ -80,6 +80,7 @@ def test_a_file_says_only_what_differs(write: Callable[[str], str]) -> None:
         ("[model]\ndropout = 1.0\n", ["model.dropout", "less than 1"]),
         ("[model]\ndim = 10\nheads = 3\n", ["dim 10", "heads 3"]),
         ("[training]\nbatch = 3\n", ["model", "required"]),
+        ('[model]\nname = "s3rec"\n[pretraining]\ncolumns = []\n', ["pretraining.columns", "at least 1 item"]),
         ("[model]\ndim = 0\n[training]\nbatch = 0\n", ["model.dim", "training.batch"]),
         ("model\n", ["not TOML", "line 1"]),
     ],
