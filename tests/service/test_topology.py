@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -140,13 +141,20 @@ def _move(url: str, slot: int) -> None:
             client.execute_command("CLUSTER", "SETSLOT", slot, "NODE", name)
 
 
-async def test_a_primary_that_loses_its_role_is_left_for_the_one_its_name_now_leads_to(tmp_path: Path) -> None:
+@contextlib.contextmanager
+def _named(folder: Path) -> Iterator[tuple[Store, Store, Proxy]]:
+    """Two servers, and a name that leads to the first."""
     quickly = {"repl-diskless-sync-delay": "0"}
     with (
-        Store(tmp_path, "old", options=quickly) as old,
-        Store(tmp_path, "new", options=quickly) as new,
+        Store(folder, "old", options=quickly) as old,
+        Store(folder, "new", options=quickly) as new,
         Proxy(old.address) as name,
     ):
+        yield old, new, name
+
+
+async def test_a_primary_that_loses_its_role_is_left_for_the_one_its_name_now_leads_to(tmp_path: Path) -> None:
+    with _named(tmp_path) as (old, new, name):
         patient = StoreSettings(read_timeout_s=2, write_timeout_s=2)
         async with SequenceStore.connect(name.url, patient) as store:
             await asyncio.gather(*(store.append([event(f"{number}")]) for number in range(8)))  # several connections
@@ -170,12 +178,7 @@ async def test_a_primary_that_loses_its_role_is_left_for_the_one_its_name_now_le
 async def test_nothing_more_is_read_where_a_primary_has_lost_its_role_although_a_read_was_under_way(
     tmp_path: Path,
 ) -> None:
-    quickly = {"repl-diskless-sync-delay": "0"}
-    with (
-        Store(tmp_path, "old", options=quickly) as old,
-        Store(tmp_path, "new", options=quickly) as new,
-        Proxy(old.address) as name,
-    ):
+    with _named(tmp_path) as (old, new, name):
         patient = StoreSettings(read_timeout_s=10, write_timeout_s=10)
         async with SequenceStore.connect(name.url, patient) as store:
             await store.append([event("a")])

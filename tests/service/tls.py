@@ -5,11 +5,11 @@ import shutil
 import socket
 import ssl
 import subprocess
-import threading
 from pathlib import Path
-from typing import Self
 
 import pytest
+
+from reliability.proxy import Proxy
 
 _HELLO = b"\x16"  # a handshake's first byte, which is no command's
 
@@ -27,50 +27,16 @@ def certificate(folder: Path) -> Path:
     return path
 
 
-class Encrypted:
-    """Passes on to a port of loopback while entered, whether it is spoken to by TLS or not."""
+class Encrypted(Proxy):
+    """Passes on to a port of loopback, whether it is spoken to by TLS or not."""
 
     def __init__(self, port: int, pem: Path) -> None:
-        self._target = port
+        super().__init__(("127.0.0.1", port))
         self._context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         self._context.load_cert_chain(pem)
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = int(self._listener.getsockname()[1])
-        self.handshakes = 0
-
-    def __enter__(self) -> Self:
-        threading.Thread(target=self._accept, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)  # wakes who accepts
-        self._listener.close()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                client, _ = self._listener.accept()
-                threading.Thread(target=self._connect, args=(client,), daemon=True).start()
 
     def _connect(self, client: socket.socket) -> None:
-        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
-            stack.callback(client.close)
-            server = stack.enter_context(socket.create_connection(("127.0.0.1", self._target)))
+        with contextlib.closing(client), contextlib.suppress(OSError):  # of a handshake that fails
             if client.recv(1, socket.MSG_PEEK) == _HELLO:
-                client = stack.enter_context(self._context.wrap_socket(client, server_side=True))
-                self.handshakes += 1
-            back = threading.Thread(target=_pass_on, args=(server, client), daemon=True)
-            back.start()
-            _pass_on(client, server)
-            back.join()
-
-
-def _pass_on(source: socket.socket, sink: socket.socket) -> None:
-    """Until it ends; then the other end learns of it."""
-    with contextlib.suppress(OSError):
-        while piece := source.recv(1 << 16):
-            sink.sendall(piece)
-    for end in (source, sink):
-        with contextlib.suppress(OSError):
-            end.shutdown(socket.SHUT_RDWR)
+                client = self._context.wrap_socket(client, server_side=True)
+            super()._connect(client)

@@ -70,7 +70,7 @@ def _encrypted(stack: contextlib.ExitStack, folder: Path, shape: str) -> str:
     pem = certificate(folder)
 
     def at(port: int) -> int:
-        return stack.enter_context(Encrypted(port, pem)).port
+        return stack.enter_context(Encrypted(port, pem)).address[1]
 
     url = {"cluster": _cluster, "sentinels": _sentinels}[shape](stack, folder, at)
     return f"{url.replace('redis', 'rediss', 1)}?ssl_ca_certs={pem}.crt"
