@@ -112,6 +112,22 @@ def number_attributes(attributes: Attributes, columns: Sequence[str] | None = No
     return ItemAttributes(names, np.concatenate(([0], np.cumsum(counts))), flat.copy(), counts > 0)
 
 
+def learnable(attributes: Attributes | None, columns: Sequence[str] | None, *, chosen: bool) -> ItemAttributes | None:
+    """What `number_attributes` gives; None without attributes.
+
+    chosen: whether somebody named them to be learned from. Of others, which a retraining took over from the champion,
+    nothing may be left that teaches, as of titles alone: then None instead of its AttributesError.
+    """
+    if attributes is None:
+        return None
+    try:
+        return number_attributes(attributes, columns)
+    except AttributesError:
+        if chosen:
+            raise
+        return None
+
+
 def _each(entry: object) -> list[object]:
     """The values in an entry that are known."""
     return [value for value in (entry if isinstance(entry, list) else [entry]) if value is not None]

@@ -27,7 +27,7 @@ from models.neighbours import Neighbours
 from models.sasrec import SASRec
 from models.zoo import Model, build
 from training import checkpoint
-from training.attributes import ITEM_COLUMN, Attributes, number_attributes, read_attributes
+from training.attributes import ITEM_COLUMN, Attributes, learnable, read_attributes
 from training.config import (
     CONFIGS,
     AnyConfig,
@@ -291,21 +291,21 @@ class RunFolder:
 
     def model(self) -> Model:
         """The model with the run's best weights, in evaluation mode."""
-        spec, items = self.spec(), len(self.ids()) - 1
-        if isinstance(spec.config, S3RecRunConfig):
-            return self._s3rec(spec.config, items)
-        model = build(spec.config.model, items, users=spec.data.users)
-        checkpoint.load_best(self.path / CHECKPOINT, model)
+        spec = self.spec()
+        model = build(spec.config.model, len(self.ids()) - 1, users=spec.data.users)
+        if isinstance(spec.config, S3RecRunConfig) and isinstance(model, SASRec):
+            self._load_s3rec(spec, spec.config, model)
+        else:
+            checkpoint.load_best(self.path / CHECKPOINT, model)
         return model.eval()
 
-    def _s3rec(self, config: S3RecRunConfig, items: int) -> SASRec:
-        model, columns = build(config.model, items), self.attributes()
-        if config.model.item_attributes and columns is not None:
-            known = number_attributes(Attributes(columns, 0, 0), config.pretraining.columns)
+    def _load_s3rec(self, spec: RunSpec, config: S3RecRunConfig, model: SASRec) -> None:
+        told = Attributes(self.attributes() or {}, 0, 0) if config.model.item_attributes else None
+        known = learnable(told, config.pretraining.columns, chosen=spec.attributes is not None)
+        if known is not None:
             attribute(model, known.starts, known.flat, known.count)
         checkpoint.load_best(self.path / CHECKPOINT, model)
         fold(model)
-        return model.eval()
 
     def ids(self) -> list[str]:
         """External id of every item row; row 0 is padding."""

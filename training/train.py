@@ -13,7 +13,7 @@ from models.runtime import cpu_quota
 from models.s3rec import S3RecConfig, S3RecPretraining
 from models.sasrec import SASRec
 from models.zoo import build
-from training.attributes import ItemAttributes, number_attributes
+from training.attributes import ItemAttributes, learnable
 from training.baselines import ItemKNN, baselines
 from training.blend import Blend, choose_blend, strongest
 from training.config import AutoRecRunConfig, Config, S3RecRunConfig
@@ -128,7 +128,7 @@ def _fitted(
     torch.manual_seed(spec.seed)  # weights and dropout; the data's order and the negatives draw from their own
     train, validation = prepared.split.train, prepared.split.validation
     model = build(config.model, prepared.dataset.vocabulary.items).to(_device())
-    known = _known(config, prepared, console) if isinstance(config, S3RecRunConfig) else None
+    known = _known(spec, config, prepared, console) if isinstance(config, S3RecRunConfig) else None
     if known is not None and isinstance(config.model, S3RecConfig) and config.model.item_attributes:
         attribute(model, known.starts, known.flat, known.count)
     if config.training.compile:
@@ -181,14 +181,14 @@ def _names(prepared: Prepared) -> list[str]:
     return [(titles.title(row) if titles else None) or item for row, item in enumerate(ids)]
 
 
-def _known(config: S3RecRunConfig, prepared: Prepared, console: Console) -> ItemAttributes | None:
+def _known(spec: RunSpec, config: S3RecRunConfig, prepared: Prepared, console: Console) -> ItemAttributes | None:
     """The attributes that the model learns from, or None where there are none to learn from."""
     if not config.uses_attributes:
         return None
-    if prepared.attributes is None:
+    attributes = learnable(prepared.attributes, config.pretraining.columns, chosen=spec.attributes is not None)
+    if attributes is None:
         console.print("note: no item attributes were given (--attributes FILE): the model learns without them")
         return None
-    attributes = number_attributes(prepared.attributes, config.pretraining.columns)
     console.print(f"learning from {attributes.count:,} attributes of {int(attributes.known.sum()):,} items")
     return attributes
 

@@ -206,6 +206,18 @@ def test_titles_survive_a_retraining_without_attributes(desk: Desk) -> None:
     assert sum(title is not None for title in bundle.attributes["title"]) == 1
 
 
+SHARED = GOOD.replace("dim = 16", 'name = "s3rec"\nitem_attributes = true\ndim = 16') + "[pretraining]\nepochs = 1\n"
+
+
+def test_titles_teach_nothing_and_stop_no_model_that_learns_from_attributes(desk: Desk) -> None:
+    titles = desk.folder / "titles.csv"
+    titles.write_text("item_id,title\ni1,First\ni2,Second\n")
+    assert desk.retrain(USELESS, "--attributes", str(titles))[0] == 0
+    status, out, error = desk.retrain(SHARED)
+    assert (status, error) == (0, "")
+    assert "no item attributes were given" in " ".join(out.split())
+
+
 def test_an_unreachable_store_is_one_sentence_and_changes_nothing(desk: Desk) -> None:
     status, out, error = desk.retrain(GOOD, "--events-from", "redis://127.0.0.1:1")
     assert (status, out) == (1, "")
