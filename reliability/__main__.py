@@ -30,18 +30,16 @@ def main(arguments: list[str] | None = None) -> int:
         if not options.names or promise.name in options.names:
             outcomes.append(tried(promise, full=not options.quick))
             print(report.line(outcomes[-1]), flush=True)
-    broken = [outcome.promise.name for outcome in outcomes if not outcome.skipped and not outcome.kept]
-    not_kept = f"; not: {', '.join(broken)}" if broken else ""
-    print(f"\n{len(outcomes) - len(broken)} of {len(outcomes)} promises kept{not_kept}")
+    print(f"\n{report.summary(outcomes)}")
     if not options.quick:
         _write(options.output, every, outcomes)
-    return 1 if broken else 0
+    return 0 if all(outcome.skipped or outcome.kept for outcome in outcomes) else 1
 
 
 def _write(folder: Path, every: list[Promise], outcomes: list[Outcome]) -> None:
     """The page and the file, of these outcomes and of those recorded earlier."""
     file = folder / "reliability.json"
-    known = report.recorded(file, every) | {outcome.promise.name: outcome for outcome in outcomes}
+    known = report.taking_place(report.recorded(file, every), outcomes)
     together = [known[promise.name] for promise in every if promise.name in known]
     (folder / "docs").mkdir(parents=True, exist_ok=True)
     (folder / "docs" / "reliability.md").write_text(report.page(together, command="./run reliability"), "utf-8")

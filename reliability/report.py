@@ -26,6 +26,15 @@ def line(outcome: Outcome) -> str:
     return "\n".join([head, *("  " + "   ".join(cell for cell in row if cell) for row in rows(outcome))])
 
 
+def summary(outcomes: Sequence[Outcome]) -> str:
+    """What is printed at the end; a promise that could not be tried was neither kept nor broken."""
+    kept = sum(outcome.kept for outcome in outcomes if not outcome.skipped)
+    broken = ", ".join(outcome.promise.name for outcome in outcomes if not outcome.skipped and not outcome.kept)
+    skipped = ", ".join(outcome.promise.name for outcome in outcomes if outcome.skipped)
+    said = f"{kept} of {len(outcomes)} promises kept"
+    return said + (f"; not: {broken}" if broken else "") + (f"; not tried: {skipped}" if skipped else "")
+
+
 def page(outcomes: Sequence[Outcome], *, command: str) -> str:
     """docs/reliability.md."""
     said = [
@@ -84,6 +93,12 @@ def recorded(file: Path, promises: Sequence[Promise]) -> dict[str, Outcome]:
         for found in content["promises"]
         if content["full"] and found["name"] in there
     }
+
+
+def taking_place(before: Mapping[str, Outcome], outcomes: Sequence[Outcome]) -> dict[str, Outcome]:
+    """Outcomes by name in the place of those from before; one that could not be tried takes nobody's."""
+    now = {outcome.promise.name: outcome for outcome in outcomes}
+    return {**before, **{name: one for name, one in now.items() if not one.skipped or name not in before}}
 
 
 def _outcome(promise: Promise, found: Mapping[str, Any], date: str) -> Outcome:

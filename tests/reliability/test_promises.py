@@ -77,3 +77,14 @@ def test_what_is_tried_again_takes_its_place_beside_what_was_found_before(tmp_pa
     assert "2026-02-02, 3600 s." in written
     file.write_text(report.dumped(before, full=False), encoding="utf-8")  # quick ones say less
     assert report.recorded(file, [kills, soak]) == {}
+
+
+def test_what_could_not_be_tried_is_no_promise_kept_and_takes_no_findings_place() -> None:
+    kills, soak = (Promise(name, name.title(), lambda full, folder: []) for name in ("kills", "soak"))
+    found = Outcome(kills, (Finding("lost", 0, most=0),))
+    broken = Outcome(soak, failure="RuntimeError: broken")
+    not_here = [Outcome(promise, skipped="there is no redis-server") for promise in (kills, soak)]
+    assert report.taking_place({"kills": found}, not_here) == {"kills": found, "soak": not_here[1]}
+    assert report.taking_place({"kills": not_here[0]}, [found, broken]) == {"kills": found, "soak": broken}
+    assert report.summary([found, broken]) == "1 of 2 promises kept; not: soak"
+    assert report.summary([found, not_here[1]]) == "1 of 2 promises kept; not tried: soak"
