@@ -33,7 +33,7 @@ CONFIGS = {
     "softmax": f"[model]\n{MODEL}[training]\n{FITTING}",
     "bce": f'[model]\n{MODEL}[training]\nloss = "bce"\nnegatives = 3\n{FITTING}',
     "s3rec": (
-        f'[model]\nname = "s3rec"\n{MODEL}[pretraining]\n{FITTING}'
+        f'[model]\nname = "s3rec"\nitem_attributes = true\n{MODEL}[pretraining]\n{FITTING}'
         f'[training]\nloss = "sampled_softmax"\nnegatives = 9\n{FITTING}'
     ),
 }
@@ -43,6 +43,9 @@ def trained(folder: Path, config: str, *, processes: int, output: str, epochs: i
     """The best weights after `python -m training train`, by torchrun where several processes are asked for."""
     (folder / "one.toml").write_text(CONFIGS[config].replace("epochs = 3", f"epochs = {epochs}"))
     train = ["-m", "training", "train", "one.toml", "--data", "walks.csv", "--output", output]
+    if config == "s3rec":
+        (folder / "colours.csv").write_text("item_id,colour\n" + "".join(f"i{n},c{n // 3}\n" for n in range(ITEMS)))
+        train += ["--attributes", "colours.csv"]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     done = subprocess.run(
         [sys.executable, *(torchrun if processes > 1 else []), *train],
