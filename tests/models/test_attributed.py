@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from models.attributed import AttributedItems, attribute, computed_once, fold
 from models.sasrec import SASRec, SASRecConfig
@@ -46,6 +47,23 @@ def test_padding_is_not_learned(model: SASRec, attributed: AttributedItems) -> N
     shared = attributed.attribute_embedding.weight.grad
     assert shared is not None
     assert shared.tolist() == [[1.0] * 4] * 2  # half of what came to item 1 each
+
+
+def test_the_gradient_of_attributes_is_torchs() -> None:
+    generator = torch.Generator().manual_seed(0)
+    counts = torch.randint(0, 5, (60,), generator=generator)
+    starts = functional.pad(counts.cumsum(0), (1, 0))
+    flat = torch.randint(0, 8, (int(counts.sum()),), generator=generator)
+    items = AttributedItems(nn.Embedding(60, 4, padding_idx=0), starts, flat, 9, deviation=0.1)  # nobody has the last
+    towards = torch.randn(60, 4, generator=generator)
+    (items.weight * towards).sum().backward()  # type: ignore[no-untyped-call]
+    weight = items.attribute_embedding.weight.detach().clone().requires_grad_()
+    (functional.embedding_bag(flat, weight, starts[:-1], mode="mean") * towards).sum().backward()  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(items.attribute_embedding.weight.grad, weight.grad)
+    items.zero_grad()
+    items.weight.sum().backward()  # type: ignore[no-untyped-call]
+    assert items.attribute_embedding.weight.grad is not None
+    assert items.attribute_embedding.weight.grad.sum().item() == pytest.approx(4 * int((counts > 0).sum()), rel=1e-5)
 
 
 def test_computed_once_they_are_the_same_tensor_until_the_end(model: SASRec, attributed: AttributedItems) -> None:
