@@ -128,7 +128,11 @@ def _fitted(
     torch.manual_seed(spec.seed)  # weights and dropout; the data's order and the negatives draw from their own
     train, validation = prepared.split.train, prepared.split.validation
     model = build(config.model, prepared.dataset.vocabulary.items).to(_device())
-    known = _known(spec, config, prepared, console) if isinstance(config, S3RecRunConfig) else None
+    known = (
+        _known(config, prepared, console, chosen=spec.attributes is not None)
+        if isinstance(config, S3RecRunConfig)
+        else None
+    )
     if known is not None and isinstance(config.model, S3RecConfig) and config.model.item_attributes:
         attribute(model, known.starts, known.flat, known.count)
     if config.training.compile:
@@ -181,11 +185,11 @@ def _names(prepared: Prepared) -> list[str]:
     return [(titles.title(row) if titles else None) or item for row, item in enumerate(ids)]
 
 
-def _known(spec: RunSpec, config: S3RecRunConfig, prepared: Prepared, console: Console) -> ItemAttributes | None:
-    """The attributes that the model learns from, or None where there are none to learn from."""
+def _known(config: S3RecRunConfig, prepared: Prepared, console: Console, *, chosen: bool) -> ItemAttributes | None:
+    """The attributes that the model learns from, or None where there are none; chosen: as for `learnable`."""
     if not config.uses_attributes:
         return None
-    attributes = learnable(prepared.attributes, config.pretraining.columns, chosen=spec.attributes is not None)
+    attributes = learnable(prepared.attributes, config.pretraining.columns, chosen=chosen)
     if attributes is None:
         console.print("note: no item attributes were given (--attributes FILE): the model learns without them")
         return None
