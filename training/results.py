@@ -46,8 +46,8 @@ def keep_record(run: RunFolder, to: Path) -> None:
     """Copy what the results page is written from, some kilobytes, to a folder that outlives the run's.
 
     Paths of data become relative to where we are: a record is for others to read. An earlier record of the same run is
-    replaced; a record itself is left as it is. Raises RunError if `to` holds the record of another run, or a folder
-    beside it that of the same one.
+    replaced, but one that is finished not by a run that has begun again; a record itself is left as it is. Raises
+    RunError if `to` holds the record of another run, or a folder beside it that of the same one.
     """
     spec = run.spec()
     if to.exists() and to.samefile(run.path):
@@ -60,6 +60,8 @@ def keep_record(run: RunFolder, to: Path) -> None:
                 f"{other} is the record of the same run; leave {run.path} out, or delete that record if this is to "
                 "take its place"
             )
+    if (to / METRICS).exists() and not (run.path / METRICS).exists():
+        return
     to.mkdir(parents=True, exist_ok=True)
     for name in (EPOCHS, SAMPLED, METRICS):
         if (run.path / name).exists():

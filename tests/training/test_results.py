@@ -195,6 +195,19 @@ def test_a_record_may_be_named_itself(another: Callable[..., RunFolder], tmp_pat
     assert output.read_text() == page
 
 
+def test_a_run_that_has_begun_again_leaves_its_finished_record_as_it_is(
+    another: Callable[..., RunFolder], tmp_path: Path
+) -> None:
+    output, run = tmp_path / "results.md", another("s", seed=0)
+    assert results(run.path, "--output", output) == 0
+    page = output.read_text()
+    (run.path / "metrics.json").unlink()
+    (run.path / "metrics.jsonl").write_text("")
+    assert results(run.path, "--output", output) == 0
+    assert output.read_text() == page
+    assert (tmp_path / "results" / "s" / "metrics.jsonl").read_text()
+
+
 def test_the_folder_we_are_in_is_recorded_by_its_name(
     another: Callable[..., RunFolder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
