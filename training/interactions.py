@@ -5,6 +5,7 @@ rows are counted and left behind, and many are an error before any of them is le
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,10 +100,14 @@ def read_interactions(
     Dropped and counted: ids that are empty, blank, over 256 UTF-8 bytes or of a wrong type; timestamps that are
     missing, unreadable, before 1970 or after 2100; values that are not a finite number; lines that are not JSON.
     Raises InteractionsError if a file or column is missing or unreadable, if more than max_dropped (a share) of the
-    rows are dropped, if no row is left, or if only some files have timestamps.
+    rows are dropped, if no row is left, if only some files have timestamps, or if a file is named twice.
     """
     if not paths:
         raise InteractionsError("no interaction file was given")
+    named = Counter(path.resolve() for path in paths)
+    for path in paths:
+        if named[path.resolve()] > 1:
+            raise InteractionsError(f"{path} is named twice, so its rows would count twice; name it once")
     parts = []
     digests = []
     for path in paths:

@@ -193,11 +193,10 @@ def split_data(
 
 def data_window(files: list[Path], prepared: Prepared) -> DataWindow:
     """What the data is, for run.json and the bundle's manifest; sources without a file are called events."""
-    names = [path.name for path in files]
-    if len(set(names)) < len(names):  # the same name in two folders
-        names = [str(path.resolve()) for path in files]
-    digests = prepared.interactions.sha256
-    names += ["events"] * (len(digests) - len(names))
+    whole, depth, digests = [path.absolute().parts for path in files], 1, prepared.interactions.sha256
+    while len({parts[-depth:] for parts in whole}) < len(whole):  # files of one name: as much as tells them apart
+        depth += 1
+    names = ["/".join(parts[-depth:]) for parts in whole] + ["events"] * (len(digests) - len(files))
     times, trained = prepared.dataset.sequences.timestamps, prepared.split.train.timestamps
     return DataWindow(
         files=dict(zip(names, digests, strict=True)),

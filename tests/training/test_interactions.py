@@ -302,6 +302,14 @@ def test_a_missing_file_a_folder_and_no_file_at_all_are_refused(tmp_path: Path) 
             read_interactions(paths)
 
 
+def test_a_file_that_is_named_twice_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = tmp_path / "log.csv"
+    log.write_text("user_id,item_id\nu,i\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InteractionsError, match=r"^log\.csv is named twice, .* name it once$"):
+        read_interactions([Path("log.csv"), log])
+
+
 @pytest.mark.parametrize(
     "frame",
     [

@@ -184,14 +184,19 @@ def test_a_moved_file_is_the_same_run_and_other_content_is_not(
 def test_files_of_one_name_in_two_folders_are_both_remembered(
     tmp_path: Path, log: Path, spec_of: Callable[..., tuple[RunSpec, Prepared]]
 ) -> None:
-    (tmp_path / "old").mkdir()
-    older = tmp_path / "old" / "log.csv"
-    older.write_text(log.read_text())
-    spec, prepared = spec_of([older, log])
-    assert set(spec.data.files) == {str(older), str(log)}
+    def in_a_shop(folder: str) -> list[Path]:
+        files = [tmp_path / folder / "shop" / month / "log.csv" for month in ("may", "june")]
+        for path in files:
+            path.parent.mkdir(parents=True)
+            path.write_text(log.read_text())
+        return files
+
+    spec, prepared = spec_of(in_a_shop("here"))
+    assert set(spec.data.files) == {"may/log.csv", "june/log.csv"}
     run = RunFolder(tmp_path / "run")
     run.begin(spec, prepared)
     run.data()
+    assert spec_of(in_a_shop("moved"))[0].identity == spec.identity
 
 
 def test_a_run_is_finished_by_its_metrics_alone(
