@@ -10,9 +10,9 @@ and rediss+sentinel are the same by TLS, to servers and sentinels alike, and tak
 rediss:// takes of files and names. No message quotes a malformed URL, in which the password may be anywhere.
 """
 
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 CLUSTER, SENTINEL = "redis+cluster", "redis+sentinel"
@@ -39,11 +39,16 @@ class Several:
 
 
 def several(url: str) -> Several | None:
-    """What a URL of several servers says; None if it is that of one. Raises ValueError for a malformed one."""
+    """What a URL of several servers says; None if it is that of one.
+
+    Raises ValueError for a malformed one, and where TLS cannot use the files that it names.
+    """
     scheme = url.partition("://")[0]
     kind = scheme.replace("rediss", "redis", 1)
     parts = _parts(url, one=kind not in (CLUSTER, SENTINEL))
     if kind not in (CLUSTER, SENTINEL):
+        if parts.scheme == "rediss":
+            _check_files(scheme, dict(reversed(parse_qsl(parts.query))))  # the client takes the first of each
         return None
     credentials, _, hosts = parts.netloc.rpartition("@")
     username, _, password = credentials.partition(":")
@@ -62,16 +67,40 @@ def several(url: str) -> Several | None:
 
 def _tls(scheme: str, query: str) -> dict[str, str | bool]:
     options: dict[str, str | bool] = {"ssl": True}
+    files: dict[str, str] = {}
     for name, value in parse_qsl(query, keep_blank_values=True):
-        if name in _FILES and Path(value).is_file():
-            options[name] = value
-        elif name == _CHECK and value in ("true", "false"):
+        if name in _FILES and name not in files:
+            files[name] = value
+        elif name == _CHECK and value in ("true", "false") and name not in options:
             options[name] = value == "true"
-        elif name in _FILES:
-            raise ValueError(f"{name} of {scheme}:// is not a file that can be read")
         else:
-            raise ValueError(f"{scheme}:// takes {', '.join(_FILES)} and {_CHECK}=true or false behind the '?'")
-    return options
+            takes = f"{', '.join(_FILES)} and {_CHECK}=true or false"
+            raise ValueError(f"{scheme}:// takes {takes} behind the '?', each once")
+    _check_files(scheme, files)
+    return options | files
+
+
+def _check_files(scheme: str, options: Mapping[str, str]) -> None:
+    """Raises ValueError for what every connection would fail at, or ask a terminal for: the passphrase of a key."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    authority, certificate, key = map(options.get, _FILES)
+    try:
+        if authority is not None:
+            context.load_verify_locations(authority)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"ssl_ca_certs of {scheme}:// is not a file of certificates that can be read: {error}"
+        ) from error
+    if certificate is None and key is not None:
+        raise ValueError(f"{scheme}:// takes an ssl_keyfile only with the ssl_certfile that it is the key of")
+    try:
+        if certificate is not None:
+            context.load_cert_chain(certificate, key, options.get("ssl_password", ""))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"ssl_certfile and ssl_keyfile of {scheme}:// are not a certificate and its key, without a passphrase, "
+            f"that can be read: {error}"
+        ) from error
 
 
 def _parts(url: str, *, one: bool) -> SplitResult:

@@ -1,11 +1,14 @@
 """URLs of several servers, and what is wrong with those that are none."""
 
+import shutil
+import subprocess
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 
 from models.storeurl import Several, several
+from tests.service.tls import certificate
 
 
 @pytest.mark.parametrize(
@@ -13,7 +16,7 @@ from models.storeurl import Several, several
     [
         "redis://a:1",
         "rediss://u:p%2Fw@a:1/0",
-        "rediss://a?password=p/w@d&ssl_ca_certs=/a@b.pem",
+        "rediss://a?password=p/w@d&client_name=/a@b",
         "unix:///a/b",
         "unix://u:pw@/run/redis@1/socket?db=1",
         "",
@@ -40,11 +43,37 @@ def test_several_servers_are_named_by_their_hosts(url: str, found: Several) -> N
 
 def test_what_is_spoken_to_by_tls_has_its_options_behind_a_question_mark(tmp_path: Path) -> None:
     known = tmp_path / "known@here.pem"
-    known.touch()
+    known.write_bytes(certificate(tmp_path).read_bytes())
     assert several("rediss+cluster://a:1") == Several((("a", 1),), "", None, None, {"ssl": True})
     query = f"ssl_ca_certs={quote(str(known))}&ssl_check_hostname=false"
     tls = {"ssl": True, "ssl_ca_certs": str(known), "ssl_check_hostname": False}
     assert several(f"rediss+sentinel://u:p@a:1/main?{query}") == Several((("a", 1),), "main", "u", "p", tls)
+
+
+@pytest.mark.parametrize("url", ["rediss://a:1", "rediss+cluster://a:1", "rediss+sentinel://a:1/main"])
+def test_files_that_tls_cannot_use_are_refused_before_anybody_connects(url: str, tmp_path: Path) -> None:
+    pem, text, other = certificate(tmp_path), tmp_path / "text.pem", tmp_path / "other"
+    text.write_text("no certificate")
+    other.mkdir()
+    locked = tmp_path / "locked.pem"
+    how = ("ec", "-in", pem, "-out", locked, "-aes256", "-passout", "pass:secret")
+    subprocess.run([str(shutil.which("openssl")), *map(str, how)], check=True, capture_output=True)
+    for query, said in [
+        ("ssl_ca_certs=/no/such.pem", "ssl_ca_certs .* is not a file"),
+        (f"ssl_ca_certs={tmp_path}", "ssl_ca_certs .* is not a file"),
+        (f"ssl_ca_certs={text}", "ssl_ca_certs .* is not a file of certificates"),
+        (f"ssl_ca_certs={'n' * 300}", "ssl_ca_certs .* too long"),
+        ("ssl_ca_certs=%00", "ssl_ca_certs .* null"),
+        (f"ssl_keyfile={pem}", "ssl_keyfile only with the ssl_certfile"),
+        (f"ssl_certfile={text}", "ssl_certfile and ssl_keyfile .* are not a certificate and its key"),
+        (f"ssl_certfile={certificate(other)}&ssl_keyfile={pem}", "are not a certificate and its key"),
+        (f"ssl_certfile={pem}.crt&ssl_keyfile={locked}", "without a passphrase"),
+    ]:
+        with pytest.raises(ValueError, match=said):
+            several(f"{url}?{query}")
+    several(f"{url}?ssl_ca_certs={pem}.crt&ssl_certfile={pem}")
+    if url.startswith("rediss://"):
+        assert several(f"{url}?ssl_certfile={pem}.crt&ssl_keyfile={locked}&ssl_password=secret") is None
 
 
 @pytest.mark.parametrize(
@@ -63,6 +92,8 @@ def test_what_is_spoken_to_by_tls_has_its_options_behind_a_question_mark(tmp_pat
         ("rediss+cluster://a", "number 1"),
         ("rediss+cluster://a:1?ssl_ca_certs=/no/such.pem", r"ssl_ca_certs of rediss\+cluster:// is not a file"),
         ("rediss+cluster://a:1?ssl_check_hostname=no", "ssl_check_hostname=true or false"),
+        ("rediss+cluster://a:1?ssl_check_hostname=true&ssl_check_hostname=false", "each once"),
+        ("rediss+cluster://a:1?ssl_ca_certs=", "is not a file"),
         ("rediss+cluster://a:1?db=1", "ssl_ca_certs, ssl_certfile, ssl_keyfile and"),
     ],
 )
