@@ -6,14 +6,20 @@ they mean on a single server; which primary has which slot is asked when a prima
 
 import asyncio
 import binascii
+import ssl
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import redis.asyncio
 from redis.asyncio.client import Pipeline
-from redis.asyncio.connection import AbstractConnection
+from redis.asyncio.connection import AbstractConnection, SSLConnection, parse_url
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import MasterNotFoundError, Sentinel, SentinelConnectionPool
+from redis.asyncio.sentinel import (
+    MasterNotFoundError,
+    Sentinel,
+    SentinelConnectionPool,
+    SentinelManagedSSLConnection,
+)
 from redis.backoff import NoBackoff
 from redis.exceptions import AskError, RedisError, TryAgainError
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -152,10 +158,34 @@ class Cluster:
         return self._clients[address]
 
 
+class _Tls:
+    """What connections ask for a TLS context: one for all, since to make it takes as long as a read may."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        connection: Any = _Pool(None, **options).make_connection()
+        self._context: ssl.SSLContext = connection.ssl_context.get()
+        self._certificate = options.get("ssl_certfile"), options.get("ssl_keyfile"), options.get("ssl_password", "")
+
+    def get(self) -> ssl.SSLContext:
+        certificate, key, passphrase = self._certificate
+        if certificate is not None:
+            self._context.load_cert_chain(certificate, key, passphrase)  # again: it may have been renewed
+        return self._context
+
+
 class _Pool(redis.asyncio.ConnectionPool):
     """Connections of which none is used again once they are left: those in use are closed when their calls end."""
 
-    _left = False
+    def __init__(self, tls: _Tls | None, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._left = False
+        self._tls = tls
+
+    def make_connection(self) -> Any:
+        connection: Any = super().make_connection()  # type: ignore[no-untyped-call]
+        if self._tls is not None:
+            connection.ssl_context = self._tls
+        return connection
 
     async def leave(self) -> None:
         self._left = True
@@ -173,6 +203,10 @@ class _SentinelPool(_Pool, SentinelConnectionPool):
 
 class _Sentinels(Sentinel):
     """Sentinels that are asked all at once."""
+
+    def __init__(self, clients: list[redis.asyncio.Redis]) -> None:
+        super().__init__([])  # type: ignore[no-untyped-call]
+        self.sentinels = clients
 
     async def discover_master(self, service_name: str) -> Address:
         """Where the primary is. Raises ConnectionError if none of them knows."""
@@ -241,19 +275,28 @@ def opened(url: str, timeout_s: float) -> Single | Cluster:
     }
     found = several(url)
     if found is None:
-        return Single(lambda: _Pool.from_url(url, **options))
-    options |= {"username": found.username, "password": found.password, **(found.tls or {})}
-    return _cluster(found, options) if found.cluster else _sentinel(found, options)
+        options |= parse_url(url)
+    else:
+        options |= {"username": found.username, "password": found.password, **(found.tls or {})}
+        if options.pop("ssl", False):
+            options["connection_class"] = SSLConnection
+    tls = _Tls(options) if options.get("connection_class") is SSLConnection else None
+    if found is None:
+        return Single(lambda: _Pool(tls, **options))
+    return _cluster(found, tls, options) if found.cluster else _sentinel(found, tls, options)
 
 
-def _cluster(found: Several, options: dict[str, Any]) -> Cluster:
-    def connect(address: Address) -> redis.asyncio.Redis:
-        return redis.asyncio.Redis(host=address[0], port=address[1], **options)
-
-    return Cluster(found.addresses, connect)
+def _cluster(found: Several, tls: _Tls | None, options: dict[str, Any]) -> Cluster:
+    return Cluster(found.addresses, lambda address: _client(address, tls, options))
 
 
-def _sentinel(found: Several, options: dict[str, Any]) -> Single:
+def _sentinel(found: Several, tls: _Tls | None, options: dict[str, Any]) -> Single:
     asked = options | {"username": None, "password": None}
-    sentinels = _Sentinels(list(found.addresses), sentinel_kwargs=asked)  # type: ignore[no-untyped-call]
-    return Single(lambda: _SentinelPool(found.name, sentinels, **options))  # type: ignore[no-untyped-call]
+    sentinels = _Sentinels([_client(address, tls, asked) for address in found.addresses])
+    if tls is not None:
+        options["connection_class"] = SentinelManagedSSLConnection
+    return Single(lambda: _SentinelPool(tls, found.name, sentinels, **options))
+
+
+def _client(address: Address, tls: _Tls | None, options: dict[str, Any]) -> redis.asyncio.Redis:
+    return redis.asyncio.Redis(connection_pool=_Pool(tls, host=address[0], port=address[1], **options))

@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import socket
+import ssl
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +19,9 @@ from models.storeurl import several
 from reliability.processes import Store
 from reliability.proxy import Proxy
 from service.sequences import AppendResult, Event, SequenceStore, StoreSettings, StoreUnavailable, history_key
-from service.topology import slot_of
+from service.topology import opened, slot_of
 from tests.service import topologies
+from tests.service.tls import Encrypted, certificate
 
 pytestmark = pytest.mark.anyio
 
@@ -73,6 +76,52 @@ async def test_several_servers_are_spoken_to_by_tls_and_only_if_their_certificat
                 await store.histories(users)
         with pytest.raises(eventlog.EventLogError, match=r"certificate|no sentinel that can be reached"):
             list(eventlog.read_events(eventlog.connect(url.partition("?")[0])))
+
+
+@pytest.mark.parametrize("name", ["server", "cluster by TLS", "sentinels by TLS"])
+async def test_no_connection_reads_the_authorities_again_which_takes_as_long_as_a_read_may(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[ssl.SSLContext] = []
+    default = ssl.create_default_context
+    with contextlib.ExitStack() as stack:
+        url = stack.enter_context(topologies.store(name, tmp_path))
+        if name == "server":
+            url = stack.enter_context(_by_tls(url, tmp_path))
+        monkeypatch.setattr(ssl, "create_default_context", lambda *given: made.append(default(*given)) or made[-1])
+        async with SequenceStore.connect(url, StoreSettings(read_timeout_s=5, write_timeout_s=5)) as store:
+            before = len(made)
+            assert before
+            users = [f"user-{number}" for number in range(12)]  # on every node
+            await asyncio.gather(*(store.append([event("a", user)]) for user in users))  # several connections
+            store.connection._reads.store.forget()
+            assert await store.histories(users) == [["item-a"]] * len(users)
+            assert len(made) == before
+
+
+async def test_a_certificate_of_the_client_that_is_renewed_is_shown_by_the_next_connection(tmp_path: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        plain = stack.enter_context(topologies.store("server", tmp_path))
+        own, stranger = tmp_path / "own.pem", tmp_path / "stranger"
+        stranger.mkdir()
+        shutil.copy(certificate(stranger), own)
+        url = stack.enter_context(_by_tls(plain, tmp_path, asked=True))
+        store = opened(f"{url}&ssl_certfile={own}", 5)
+        async with contextlib.aclosing(store), asyncio.timeout(30):
+            client = await store.at(b"")
+            with pytest.raises(redis.ConnectionError):
+                await client.ping()
+            shutil.copy(tmp_path / "store.pem", own)
+            assert await client.ping()
+
+
+@contextlib.contextmanager
+def _by_tls(url: str, folder: Path, *, asked: bool = False) -> Iterator[str]:
+    """URL of a server as it is reached by TLS; asked: by who has the server's own certificate."""
+    pem = certificate(folder)
+    known = Path(f"{pem}.crt")
+    with Encrypted(int(url.rpartition(":")[2]), pem, known if asked else None) as found:
+        yield f"rediss://127.0.0.1:{found.address[1]}?ssl_ca_certs={known}"
 
 
 async def test_a_cluster_whose_nodes_do_not_say_where_they_are_is_asked_where_its_url_says(tmp_path: Path) -> None:

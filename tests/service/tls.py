@@ -28,12 +28,18 @@ def certificate(folder: Path) -> Path:
 
 
 class Encrypted(Proxy):
-    """Passes on to a port of loopback, whether it is spoken to by TLS or not."""
+    """Passes on to a port of loopback, whether it is spoken to by TLS or not.
 
-    def __init__(self, port: int, pem: Path) -> None:
+    asked: the only certificate that a client by TLS may have; None: it needs none.
+    """
+
+    def __init__(self, port: int, pem: Path, asked: Path | None = None) -> None:
         super().__init__(("127.0.0.1", port))
         self._context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         self._context.load_cert_chain(pem)
+        if asked is not None:
+            self._context.load_verify_locations(asked)
+            self._context.verify_mode = ssl.CERT_REQUIRED
 
     def _connect(self, client: socket.socket) -> None:
         with contextlib.closing(client), contextlib.suppress(OSError):  # of a handshake that fails
