@@ -32,10 +32,11 @@ _SLOTS = 1 << 14
 
 
 class Single:
-    """All keys on one server, of which `connect` gives connections."""
+    """All keys on one server, of which `connect` gives connections, perhaps after it has asked others."""
 
-    def __init__(self, connect: "Callable[[], _Pool]") -> None:
+    def __init__(self, connect: "Callable[[], _Pool]", asked: Sequence[redis.asyncio.Redis] = ()) -> None:
         self._connect = connect
+        self._asked = asked
         self._pool = connect()
         self._client = redis.asyncio.Redis(connection_pool=self._pool)
         self._doubted = False
@@ -64,7 +65,8 @@ class Single:
         self._doubted = True
 
     async def aclose(self) -> None:
-        await self._client.aclose(close_connection_pool=True)
+        for client in (self._client, *self._asked):
+            await client.aclose(close_connection_pool=True)
 
 
 class Cluster:
@@ -291,11 +293,12 @@ def _cluster(found: Several, tls: _Tls | None, options: dict[str, Any]) -> Clust
 
 
 def _sentinel(found: Several, tls: _Tls | None, options: dict[str, Any]) -> Single:
-    asked = options | {"username": None, "password": None}
-    sentinels = _Sentinels([_client(address, tls, asked) for address in found.addresses])
+    unnamed = options | {"username": None, "password": None}
+    asked = [_client(address, tls, unnamed) for address in found.addresses]
+    sentinels = _Sentinels(asked)
     if tls is not None:
         options["connection_class"] = SentinelManagedSSLConnection
-    return Single(lambda: _SentinelPool(tls, found.name, sentinels, **options))
+    return Single(lambda: _SentinelPool(tls, found.name, sentinels, **options), asked)
 
 
 def _client(address: Address, tls: _Tls | None, options: dict[str, Any]) -> redis.asyncio.Redis:

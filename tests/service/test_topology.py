@@ -251,6 +251,25 @@ async def test_nothing_more_is_read_where_a_primary_has_lost_its_role_although_a
                 assert len(left) == 1  # which is ours
 
 
+async def test_no_sentinel_is_left_with_a_connection(tmp_path: Path) -> None:
+    with topologies.store("sentinels", tmp_path) as url, contextlib.ExitStack() as stack:
+        found = several(url)
+        assert found is not None
+        sentinels = [stack.enter_context(redis.Redis(port=port)) for _, port in found.addresses]
+
+        def ours() -> list[str]:
+            clients = [client for sentinel in sentinels for client in sentinel.client_list()]
+            return [client["addr"] for client in clients if client["cmd"] == "sentinel|masters"]
+
+        async with SequenceStore.connect(url, StoreSettings(read_timeout_s=5)) as store:
+            assert await store.histories(["ann"]) == [[]]
+            assert ours()
+        until = time.monotonic() + 10
+        while ours():
+            assert time.monotonic() < until
+            await asyncio.sleep(0.01)
+
+
 async def test_a_primary_that_sentinels_replace_is_followed(tmp_path: Path) -> None:
     with topologies.store("sentinels", tmp_path) as url:
         async with SequenceStore.connect(url) as store:
