@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from models.storeurl import several
+from models.storeurl import BAD_OPTIONS, several
 
 if TYPE_CHECKING:
     import redis
@@ -210,7 +210,12 @@ def connect(url: str) -> redis.Redis:
     try:
         found = several(url)
         if found is None:
-            return redis.Redis.from_url(url, **options)
+            client = redis.Redis.from_url(url, **options)
+            try:
+                client.connection_pool.connection_class(**client.connection_pool.connection_kwargs)
+            except (TypeError, redis.RedisError):
+                raise ValueError(BAD_OPTIONS) from None
+            return client
     except ValueError as error:
         raise EventLogError(
             "not the URL of a Redis server (redis://, rediss://, unix://, redis+cluster:// or redis+sentinel://, or "

@@ -16,6 +16,11 @@ from dataclasses import dataclass
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 CLUSTER, SENTINEL = "redis+cluster", "redis+sentinel"
+# Of the client, which looks at them when it connects and may say what is a part of the password.
+BAD_OPTIONS = (
+    "redis-py takes no such option, or value of one, as stand behind its '?'; those of TLS (ssl_ca_certs ...) need "
+    "rediss://, and in a password '&' is written %26"
+)
 _FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 _CHECK = "ssl_check_hostname"  # false where certificates have no name or address that the nodes go by
 

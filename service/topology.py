@@ -24,7 +24,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AskError, RedisError, TryAgainError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from models.storeurl import Several, several
+from models.storeurl import BAD_OPTIONS, Several, several
 
 T = TypeVar("T")
 Address = tuple[str, int]
@@ -163,9 +163,8 @@ class Cluster:
 class _Tls:
     """What connections ask for a TLS context: one for all, since to make it takes as long as a read may."""
 
-    def __init__(self, options: dict[str, Any]) -> None:
-        connection: Any = _Pool(None, **options).make_connection()
-        self._context: ssl.SSLContext = connection.ssl_context.get()
+    def __init__(self, connection: SSLConnection, options: dict[str, Any]) -> None:
+        self._context = connection.ssl_context.get()
         self._certificate = options.get("ssl_certfile"), options.get("ssl_keyfile"), options.get("ssl_password", "")
 
     def get(self) -> ssl.SSLContext:
@@ -282,7 +281,11 @@ def opened(url: str, timeout_s: float) -> Single | Cluster:
         options |= {"username": found.username, "password": found.password, **(found.tls or {})}
         if options.pop("ssl", False):
             options["connection_class"] = SSLConnection
-    tls = _Tls(options) if options.get("connection_class") is SSLConnection else None
+    try:
+        connection = _Pool(None, **options).make_connection()
+        tls = _Tls(connection, options) if isinstance(connection, SSLConnection) else None
+    except (TypeError, OSError, RedisError):
+        raise ValueError(BAD_OPTIONS) from None
     if found is None:
         return Single(lambda: _Pool(tls, **options))
     return _cluster(found, tls, options) if found.cluster else _sentinel(found, tls, options)

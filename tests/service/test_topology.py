@@ -99,6 +99,27 @@ async def test_no_connection_reads_the_authorities_again_which_takes_as_long_as_
             assert len(made) == before
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "rediss://a:1?ssl_ca_cert=s3cret",
+        "redis://a:1?ssl_ca_certs=s3cret",  # which would be spoken to without TLS
+        "rediss://a:1?ssl_cert_reqs=s3cret",
+        "redis://a:1?password=p&s3cret=t",
+        "rediss://a:1?ssl_ciphers=s3cret",
+    ],
+)
+async def test_options_that_the_client_does_not_take_are_refused_before_it_connects(url: str) -> None:
+    url = url.replace("&s3cret=t", "&s3cret=t")
+    with pytest.raises(ValueError, match=r"behind its '\?'") as raised:
+        opened(url, 1)
+    assert "s3cret" not in str(raised.value)
+    if "ssl_ciphers" not in url:  # which a batch job hears of when it connects
+        with pytest.raises(eventlog.EventLogError, match=r"behind its '\?'") as said:
+            eventlog.connect(url)
+        assert "s3cret" not in str(said.value)
+
+
 async def test_a_certificate_of_the_client_that_is_renewed_is_shown_by_the_next_connection(tmp_path: Path) -> None:
     with contextlib.ExitStack() as stack:
         plain = stack.enter_context(topologies.store("server", tmp_path))
