@@ -201,26 +201,19 @@ def connect(url: str) -> redis.Redis:
         import redis  # noqa: PLC0415
     except ImportError as error:
         raise EventLogError("reading the event log needs redis: pip install redis") from error
-    options: dict[str, Any] = {
-        "socket_connect_timeout": _CONNECT_TIMEOUT_S,
-        "socket_timeout": _PAGE_TIMEOUT_S,
-        "retry": redis.retry.Retry(redis.backoff.NoBackoff(), 1),  # the client's own default is up to ten
-        "decode_responses": False,
-    }
+    options: dict[str, Any] = {"socket_connect_timeout": _CONNECT_TIMEOUT_S, "socket_timeout": _PAGE_TIMEOUT_S}
+    options["retry"] = redis.retry.Retry(redis.backoff.NoBackoff(), 1)  # the client's own default is up to ten
     try:
         found = several(url)
         if found is None:
             client = redis.Redis.from_url(url, **options)
-            try:
-                client.connection_pool.connection_class(**client.connection_pool.connection_kwargs)
-            except (TypeError, redis.RedisError):
-                raise ValueError(BAD_OPTIONS) from None
+            client.connection_pool.connection_class(**client.connection_pool.connection_kwargs)  # looks at the options
             return client
-    except ValueError as error:
+    except (ValueError, TypeError, redis.RedisError) as error:
         raise EventLogError(
-            "not the URL of a Redis server (redis://, rediss://, unix://, redis+cluster:// or redis+sentinel://, or "
-            f"rediss+cluster:// or rediss+sentinel:// by TLS): {error}"
-        ) from error
+            "not the URL of a Redis server (redis://, rediss://, unix://, redis+cluster:// or redis+sentinel://, or by "
+            f"TLS rediss+cluster:// or ...): {error if isinstance(error, ValueError) else BAD_OPTIONS}"
+        ) from None
     asked = {**options, **(found.tls or {})}
     options = asked | {"username": found.username, "password": found.password}
     if not found.cluster:
