@@ -69,7 +69,8 @@ def main(arguments: list[str] | None = None) -> int:
     serve.add_argument("--workers", help="processes that answer on the port (1); one for each core, less the store's")
     serve.add_argument("--artifacts", type=Path, help="folder of bundles (artifacts)")
     store = serve.add_mutually_exclusive_group()
-    store.add_argument("--redis", metavar="URL", help="sequence store to use: redis://, rediss:// or unix://")
+    forms = "redis://, rediss://, unix://, redis+cluster:// or redis+sentinel://; see docs/settings.md"
+    store.add_argument("--redis", metavar="URL", help=f"sequence store to use: {forms}")
     store.add_argument("--embedded", action="store_true", default=None, help="start a sequence store of its own")
     serve.add_argument("--data", type=Path, metavar="DIR", help="where the embedded store keeps its files")
     serve.add_argument("--keys", type=Path, metavar="DIR", help="where API keys are kept (keys, in the artifacts)")
