@@ -24,6 +24,8 @@ from typing import Any, NamedTuple
 import pytest
 import redis
 from packaging.requirements import Requirement
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 from ruamel.yaml import YAML
 
 from service.settings import Settings
@@ -161,7 +163,7 @@ def test_a_model_is_rolled_back_in_the_services_container_as_the_readme_says(
 
 
 def requirements_of(*extras: str) -> list[Requirement]:
-    command = [sys.executable, ROOT / "requirements.py", *extras]
+    command = [sys.executable, str(ROOT / "requirements.py"), *extras]
     output = subprocess.run(command, text=True, capture_output=True, check=True).stdout
     return [Requirement(line) for line in output.splitlines()]
 
@@ -211,7 +213,7 @@ def test_every_requirement_is_pinned_to_a_version_it_allows() -> None:
 
 
 def test_an_extra_that_does_not_exist_is_refused_in_words() -> None:
-    command = [sys.executable, ROOT / "requirements.py", "service-tpu"]
+    command = [sys.executable, str(ROOT / "requirements.py"), "service-tpu"]
     result = subprocess.run(command, text=True, capture_output=True, check=False)
     assert result.returncode == 1
     assert "no extra 'service-tpu'" in result.stderr
@@ -315,7 +317,7 @@ def store(tmp_path: Path) -> Iterator[str]:
     configuration.write_text(text.replace("\ndir /data\n", f"\ndir {folder}\n"))
     process = subprocess.Popen([binary_path, configuration, "--bind", "127.0.0.1", "--port", port])
     try:
-        with redis.Redis(port=int(port), retry=None) as client:
+        with redis.Redis(port=int(port), retry=Retry(NoBackoff(), 0)) as client:
             until(client.ping)
         yield f"redis://127.0.0.1:{port}"
     finally:

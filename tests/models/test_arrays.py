@@ -2,11 +2,12 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from models.arrays import load_archive, load_array, save_array
+from models.arrays import Shape, load_archive, load_array, save_array
 from models.manifest import BundleError, open_own
 
 
@@ -50,7 +51,7 @@ def test_infinity_in_the_last_row_of_many_is_found(path: Path) -> None:
 
 def test_an_archive_holds_what_is_wanted_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "golden.npz"
-    wanted = {"a": (np.float32, (None,)), "b": (np.int64, (None, 2))}
+    wanted: dict[str, tuple[type[np.number[Any]], Shape]] = {"a": (np.float32, (None,)), "b": (np.int64, (None, 2))}
     np.savez(path, a=np.array([1, np.nan], np.float32), b=np.zeros((3, 2), np.int64))
     assert {name: array.shape for name, array in load_archive(path, wanted).items()} == {"a": (2,), "b": (3, 2)}
     np.savez(path, c=np.zeros(2, np.float32))

@@ -39,7 +39,7 @@ def test_an_item_is_its_own_vector_and_the_mean_of_its_attributes(model: SASRec,
 
 
 def test_padding_is_not_learned(model: SASRec, attributed: AttributedItems) -> None:
-    (attributed(torch.tensor([0, 1])).sum() * 2).backward()  # type: ignore[no-untyped-call]
+    (attributed(torch.tensor([0, 1])).sum() * 2).backward()
     own = attributed.own.weight.grad
     assert own is not None
     assert own[0].abs().max() == 0
@@ -56,12 +56,12 @@ def test_the_gradient_of_attributes_is_torchs() -> None:
     flat = torch.randint(0, 8, (int(counts.sum()),), generator=generator)
     items = AttributedItems(nn.Embedding(60, 4, padding_idx=0), starts, flat, 9, deviation=0.1)  # nobody has the last
     towards = torch.randn(60, 4, generator=generator)
-    (items.weight * towards).sum().backward()  # type: ignore[no-untyped-call]
+    (items.weight * towards).sum().backward()
     weight = items.attribute_embedding.weight.detach().clone().requires_grad_()
-    (functional.embedding_bag(flat, weight, starts[:-1], mode="mean") * towards).sum().backward()  # type: ignore[no-untyped-call]
+    (functional.embedding_bag(flat, weight, starts[:-1], mode="mean") * towards).sum().backward()
     torch.testing.assert_close(items.attribute_embedding.weight.grad, weight.grad)
     items.zero_grad()
-    items.weight.sum().backward()  # type: ignore[no-untyped-call]
+    items.weight.sum().backward()
     assert items.attribute_embedding.weight.grad is not None
     assert items.attribute_embedding.weight.grad.sum().item() == pytest.approx(4 * int((counts > 0).sum()), rel=1e-5)
 

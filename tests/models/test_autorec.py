@@ -72,7 +72,7 @@ def test_implicit_feedback_counts_each_item_once_whatever_its_values() -> None:
 def test_rows_and_histories_are_read_alike() -> None:
     torch.manual_seed(0)
     for feedback in ("explicit", "implicit"):
-        model = AutoRec(AutoRecConfig(hidden=(5, 4), feedback=feedback, length=20), 30).eval()  # type: ignore[arg-type]
+        model = AutoRec(AutoRecConfig(hidden=(5, 4), feedback=feedback, length=20), 30).eval()
         items = torch.randperm(30)[:12] + 1
         values = torch.randint(1, 6, (12,)).float()
         ratings, observed = torch.zeros(1, 30), torch.zeros(1, 30, dtype=torch.bool)
@@ -85,7 +85,7 @@ def test_rows_and_histories_are_read_alike() -> None:
 def test_what_is_not_observed_is_not_read() -> None:
     torch.manual_seed(0)
     for feedback in ("explicit", "implicit"):
-        model = AutoRec(AutoRecConfig(hidden=(5,), feedback=feedback), 8).eval()  # type: ignore[arg-type]
+        model = AutoRec(AutoRecConfig(hidden=(5,), feedback=feedback), 8).eval()
         ratings, observed = torch.rand(3, 8) * 4 + 1, torch.rand(3, 8) < 0.5
         other = torch.where(observed, ratings, torch.tensor([[math.nan], [1e9], [-3.0]]))
         assert torch.equal(model(ratings, observed), model(other, observed))

@@ -90,7 +90,7 @@ def test_a_bound_session_takes_arrays_as_a_plain_one_does_however_they_lie_in_me
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     matrix = np.array([[0, 0], [1, 0], [0, 1]], np.float32)
     resident = Resident("cpu", [matrix])
-    feeds = {
+    feeds: dict[str, np.ndarray] = {
         "vectors": np.array([[1, 2]], np.float32),
         "items": matrix,
         "excluded": np.array([[0]], np.int64),
@@ -159,7 +159,7 @@ def test_scores_exclusion_and_top_k_stay_on_the_gpu(bundle: Bundle, cuda: Runtim
     session = onnxruntime.InferenceSession(bundle.ranker, options, providers=[(CUDA, {"use_tf32": "0"})])
     resident = Resident("cuda", [bundle.items])
     assert bundle.neighbours is not None
-    feeds = {
+    feeds: dict[str, np.ndarray] = {
         "vectors": cuda.encode(asked(4)),
         "items": bundle.items,
         "excluded": np.zeros((4, 1), np.int64),

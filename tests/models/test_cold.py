@@ -105,8 +105,10 @@ def test_an_item_lies_where_the_items_lie_that_were_met_before_it_the_popular_co
 
 
 def test_attributes_count_for_five_contexts() -> None:
-    assert placed([[3]] * 5, kind="a") == pytest.approx(np.mean([placed([], kind="a"), [0, 2]], axis=0), abs=1e-5)
-    assert placed([[3]], kind="a") != placed([], kind="a")  # one says something beside attributes,
+    alone = placed([], kind="a")
+    assert alone is not None
+    assert placed([[3]] * 5, kind="a") == pytest.approx(np.mean([alone, [0.0, 2.0]], axis=0), abs=1e-5)
+    assert placed([[3]], kind="a") != alone  # one says something beside attributes,
     assert placed([[3]] * 2) is None  # and alone as little as two do
     assert placed([[3], [], [3]]) is None
     assert placed([[3]] * 3, kind="unheard of") == [0, 2]

@@ -6,6 +6,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -33,7 +34,7 @@ def client(server_url: str) -> Iterator[redis.Redis]:
         yield opened
 
 
-def fields_of(event: LoggedEvent) -> dict[bytes, bytes]:
+def fields_of(event: LoggedEvent) -> dict[Any, Any]:
     flat = [part.encode() if isinstance(part, str) else part for part in eventlog.encode(event)]
     return dict(zip(flat[::2], flat[1::2], strict=True))
 

@@ -60,11 +60,8 @@ def test_attention_equals_torchs_own_with_the_same_weights() -> None:
 
 def test_weights_are_initialised_by_the_type_of_their_module() -> None:
     torch.manual_seed(0)
-    model = torch.nn.Sequential(
-        torch.nn.Embedding(50, 40, padding_idx=0), torch.nn.Linear(40, 40), torch.nn.LayerNorm(40)
-    )
-    model.apply(lambda module: initialise(module, deviation=0.5))
-    embedding, linear, norm = model
+    embedding, linear, norm = torch.nn.Embedding(50, 40, padding_idx=0), torch.nn.Linear(40, 40), torch.nn.LayerNorm(40)
+    torch.nn.Sequential(embedding, linear, norm).apply(lambda module: initialise(module, deviation=0.5))
     assert embedding.weight[0].abs().max() == 0
     for weight in (embedding.weight[1:], linear.weight):
         assert weight.abs().max() <= 1

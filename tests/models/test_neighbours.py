@@ -67,7 +67,7 @@ def test_a_bonus_by_hand() -> None:
     items = np.array([[0, 0], [2, 3], [1, 0], [0, 0]], np.int32)
     neighbours = Neighbours(items, np.array([[0, 0], [2, 1], [4, 0], [0, 0]], np.float32))
     found = neighbours.bonus([np.array([1]), np.array([1, 2]), np.array([1, 1])])
-    np.testing.assert_allclose(found, [[0, 0, 2, 1], [0, 4, 1.6, 0], [0, 0, 3.6, 1]], rtol=1e-6)
+    np.testing.assert_allclose(found, [[0.0, 0, 2, 1], [0, 4, 1.6, 0], [0, 0, 3.6, 1]], rtol=1e-6)
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -46,7 +46,7 @@ def test_what_is_spoken_to_by_tls_has_its_options_behind_a_question_mark(tmp_pat
     known.write_bytes(certificate(tmp_path).read_bytes())
     assert several("rediss+cluster://a:1") == Several((("a", 1),), "", None, None, {"ssl": True})
     query = f"ssl_ca_certs={quote(str(known))}&ssl_check_hostname=false"
-    tls = {"ssl": True, "ssl_ca_certs": str(known), "ssl_check_hostname": False}
+    tls: dict[str, str | bool] = {"ssl": True, "ssl_ca_certs": str(known), "ssl_check_hostname": False}
     assert several(f"rediss+sentinel://u:p@a:1/main?{query}") == Several((("a", 1),), "main", "u", "p", tls)
 
 

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -30,7 +31,7 @@ def server(store_url: str) -> Iterator[redis.Redis]:
         yield opened
 
 
-def append(url: str, first: int, last: int, *, user: str | None = None, **settings: int) -> None:
+def append(url: str, first: int, last: int, *, user: str | None = None, **settings: Any) -> None:
     events = [
         LoggedEvent(user or f"user{n % 40}", f"item{n}", f"e{n}", "view", 86_400_000 * (n % 3) + n, n / 7)
         for n in range(first, last)
@@ -152,7 +153,8 @@ def test_a_full_log_that_drops_a_tombstone_keeps_nobody_in_the_archive(
         erase(store_url, "canary")
         append(store_url, 5, 305, user=other, log_max_events=200)
         append(store_url, 305, 307, user="canary")  # who comes back keeps what is new
-        assert not any(b"erased" in fields for _, fields in server.xrange(log_key(partition)))
+        entries: Any = server.xrange(log_key(partition))
+        assert not any(b"erased" in fields for _, fields in entries)
         archiver.move()
         archiver.compact()
         assert archiver.move() == 0
@@ -195,12 +197,12 @@ def test_every_node_of_a_cluster_writes_its_files_anew_and_a_cluster_that_is_awa
 
 def test_a_node_that_refuses_new_files_keeps_no_other_from_writing_them(tmp_path: Path) -> None:
     with topologies.store("cluster", tmp_path) as url, contextlib.closing(eventlog.connect(url)) as client:
-        first, *others = client.get_primaries()
+        first, *others = client.get_primaries()  # type: ignore[attr-defined]
         client.execute_command("ACL SETUSER", "default", "-bgrewriteaof", target_nodes=first)
         with pytest.raises(eventlog.RewriteRefusedError):
             eventlog.rewrite(client)
         for node in others:
-            wait_until(lambda node=node: client.info("persistence", target_nodes=node)["aof_rewrites"] == 1)
+            wait_until(lambda node=node: client.info("persistence", target_nodes=node)["aof_rewrites"] == 1)  # type: ignore[misc]
 
 
 def test_files_that_are_being_written_anew_since_before_an_erasure_are_once_more(

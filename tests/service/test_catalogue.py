@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from models.bundle import read_bundle
-from service.catalogue import Catalogue, ItemState
+from service.attributes import ItemState
+from service.catalogue import Catalogue
 from service.filters import Group, Mask, parse
 
 

@@ -140,9 +140,8 @@ def test_rankings_of_random_filters_equal_a_slow_search(
     count = 60
     table = generator.permuted(np.tile(np.arange(count), (count + 1, 1)), axis=1).astype(float)
     beside = np.where(np.arange(count + 1)[:, None] > 0, generator.integers(1, count + 1, (count + 1, 3)), 0)
-    neighbours = Neighbours(
-        beside.astype(np.int32), (beside > 0) * generator.random((count + 1, 3)).astype(np.float32) * 40
-    )
+    affinities = np.where(beside > 0, generator.random((count + 1, 3)) * 40, 0)
+    neighbours = Neighbours(beside.astype(np.int32), affinities.astype(np.float32))
     columns = {"a": [None, *generator.integers(0, 4, count).tolist()], "b": [None, *generator.random(count).tolist()]}
     make_bundle("v1", table=table, neighbours=neighbours, attributes=columns)
     client = start_service(store_url)

@@ -49,7 +49,7 @@ def put(client: httpx.Client, **attributes: Any) -> None:
 def answer(client: httpx.Client, **body: Any) -> dict[str, Any]:
     response = client.post("/recommend", json=body)
     assert response.status_code == 200, response.text
-    return response.json()  # type: ignore[no-any-return]
+    return response.json()
 
 
 def items(client: httpx.Client, **body: Any) -> list[str]:
@@ -261,7 +261,7 @@ def test_explanations_are_of_what_the_model_knows(shop: httpx.Client) -> None:
 
 def test_queries_of_one_batch_get_what_they_get_alone(shop: httpx.Client) -> None:
     put(shop, near={"topic": "b"}, far={"topic": "f"})
-    queries = [
+    queries: list[dict[str, Any]] = [
         {"history": ["i1"]},
         {"history": ["i5"], "k": 3},
         {"history": ["i1"], "filter": {"eq": {"topic": "f"}}},

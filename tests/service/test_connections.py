@@ -297,7 +297,7 @@ def test_a_client_that_has_left_costs_no_ranking(
     make_bundle("v1")
     service = start_service(store_url, max_batch=1)
     wire = request("POST", "/recommend/batch", orjson.dumps({"queries": [{"history": ["i1"]}] * 256}))
-    rounds = abandoned = 0
+    rounds, abandoned = 0, 0.0
     while not abandoned and rounds < 20:  # the client may itself be held up while it leaves
         rounds += 1
         with connected(service) as first, connected(service) as second, connected(service) as third:

@@ -71,7 +71,7 @@ def test_without_the_store_reads_degrade_within_150_ms_writes_refuse_and_both_re
 
 @pytest.mark.anyio
 async def test_a_probe_that_breaks_is_said_once_and_made_again(caplog: pytest.LogCaptureFixture) -> None:
-    outcomes = [ValueError("a reply of another shape"), ValueError("again"), False, True]
+    outcomes: list[ValueError | bool] = [ValueError("a reply of another shape"), ValueError("again"), False, True]
 
     async def probe() -> bool:
         outcome = outcomes.pop(0)

@@ -88,7 +88,8 @@ class Description:
 
     def requests(self, path: str, operation: Schema) -> Strategy:
         """Paths with their parameters, and bodies (None: without one)."""
-        inside, behind = {}, {}
+        inside: dict[str, Strategy] = {}
+        behind: dict[str, Strategy] = {}
         for parameter in operation.get("parameters", []):
             group = inside if parameter["in"] == "path" else behind
             group[parameter["name"]] = self.values(parameter["schema"])

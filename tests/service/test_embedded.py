@@ -17,6 +17,7 @@ import redis
 from models import eventlog
 from service.embedded import EmbeddedStore, EmbeddedStoreError
 from service.sequences import Event, SequenceStore, StoreUnavailable
+from tests.service.conftest import KillableStore
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,7 +49,7 @@ def set_and_get(url: str) -> bytes:
         return client.get("key")
 
 
-def test_every_acknowledged_event_survives_a_killed_server(killable_store) -> None:
+def test_every_acknowledged_event_survives_a_killed_server(killable_store: KillableStore) -> None:
     async def ledger() -> list[str]:
         acknowledged: list[str] = []
         async with SequenceStore.connect(killable_store.url) as store:
@@ -98,6 +99,7 @@ with EmbeddedStore(Path({str(folder)!r})) as store:
     time.sleep(60)
 """
     with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
         pid = int(parent.stdout.readline())
         assert running(pid)
         parent.kill()

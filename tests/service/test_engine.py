@@ -1,6 +1,6 @@
 """The engine, against rankings worked out by hand and by a slow sort."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +118,11 @@ def test_a_slow_model_is_warmed_up_with_full_batches_too(
 ) -> None:
     engine = engine_over(make_bundle("v1"))
     sizes: list[int] = []
-    monkeypatch.setattr(engine, "_timed", lambda queries: sizes.append(len(queries)) or 9.0)
+
+    def timed(queries: Sequence[Query]) -> float:
+        sizes.append(len(queries))
+        return 9.0
+
+    monkeypatch.setattr(engine, "_timed", timed)
     engine.warm_up()
     assert sizes == [1, 8, 64]

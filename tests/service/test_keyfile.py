@@ -90,7 +90,7 @@ def test_what_is_kept_is_what_was_asked_for_until_it_is_revoked(folder: KeyFolde
     stamps = {folder.stamp()}
     kept = folder.read().keys
     assert kept == {first.id: first, second.id: second}
-    assert (kept[first.id].scopes, kept[first.id].limit) == ({"recommend", "events"}, limit)
+    assert (kept[first.id].scopes, kept[first.id].limit) == (frozenset({"recommend", "events"}), limit)
     assert folder.revoke(first.id) == first
     assert folder.read().keys == {second.id: second}
     stamps.add(folder.stamp())

@@ -13,6 +13,7 @@ import pytest
 import redis
 
 from models.neighbours import Neighbours
+from models.runtime import Runtime
 
 
 def recommend(client: httpx.Client, **body: Any) -> dict[str, Any]:
@@ -81,7 +82,8 @@ def test_recommending_writes_nothing(client: httpx.Client, store_url: str) -> No
 
 def test_without_a_usable_history_the_answer_is_what_is_popular(client: httpx.Client) -> None:
     expected = [{"item_id": f"i{n}", "score": 13.0 - n, "source": "popular"} for n in (1, 2, 3)]
-    for body in ({}, {"user_id": "nobody"}, {"history": []}, {"history": ["unheard", "of"]}):
+    bodies: list[dict[str, Any]] = [{}, {"user_id": "nobody"}, {"history": []}, {"history": ["unheard", "of"]}]
+    for body in bodies:
         answer = recommend(client, **body, k=3)
         assert (answer["source"], answer["items"], answer["degraded"]) == ("popular", expected, [])
         assert answer["history_length"] == len(body.get("history", []))
@@ -247,8 +249,6 @@ def test_rankings_are_the_same_on_the_loop_with_one_thread_and_beside_it_with_al
     monkeypatch: pytest.MonkeyPatch,
     brief_s: float,
 ) -> None:
-    from service.slot import Runtime
-
     tried: list[str] = []
 
     class Noted(Runtime):

@@ -10,6 +10,7 @@ import ssl
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -84,11 +85,16 @@ async def test_no_connection_reads_the_authorities_again_which_takes_as_long_as_
 ) -> None:
     made: list[ssl.SSLContext] = []
     default = ssl.create_default_context
+
+    def kept(*given: Any) -> ssl.SSLContext:
+        made.append(default(*given))
+        return made[-1]
+
     with contextlib.ExitStack() as stack:
         url = stack.enter_context(topologies.store(name, tmp_path))
         if name == "server":
             url = stack.enter_context(_by_tls(url, tmp_path))
-        monkeypatch.setattr(ssl, "create_default_context", lambda *given: made.append(default(*given)) or made[-1])
+        monkeypatch.setattr(ssl, "create_default_context", kept)
         async with SequenceStore.connect(url, StoreSettings(read_timeout_s=5, write_timeout_s=5)) as store:
             before = len(made)
             assert before

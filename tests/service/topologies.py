@@ -126,7 +126,7 @@ def _sentinels(stack: contextlib.ExitStack, folder: Path, at: Callable[[int], in
 
 
 def _knows_all(client: redis.Redis) -> bool:
-    found = client.sentinel_master("main")
+    found: Any = client.sentinel_master("main")
     return found["num-slaves"] == 1 and found["num-other-sentinels"] == 2
 
 

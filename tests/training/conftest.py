@@ -36,7 +36,7 @@ def tiny_config() -> Callable[..., Any]:
     from training.config import Config, TrainingConfig
 
     def config(**options: Any) -> Config:
-        model = {"dim": 16, "blocks": 1, "heads": 2, "inner": 16, "length": 8, "dropout": 0.1}
+        model: dict[str, Any] = {"dim": 16, "blocks": 1, "heads": 2, "inner": 16, "length": 8, "dropout": 0.1}
         training: dict[str, Any] = {"batch": 32, "epochs": 12, "patience": 12, "learning_rate": 0.01}
         for name, value in options.items():
             (model if name in SASRecConfig.model_fields else training)[name] = value

@@ -123,7 +123,9 @@ def test_the_weight_of_a_large_catalogue_is_chosen_by_some_of_the_users(
 def test_data_without_neighbours_has_no_blend() -> None:
     frame = pl.DataFrame({"user_id": [*"aaabbb"], "item_id": [*"uvwxyz"]})
     split = split_leave_one_out(build_dataset(interactions_from_frame(frame, source="x")))
-    blend = choose_blend(lambda histories: np.zeros((len(histories), 7)), ItemKNN(split.train, 6), split.validation, 6)
+    blend = choose_blend(
+        lambda histories: np.zeros((len(histories), 7), np.float32), ItemKNN(split.train, 6), split.validation, 6
+    )
     assert (blend.weight, blend.neighbours, list(blend.tried)) == (0, None, [0.0])
 
 

@@ -209,7 +209,8 @@ def test_files_that_follow_a_file_are_data_too(tmp_path: Path) -> None:
     from training.options import spread
 
     one, two = tmp_path / "a.csv", tmp_path / "b.csv"
-    one.touch(), two.touch()
+    one.touch()
+    two.touch()
     files = [str(one), str(two)]
     assert spread(["train", "x", "--data", *files, "--seed", "1"]) == [
         *("train", "x", "--data", str(one), "--data", str(two), "--seed", "1")
@@ -222,7 +223,8 @@ def test_a_configuration_may_follow_the_files(tmp_path: Path) -> None:
     from training.options import spread
 
     one, two, config = tmp_path / "a.csv", tmp_path / "b.csv", tmp_path / "quick.toml"
-    one.touch(), two.touch(), config.touch()
+    for path in (one, two, config):
+        path.touch()
     assert spread(["train", "--data", str(one), str(config), str(two)]) == [
         *("train", "--data", str(one), str(config), "--data", str(two))
     ]

@@ -48,9 +48,9 @@ def test_what_follows_a_users_last_hidden_item_and_all_hidden_items_are_not_lear
             _, *items = row.split()
             last = max((place for place, one in enumerate(items) if one in hidden), default=-1)
             for place, one in enumerate(items[: max(0, last)]):
-                before = tuple(other for other in items[:place] if other not in hidden)[-3:]
-                if one == item and before:
-                    expected[before] = None
+                context = tuple(other for other in items[:place] if other not in hidden)[-3:]
+                if one == item and context:
+                    expected[context] = None
         assert contexts == list(expected)
 
 

@@ -53,6 +53,7 @@ def test_every_configuration_that_comes_along_can_be_read_and_built(name: str) -
 
 def test_a_file_says_only_what_differs(write: Callable[[str], str]) -> None:
     config = load_config(write('[model]\nname = "sasrec"\ndim = 32\n[training]\nlearning_rate = 1\n'))
+    assert isinstance(config.model, SASRecConfig)
     assert config.model.dim == 32
     assert config.model.blocks == SASRecConfig().blocks
     assert config.training == TrainingConfig(learning_rate=1.0)

@@ -3,6 +3,7 @@
 import ast
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -274,7 +275,8 @@ def test_nothing_but_evaluation_opens_the_test_part() -> None:
 
 def oracle_core(events: list[Event], min_user: int, min_item: int) -> list[Event]:
     while True:
-        users, items = defaultdict(int), defaultdict(int)
+        users: defaultdict[str, int] = defaultdict(int)
+        items: defaultdict[str, int] = defaultdict(int)
         for user, item, _ in events:
             users[user] += 1
             items[item] += 1
@@ -307,7 +309,7 @@ logs = st.lists(
 @given(logs, st.integers(1, 4), st.integers(1, 4))
 def test_the_core_and_the_order_are_the_oracles(events: list[Event], min_user: int, min_item: int) -> None:
     expected = oracle_sequences(oracle_core(events, min_user, min_item))
-    minima = {"min_user_interactions": min_user, "min_item_interactions": min_item}
+    minima: dict[str, Any] = {"min_user_interactions": min_user, "min_item_interactions": min_item}
     if not expected:
         with pytest.raises(DatasetError):
             dataset_of(events, **minima)

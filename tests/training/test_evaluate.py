@@ -1,16 +1,18 @@
 """Ranks worked out by hand, and all metrics against an oracle that sorts and counts in Python."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from training.dataset import Sequences
 from training.evaluate import (
     EvaluationError,
+    Scorer,
     evaluate,
     evaluate_sampled,
     evaluate_test,
@@ -33,11 +35,12 @@ def holdout(histories: list[list[int]], targets: list[int], later: list[bool] | 
     )
 
 
-def fixed(scores: list[list[float]] | np.ndarray) -> Callable[[Sequences], np.ndarray]:
+def fixed(scores: Sequence[Sequence[float]] | np.ndarray) -> Scorer:
     """A scorer with these scores for users in turn; it checks that it is asked for each once."""
-    table, asked = np.asarray(scores, np.float32), [0]
+    table: NDArray[np.float32] = np.asarray(scores, np.float32)
+    asked = [0]
 
-    def scorer(histories: Sequences) -> np.ndarray:
+    def scorer(histories: Sequences) -> NDArray[np.float32]:
         begin = asked[0]
         asked[0] += len(histories)
         return table[begin : asked[0]]
@@ -52,7 +55,7 @@ def test_ranks_by_hand() -> None:
         [9, 0.5, 0.4, 0.3, 0.2, 0.1],  # history 5, target 3: third
         [9, 0.1, 0.5, 0.5, 0.2, 0.5],  # history 1, target 3 ties with 2 and 5: last of the three
         [9, 0.5, 0.4, 0.3, 0.2, 0.1],  # target 5 is in the history: cannot be hit
-        [9, -5, -1, -3, -2, -4],  # scores below zero: history 2, target 4 is first
+        [9.0, -5, -1, -3, -2, -4],  # scores below zero: history 2, target 4 is first
     ]
     found = evaluate(fixed(scores), holdout([[1, 2], [5], [1], [5, 2], [2]], [3, 3, 3, 5, 4]), 5)
     assert found.ranks.tolist() == [1, 3, 3, MISS, 1]

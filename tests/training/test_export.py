@@ -14,7 +14,7 @@ from onnx import helper, numpy_helper
 
 import training.export as export_module
 from models.bundle import Bundle, read_bundle
-from models.draft import Content
+from models.draft import Content, write_bundle
 from models.manifest import BundleError
 from models.registry import Registry
 from models.runtime import TOLERANCE, Runtime
@@ -33,11 +33,13 @@ def bundle(published: Path) -> Bundle:
 
 @pytest.fixture
 def model(finished_run: RunFolder) -> SASRec:
-    return finished_run.model()
+    model = finished_run.model()
+    assert isinstance(model, SASRec)
+    return model
 
 
 def content(bundle: Bundle, **changes: Any) -> Content:
-    values = {field.name: getattr(bundle, field.name, None) for field in fields(Content)}
+    values: dict[str, Any] = {field.name: getattr(bundle, field.name, None) for field in fields(Content)}
     values["manifest"] = bundle.manifest.model_copy(update={"files": {}, "seal": ""})
     values |= {"encoder": bundle.encoder.read_bytes(), "ranker": bundle.ranker.read_bytes()}
     return Content(**(values | changes))
@@ -220,7 +222,7 @@ def test_an_unfinished_run_is_told_how_to_go_on(tmp_path: Path, finished_run: Ru
 
 def test_a_version_is_exported_once(published: Path, bundle: Bundle) -> None:
     with pytest.raises(BundleError, match="exists already"):
-        export_module.write_bundle(published.parent, content(bundle))
+        write_bundle(published.parent, content(bundle))
     assert Registry(published.parent).versions() == ["walks-1"]
 
 

@@ -2,6 +2,7 @@
 
 import datetime
 import gzip
+from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
@@ -161,7 +162,12 @@ def test_a_named_column_that_is_missing_is_an_error_with_the_columns_there_are(
 ) -> None:
     path = tmp_path / f"log.{suffix}"
     frame = pl.DataFrame({"user_id": ["u"], "item_id": ["i"], "timestamp": [1], "value": [1.0]})
-    {"csv": frame.write_csv, "jsonl": frame.write_ndjson, "parquet": frame.write_parquet}[suffix](path)
+    write: dict[str, Callable[[Path], object]] = {
+        "csv": frame.write_csv,
+        "jsonl": frame.write_ndjson,
+        "parquet": frame.write_parquet,
+    }
+    write[suffix](path)
 
     with pytest.raises(InteractionsError) as caught:
         read_interactions([path], columns=Columns(**{role: "absent"}))

@@ -5,7 +5,7 @@ import pytest
 from pydantic import ValidationError
 
 from models.sasrec import SASRecConfig
-from training.config import Config, TrainingConfig, load_config
+from training.config import Config, S3RecRunConfig, TrainingConfig, load_config
 from training.dataset import Sequences
 from training.presets import describe, settle
 
@@ -19,6 +19,12 @@ def histories(*lengths: int) -> Sequences:
 
 def left_to_the_data(names: list[str]) -> Config:
     return Config.model_validate({"model": {}, "from_data": names})
+
+
+def settled(config: Config, train: Sequences) -> Config:
+    after = settle(config, train)
+    assert isinstance(after, Config)
+    return after
 
 
 @pytest.mark.parametrize(
@@ -35,7 +41,7 @@ def test_short_and_long_histories_have_presets_of_their_own(
     lengths: list[int], dim: int, dropout: float, stride: int | None
 ) -> None:
     before = left_to_the_data(EVERYTHING)
-    after = settle(before, histories(*lengths))
+    after = settled(before, histories(*lengths))
     assert (after.model.dim, after.model.dropout, after.training.stride) == (dim, dropout, stride)
     assert after.from_data == []
     assert describe(before, after) == f"dim {dim}, dropout {dropout}, stride {stride}, batch 16, loss softmax"
@@ -74,14 +80,14 @@ def test_much_data_is_learned_by_a_wider_model(users: int, dim: int) -> None:
 @pytest.mark.parametrize(("items", "loss", "negatives"), [(100_000, "softmax", 1), (100_001, "sampled_softmax", 1024)])
 def test_a_catalogue_too_large_for_the_full_softmax_gets_a_sampled_one(items: int, loss: str, negatives: int) -> None:
     train = Sequences(np.array([1, items], np.int32), np.array([0]), np.array([2]))
-    training = settle(left_to_the_data(EVERYTHING), train).training
+    training = settled(left_to_the_data(EVERYTHING), train).training
     assert (training.loss, training.negatives) == (loss, negatives)
 
 
 def test_what_is_given_stays() -> None:
     given = Config(model=SASRecConfig(length=7, dropout=0.3), training=TrainingConfig(stride=2), from_data=[])
     assert settle(given, histories(5, 90)) == given
-    stride = settle(Config(model=SASRecConfig(length=10, dropout=0.3), from_data=["stride"]), histories(5, 90))
+    stride = settled(Config(model=SASRecConfig(length=10, dropout=0.3), from_data=["stride"]), histories(5, 90))
     assert (stride.model.length, stride.model.dropout, stride.training.stride) == (10, 0.3, 5)
 
 
@@ -99,4 +105,6 @@ def test_a_settled_configuration_can_be_written_and_read_back() -> None:
 
 @pytest.mark.parametrize("name", ["sasrec-best", "s3rec-best"])
 def test_the_best_presets_leave_to_the_data_what_depends_on_it(name: str) -> None:
-    assert load_config(name).from_data == EVERYTHING
+    config = load_config(name)
+    assert isinstance(config, Config | S3RecRunConfig)
+    assert config.from_data == EVERYTHING

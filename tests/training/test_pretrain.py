@@ -257,7 +257,7 @@ def test_the_columns_that_are_asked_for_teach_and_a_run_without_attributes_says_
     said = io.StringIO()
 
     def taught(config: PretrainingConfig, attributes: Attributes | None) -> ItemAttributes | None:
-        prepared = Prepared(None, None, None, attributes)  # type: ignore[arg-type] - nothing else is looked at
+        prepared = Prepared(None, None, None, attributes)  # type: ignore[arg-type]  # nothing else is looked at
         run = S3RecRunConfig(model=S3RecConfig(), pretraining=config)
         return _known(run, prepared, Console(file=said, width=200), chosen=True)
 

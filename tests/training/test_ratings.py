@@ -126,10 +126,7 @@ def test_rmse_and_mae_are_over_all_ratings() -> None:
     assert holdout.values is not None
     offsets = np.where(np.arange(len(holdout)) % 2 == 0, 1.0, -2.0)
     found = evaluate_ratings(
-        lambda given: (given.values + offsets).astype(np.float32),
-        holdout,
-        prepared.split.train,
-        10,  # type: ignore[operator]
+        lambda given: (given.values + offsets).astype(np.float32), holdout, prepared.split.train, 10
     )
     assert found.metrics()["rmse"] == pytest.approx(np.sqrt((offsets**2).mean()))
     assert found.metrics()["mae"] == pytest.approx(np.abs(offsets).mean())

@@ -86,7 +86,7 @@ def store() -> Iterator[tuple[str, redis.Redis]]:
 
 
 def add(client: redis.Redis, user: str, event: str, **changes: Any) -> None:
-    values = {"item_id": "i1", "type": "view", "timestamp_ms": 1_600_000_000_000} | changes
+    values: dict[str, Any] = {"item_id": "i1", "type": "view", "timestamp_ms": 1_600_000_000_000} | changes
     logged = LoggedEvent(user_id=user, event_id=event, **values)
     flat = encode(logged)
     client.xadd(log_key(partition_of(user)), dict(zip(flat[::2], flat[1::2], strict=True)))
