@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import msgpack  # type: ignore[import-untyped]
+import msgpack
 
 from models.eventlog import SEQUENCE_TYPES, encode, log_key, partition_of
 from models.eventlog import LoggedEvent as Event
