@@ -168,8 +168,8 @@ def results(
     for run in runs or ():
         if run.is_file():  # runs/* matches what lies beside them too
             console.print(f"{run} is no folder and left out")
-        else:
-            keep_record(RunFolder(run), kept / run.resolve().name)  # "." has no name
+        elif not keep_record(RunFolder(run), kept / run.resolve().name):  # "." has no name
+            console.print(f"{run} is not finished, and its record is: that stays as it was")
     folders = [RunFolder(folder) for folder in sorted(kept.glob("*/"))]
     if not folders:
         raise RunError(f"{kept} holds no record of a run; name the folders of some, as in: training results runs/*")

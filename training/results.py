@@ -42,16 +42,17 @@ class _Row:
     order: float | None
 
 
-def keep_record(run: RunFolder, to: Path) -> None:
+def keep_record(run: RunFolder, to: Path) -> bool:
     """Copy what the results page is written from, some kilobytes, to a folder that outlives the run's.
 
     Paths of data become relative to where we are: a record is for others to read. An earlier record of the same run is
-    replaced, but one that is finished not by a run that has begun again; a record itself is left as it is. Raises
-    RunError if `to` holds the record of another run, or a folder beside it that of the same one.
+    replaced; a record itself is left as it is. False, and nothing is done, where the record is of the finished run and
+    this one has begun again. Raises RunError if `to` holds the record of another run, or a folder beside it that of
+    the same one.
     """
     spec = run.spec()
     if to.exists() and to.samefile(run.path):
-        return
+        return True
     if (to / RUN).exists() and RunFolder(to).spec().identity != spec.identity:
         raise RunError(f"{to} is the record of another run; give the folder {run.path} another name")
     for other in sorted(to.parent.glob("*/")):  # two would be refused by every page from then on
@@ -61,7 +62,7 @@ def keep_record(run: RunFolder, to: Path) -> None:
                 "take its place"
             )
     if (to / METRICS).exists() and not (run.path / METRICS).exists():
-        return
+        return False
     to.mkdir(parents=True, exist_ok=True)
     for name in (EPOCHS, SAMPLED, METRICS):
         if (run.path / name).exists():
@@ -70,6 +71,7 @@ def keep_record(run: RunFolder, to: Path) -> None:
     attributes = None if spec.attributes is None else Path(_relative(spec.attributes))
     spec = spec.model_copy(update={**paths, "attributes": attributes})
     (to / RUN).write_text(spec.model_dump_json(indent=2) + "\n", encoding="utf-8")  # last: what it describes is there
+    return True
 
 
 def results_page(runs: Sequence[RunFolder]) -> str:

@@ -193,9 +193,9 @@ def split_data(
 
 def data_window(files: list[Path], prepared: Prepared) -> DataWindow:
     """What the data is, for run.json and the bundle's manifest; sources without a file are called events."""
-    whole, depth, digests = [path.absolute().parts for path in files], 1, prepared.interactions.sha256
-    while len({parts[-depth:] for parts in whole}) < len(whole):  # files of one name: as much as tells them apart
-        depth += 1
+    whole, digests = [path.absolute().parts for path in files], prepared.interactions.sha256
+    depths = range(1, max(map(len, whole), default=0))  # files of one name take as much of their folders as they need
+    depth = next((one for one in depths if len({parts[-one:] for parts in whole}) == len(whole)), 0)  # or all of it
     names = ["/".join(parts[-depth:]) for parts in whole] + ["events"] * (len(digests) - len(files))
     times, trained = prepared.dataset.sequences.timestamps, prepared.split.train.timestamps
     return DataWindow(

@@ -196,7 +196,7 @@ def test_a_record_may_be_named_itself(another: Callable[..., RunFolder], tmp_pat
 
 
 def test_a_run_that_has_begun_again_leaves_its_finished_record_as_it_is(
-    another: Callable[..., RunFolder], tmp_path: Path
+    another: Callable[..., RunFolder], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output, run = tmp_path / "results.md", another("s", seed=0)
     assert results(run.path, "--output", output) == 0
@@ -204,6 +204,7 @@ def test_a_run_that_has_begun_again_leaves_its_finished_record_as_it_is(
     (run.path / "metrics.json").unlink()
     (run.path / "metrics.jsonl").write_text("")
     assert results(run.path, "--output", output) == 0
+    assert "s is not finished, and its record is" in " ".join(capsys.readouterr().out.split())
     assert output.read_text() == page
     assert (tmp_path / "results" / "s" / "metrics.jsonl").read_text()
 
