@@ -211,8 +211,8 @@ def connect(url: str) -> redis.Redis:
             return client
     except (ValueError, TypeError, redis.RedisError) as error:
         raise EventLogError(
-            "not the URL of a Redis server (redis://, rediss://, unix://, redis+cluster:// or redis+sentinel://, or by "
-            f"TLS rediss+cluster:// or ...): {error if isinstance(error, ValueError) else BAD_OPTIONS}"
+            "not the URL of a Redis server (redis://, redis+cluster:// or redis+sentinel://, by TLS the same with "
+            f"rediss, or unix://): {error if isinstance(error, ValueError) else BAD_OPTIONS}"
         ) from None
     asked = {**options, **(found.tls or {})}
     options = asked | {"username": found.username, "password": found.password}
