@@ -15,7 +15,7 @@ from training.evaluate import Scorer
 
 Weight = Callable[[int], float]
 
-_GAP = 5  # positions within which two items belong together
+_REACH = 5  # positions within which two items belong together
 _SHRINKAGE = 10.0  # added to popularity, so that rare items do not win by chance
 
 
@@ -42,7 +42,7 @@ class CoVisitation:
     """How often each item stood within five positions of the user's newest one, either side, in anyone's history."""
 
     def __init__(self, train: Sequences, items: int) -> None:
-        self._matrix = _neighbours(train, items, lambda gap: 1.0, lambda gap: 1.0)
+        self._matrix = _neighbours(train, items, _REACH, lambda gap: 1.0, lambda gap: 1.0)
 
     def __call__(self, histories: Sequences) -> NDArray[np.float32]:
         newest = recent(histories, self._matrix.shape[0], count=1)
@@ -57,9 +57,18 @@ class ItemKNN:
     twenty items i, n = 0 for the newest. `matrix` is C with both discounts, sparse (items + 1, items + 1).
     """
 
-    def __init__(self, train: Sequences, items: int) -> None:
+    def __init__(
+        self,
+        train: Sequences,
+        items: int,
+        *,
+        reach: int = _REACH,
+        forward: Weight = lambda gap: 1 / gap,
+        backward: Weight = lambda gap: 0.5 / gap,
+    ) -> None:
+        """reach, forward, backward: other positions and weights of their gaps than above."""
         discount = 1 / np.sqrt(popularity_of(train, items) + _SHRINKAGE)
-        pairs = _neighbours(train, items, lambda gap: 1 / gap, lambda gap: 0.5 / gap)
+        pairs = _neighbours(train, items, reach, forward, backward)
         self.matrix = (sparse.diags_array(discount) @ pairs @ sparse.diags_array(discount)).tocsr()
 
     def __call__(self, histories: Sequences) -> NDArray[np.float32]:
@@ -76,11 +85,11 @@ def recent(histories: Sequences, rows: int, *, count: int, decay: float = 1.0) -
     return sparse.coo_array((decay**back, (owner, items)), shape=(len(histories), rows)).tocsr()
 
 
-def _neighbours(train: Sequences, items: int, forward: Weight, backward: Weight) -> sparse.csr_array:
+def _neighbours(train: Sequences, items: int, reach: int, forward: Weight, backward: Weight) -> sparse.csr_array:
     compact = train.compact()
     owner = np.repeat(np.arange(len(compact)), compact.lengths)
     total = sparse.csr_array((items + 1, items + 1), dtype=np.float64)
-    for gap in range(1, _GAP + 1):
+    for gap in range(1, reach + 1):
         same = owner[:-gap] == owner[gap:]
         earlier, later = compact.items[:-gap][same], compact.items[gap:][same]
         pairs = sparse.coo_array((np.ones(len(earlier)), (earlier, later)), shape=total.shape).tocsr()

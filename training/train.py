@@ -14,8 +14,8 @@ from models.s3rec import S3RecConfig, S3RecPretraining
 from models.sasrec import SASRec
 from models.zoo import build
 from training.attributes import ItemAttributes, learnable
-from training.baselines import ItemKNN, baselines
-from training.blend import Blend, choose_blend, strongest
+from training.baselines import baselines
+from training.blend import Blend, choose_blend, partner, strongest
 from training.config import AutoRecRunConfig, Config, S3RecRunConfig
 from training.dataset import popularity_of
 from training.evaluate import Scorer, evaluate, evaluate_test
@@ -51,7 +51,7 @@ def train(spec: RunSpec, prepared: Prepared, folder: Path, console: Console, pro
     beside = baselines(prepared.split.train, items)
     blend = None
     if spec.config.blend.neighbours:
-        blend = choose_blend(ModelScorer(model), ItemKNN(prepared.split.train, items), prepared.split.validation, items)
+        blend = choose_blend(ModelScorer(model), prepared.split.train, prepared.split.validation, items)
         console.print(str(blend))
         if blend.neighbours is not None:
             run.keep_neighbours(blend.neighbours)
@@ -84,8 +84,8 @@ def refit(judged: RunFolder, prepared: Prepared, console: Console) -> RunFolder:
     console.print(f"fitted again on everything: {fitted.epochs} epochs in {fitted.seconds:.0f} s")
     blend = metrics.get("blend")
     if blend and blend["weight"]:  # as much of it as was judged, now of everything too
-        matrix = ItemKNN(whole.split.train, model.items).matrix * blend["weight"]
-        run.keep_neighbours(strongest(matrix, blend["width"]))
+        knn = partner(whole.split.train, model.items, blend["backward"])
+        run.keep_neighbours(strongest(knn.matrix * blend["weight"], blend["width"]))
     run.finish(metrics)
     return run
 

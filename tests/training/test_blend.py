@@ -16,7 +16,7 @@ from models.bundle import read_bundle
 from models.runtime import Runtime
 from training.assessment import assess
 from training.baselines import ItemKNN
-from training.blend import choose_blend, strongest
+from training.blend import choose_blend, partner, strongest
 from training.config import BlendConfig
 from training.dataset import Sequences, build_dataset
 from training.evaluate import evaluate
@@ -69,8 +69,8 @@ def test_with_every_neighbour_kept_the_newest_item_scores_as_in_item_knn(split: 
 
 
 def test_a_model_that_knows_nothing_takes_as_much_as_it_can_get(split: Split) -> None:
-    knn = ItemKNN(split.train, ITEMS)
-    blend = choose_blend(nothing, knn, split.validation, ITEMS)
+    blend = choose_blend(nothing, split.train, split.validation, ITEMS)
+    knn = partner(split.train, ITEMS, blend.backward)
     assert blend.weight > 0
     assert blend.neighbours is not None
     assert blend.weight == min(weight for weight, figure in blend.tried.items() if figure == max(blend.tried.values()))
@@ -91,7 +91,7 @@ def test_a_model_that_knows_everything_stays_alone(split: Split) -> None:
         scores[np.arange(len(scores)), next(answers)] = 1e6
         return scores
 
-    blend = choose_blend(knows, ItemKNN(split.train, ITEMS), split.validation, ITEMS)
+    blend = choose_blend(knows, split.train, split.validation, ITEMS)
     assert (blend.weight, blend.neighbours) == (0, None)
     assert "the model stays alone" in str(blend)
     assert blend.record()["width"] == 0
@@ -100,7 +100,7 @@ def test_a_model_that_knows_everything_stays_alone(split: Split) -> None:
 def test_a_blend_that_its_cut_neighbours_spoil_is_not_taken(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("training.blend._WIDTHS", (1,))
     monkeypatch.setattr("training.blend.strongest", lambda matrix, width: strongest(-matrix, width))  # the worst ones
-    blend = choose_blend(nothing, ItemKNN(split.train, ITEMS), split.validation, ITEMS)
+    blend = choose_blend(nothing, split.train, split.validation, ITEMS)
     assert max(blend.tried.values()) > blend.tried[0.0]
     assert (blend.weight, blend.neighbours, blend.served) == (0, None, blend.tried[0.0])
 
@@ -115,7 +115,7 @@ def test_the_weight_of_a_large_catalogue_is_chosen_by_some_of_the_users(
         return nothing(histories)
 
     monkeypatch.setattr("training.blend._CELLS", 20 * (ITEMS + 1))
-    blend = choose_blend(counted, ItemKNN(split.train, ITEMS), split.validation, ITEMS)
+    blend = choose_blend(counted, split.train, split.validation, ITEMS)
     assert blend.weight > 0
     assert max(asked) <= 20
 
@@ -123,10 +123,28 @@ def test_the_weight_of_a_large_catalogue_is_chosen_by_some_of_the_users(
 def test_data_without_neighbours_has_no_blend() -> None:
     frame = pl.DataFrame({"user_id": [*"aaabbb"], "item_id": [*"uvwxyz"]})
     split = split_leave_one_out(build_dataset(interactions_from_frame(frame, source="x")))
+    blend = choose_blend(lambda histories: np.zeros((len(histories), 7), np.float32), split.train, split.validation, 6)
+    assert (blend.weight, blend.neighbours) == (0, None)
+    assert max(blend.tried.values()) == blend.tried[0.0]
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_what_stood_before_counts_only_where_users_come_back_to_it(back: bool) -> None:
+    """Half of the users pass from one item of a pair to the other before their validation, and the others at it."""
+    rows = []
+    for pair in range(10):
+        first, second = f"first-{pair}", f"second-{pair}"
+        rows += [(f"a{pair}", item) for item in (first, second, "x", "y")]
+        rows += [(f"b{pair}", item) for item in ((second, first) if back else (first, second))] + [(f"b{pair}", "y")]
+    frame = pl.DataFrame(rows, schema=["user_id", "item_id"], orient="row")
+    dataset = build_dataset(interactions_from_frame(frame, source="x"))
+    split, items = split_leave_one_out(dataset), dataset.vocabulary.items
     blend = choose_blend(
-        lambda histories: np.zeros((len(histories), 7), np.float32), ItemKNN(split.train, 6), split.validation, 6
+        lambda histories: np.zeros((len(histories), items + 1), np.float32), split.train, split.validation, items
     )
-    assert (blend.weight, blend.neighbours, list(blend.tried)) == (0, None, [0.0])
+    assert blend.backward == (0.5 if back else 0.0)
+    assert blend.weight > 0
+    assert blend.served > blend.tried[0.0]
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +226,8 @@ def test_a_last_fit_on_everything_keeps_the_weight_and_learns_the_newest_neighbo
     assert found is not None
     assert before is not None
     items = prepared.dataset.vocabulary.items
-    expected = strongest(ItemKNN(prepared.dataset.sequences, items).matrix * judged["weight"], judged["width"])
+    knn = partner(prepared.dataset.sequences, items, judged["backward"])
+    expected = strongest(knn.matrix * judged["weight"], judged["width"])
     np.testing.assert_allclose(found.affinities, expected.affinities)
     assert found.affinities.sum() != pytest.approx(before.affinities.sum(), rel=0.01)
 
