@@ -139,18 +139,28 @@ def without_erased(found: Archived) -> pl.DataFrame:
 
 
 def compact(folder: Path) -> Compaction:
-    """Make one file of each day that has several, repeats or erased users. Whoever compacts holds `locked`."""
+    """Make one file of each day that has several, repeats or erased users. Whoever compacts holds `locked`.
+
+    A day that cannot be read keeps no other from being compacted: ArchiveError comes at the end.
+    """
+    failure: ArchiveError | None = None
     with _writing(folder):
         tombstones = read_tombstones(folder)
         done = Compaction()
         for day in sorted(folder.glob("dt=*")):
-            of_day = _compact_day(folder, day, tombstones)
-            done = Compaction(done.days + of_day.days, done.repeats + of_day.repeats, done.erased + of_day.erased)
+            try:
+                of_day = _compact_day(folder, day, tombstones)
+            except ArchiveError as error:
+                failure = failure or error
+            else:
+                done = Compaction(done.days + of_day.days, done.repeats + of_day.repeats, done.erased + of_day.erased)
         files = sorted(folder.glob(f"{_ERASED}/*.parquet"))
         if len(files) > 1:
             _publish(tombstones, folder, folder / _ERASED / f"part-{uuid.uuid4().hex}.parquet")
             _remove(files)
-        return done
+    if failure is not None:
+        raise failure
+    return done
 
 
 def read_tombstones(folder: Path) -> pl.DataFrame:
@@ -181,7 +191,7 @@ def _compact_day(folder: Path, day: Path, tombstones: pl.DataFrame) -> Compactio
     files = sorted(day.glob("*.parquet"))
     if not files or (_is_compact(files) and not _has_erased(files, tombstones)):
         return Compaction()
-    rows = sum(polars.scan_parquet(file).select(polars.len()).collect().item() for file in files)
+    rows = sum(map(_rows, files))
     shares = max(1, -(-rows // _ROWS_AT_ONCE))
     compaction = uuid.uuid4().hex
     counts = [0, 0, 0]  # events kept, repeats, events of erased users
@@ -261,26 +271,33 @@ def _read(files: Sequence[Path], schema: dict[str, pl.DataType], predicate: pl.E
                 "wrote it, or a later one, or take the file out if it is none of the archive's"
             )
         rows = polars.scan_parquet(file, hive_partitioning=False).select(list(schema))
-        try:
+        with _reading(file):
             parts.append((rows if predicate is None else rows.filter(predicate)).collect())
-        except (polars.exceptions.PolarsError, polars.exceptions.PanicException) as error:  # damaged pages panic
-            raise _damaged(file, error) from error
     found: pl.DataFrame = polars.concat(parts)
     return found
 
 
 def _metadata(file: Path) -> dict[str, str]:
-    polars = _polars()
-    try:
-        found: dict[str, str] = polars.read_parquet_metadata(file)
-    except polars.exceptions.PolarsError as error:
-        raise _damaged(file, error) from error
+    with _reading(file):
+        found: dict[str, str] = _polars().read_parquet_metadata(file)
     return found
 
 
-def _damaged(file: Path, error: BaseException) -> ArchiveError:
-    reason = str(error).strip().split("\n", 1)[0]
-    return ArchiveError(f"{file}: not a readable Parquet file ({reason}); put a copy of it back, or take it out")
+def _rows(file: Path) -> int:
+    with _reading(file):
+        found: int = _polars().scan_parquet(file).select(_polars().len()).collect().item()
+    return found
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    exceptions = _polars().exceptions
+    try:
+        yield
+    except (exceptions.PolarsError, exceptions.PanicException) as error:  # damaged pages panic
+        reason = str(error).strip().split("\n", 1)[0]
+        said = f"{file}: not a readable Parquet file ({reason}); put a copy of it back, or take it out"
+        raise ArchiveError(said) from error
 
 
 def _publish(frame: pl.DataFrame, folder: Path, target: Path, metadata: dict[str, str] | None = None) -> None:

@@ -126,17 +126,43 @@ def test_a_time_beyond_the_calendar_has_a_day_all_the_same(tmp_path: Path) -> No
     assert files(tmp_path) == ["dt=9999-12-31/part"]
 
 
-@pytest.mark.parametrize("damage", [b"", b"PAR1 no more", None])
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, damage: bytes | None) -> None:
+def spoil(path: Path, damage: str) -> None:
+    """Leave of a file what cannot be read."""
+    content = path.read_bytes()
+    if damage == "version":
+        pl.DataFrame({"user_id": ["a"]}).write_parquet(path, metadata={"recserve.schema": "2"})
+    elif damage == "pages":
+        path.write_bytes(content[:4] + bytes(100) + content[104:])
+    elif damage == "columns":  # what the metadata say beside is whole
+        at = content.index(b"ARROW:schema") + 60
+        path.write_bytes(content[:at] + b"!!!!" + content[at + 4 :])
+    else:
+        path.write_bytes(content[:-9] if damage == "cut" else b"")
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "pages", "columns", "version"])
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, damage: str) -> None:
     add(tmp_path, event("a"))
     (path,) = tmp_path.rglob("*.parquet")
-    if damage is None:
-        pl.DataFrame({"user_id": ["a"]}).write_parquet(path, metadata={"recserve.schema": "2"})
-    else:
-        path.write_bytes(damage)
+    spoil(path, damage)
     for call in (read, compacted):
         with pytest.raises(ArchiveError, match=path.name):
             call(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["empty", "columns"])
+def test_a_file_that_cannot_be_read_keeps_no_other_day_from_being_compacted(tmp_path: Path, damage: str) -> None:
+    add(tmp_path, event("a"), event("b", 5), event("c", 5, user="bob"))
+    add(tmp_path, Tombstone(digest_of("ann"), "5-0"), event("c", 5, user="bob"), first=3)
+    add(tmp_path, Tombstone(digest_of("cy"), "5-0"), first=5)
+    (damaged,) = tmp_path.glob("dt=1970-01-01/*")
+    spoil(damaged, damage)
+    with pytest.raises(ArchiveError, match=damaged.name):
+        compacted(tmp_path)
+    damaged.unlink()
+    assert files(tmp_path) == ["dt=1970-01-06/day", "erased/part"]
+    assert names(tmp_path) == ["c"]
+    assert compacted(tmp_path) == Compaction()
 
 
 def test_an_archive_that_is_not_there_or_not_writable_is_said(tmp_path: Path) -> None:
