@@ -28,12 +28,13 @@ class ScoringThread(Executor):
     def __init__(self) -> None:
         self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
         self._open: set[Future[Any]] = set()  # calls without an answer, whoever has hold of them
+        self._ended = False
         self._thread = threading.Thread(target=self._work, name="scoring", daemon=True)
         self._thread.start()
 
     @property
     def alive(self) -> bool:
-        return self._thread.is_alive()
+        return not self._ended
 
     def submit(
         self, function: Callable[Parameters, Result], /, *args: Parameters.args, **options: Parameters.kwargs
@@ -43,7 +44,7 @@ class ScoringThread(Executor):
         self._open.add(future)
         future.add_done_callback(self._open.discard)
         self._calls.put((future, lambda: function(*args, **options)))
-        if not self.alive:
+        if self._ended:
             self._fail()
         return future
 
@@ -72,6 +73,7 @@ class ScoringThread(Executor):
                 del call, future, function  # or what they hold would live until the next call
             ordered = True
         finally:
+            self._ended = True  # before the look at who is open: whoever comes after that look is told by `submit`
             if not ordered:
                 logger.critical("the scoring thread ends, which it never should; restart the service")
             self._fail()

@@ -44,11 +44,31 @@ def test_calls_are_made_in_their_order_and_an_error_is_its_callers() -> None:
 def test_when_the_thread_ends_whoever_waits_is_told_and_so_is_who_comes_later() -> None:
     scoring = ScoringThread()
     end(scoring)
-    scoring._thread.join(10)
     assert not scoring.alive
     with pytest.raises(ScoringStopped):
         scoring.submit(int).result(10)
     scoring.shutdown()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_call_that_comes_while_the_others_are_told_of_the_end_is_told_too() -> None:
+    scoring = ScoringThread()
+    go, told = threading.Event(), threading.Event()
+    later: list[Future[int]] = []
+
+    def ask_again(_: Future[None]) -> None:
+        later.append(scoring.submit(int))
+        told.set()
+
+    def leave() -> None:
+        go.wait(10)
+        raise SystemExit
+
+    scoring.submit(leave).add_done_callback(ask_again)
+    go.set()
+    assert told.wait(10)
+    with pytest.raises(ScoringStopped):
+        later[0].result(1)
 
 
 def test_calls_that_are_given_up_are_not_made() -> None:
