@@ -55,8 +55,8 @@ class Archiver:
     def move(self) -> int:
         """Archive what the log holds, and give how many entries those were.
 
-        A partition that cannot be read keeps no other from being archived: EventLogError comes at the end. Raises
-        ArchiveError if the files cannot be written; the log then keeps what was not.
+        A partition that cannot be read, or may not forget, keeps no other from being archived: EventLogError comes at
+        the end. Raises ArchiveError if the files cannot be written; the log then keeps what was not.
         """
         moved = 0
         erased: dict[int, list[Tombstone]] = {}
@@ -67,7 +67,7 @@ class Archiver:
                 write(self._folder, [entry for _, entry in batch])
                 logged = [(partition, entry.id) for partition, entry in batch if entry.id != START]
                 for partition, last in dict(logged).items():
-                    acknowledge(self._client, partition, last)
+                    self._acknowledge(partition, last)
                 for partition, entry in batch:
                     if isinstance(entry.what, Tombstone):
                         erased.setdefault(partition, []).append(entry.what)
@@ -87,26 +87,34 @@ class Archiver:
     def run(self, every_s: float) -> None:
         """Move every `every_s` seconds, compact at first and every day, until interrupted.
 
-        A store that is away, and later a disk that is full, are waited for. Raises ArchiveError if the first files
-        cannot be written, for then something is set up wrongly.
+        A store that is away, a file that cannot be read and later a disk that is full are waited for. Raises
+        ArchiveError if the first files cannot be written, for then something is set up wrongly.
         """
         began = False
         compacted_at = -math.inf
         while True:
             try:
-                try:
-                    _say_moved(self.move())
-                except EventLogError as error:  # compaction, which erases, does not wait for the log
-                    logger.warning("the log was not archived, or not all of it; trying again: %s", error)
-                if time.monotonic() - compacted_at >= _COMPACT_EVERY_S:
-                    _say_compacted(self.compact())
-                    compacted_at = time.monotonic()
-                began = True
+                _say_moved(self.move())
+            except EventLogError as error:  # compaction, which erases, does not wait for the log
+                logger.warning("the log was not archived, or not all of it; trying again: %s", error)
             except ArchiveError as error:
                 if not began:
                     raise
                 logger.error("the log is not archived, and stays in the store: %s", error)
+            began = True
+            if time.monotonic() - compacted_at >= _COMPACT_EVERY_S:
+                try:
+                    _say_compacted(self.compact())
+                    compacted_at = time.monotonic()
+                except ArchiveError as error:
+                    logger.error("the archive is not compacted, and may still hold erased users: %s", error)
             time.sleep(every_s)
+
+    def _acknowledge(self, partition: int, last: str) -> None:
+        try:
+            acknowledge(self._client, partition, last)
+        except EventLogError as error:
+            self._failure = self._failure or error
 
     def _rewritten(self) -> bool:
         """Whether nothing more is to be asked of the store, whose files still have what was erased."""

@@ -111,6 +111,21 @@ def test_a_partition_that_cannot_be_read_keeps_no_other_from_being_archived(
     assert others <= set(read(tmp_path).events["event_id"])
 
 
+def test_a_partition_that_may_not_forget_keeps_no_other_from_being_archived(
+    killable_store: KillableStore, tmp_path: Path
+) -> None:
+    append(killable_store.url, 0, 4000)
+    first, *others = sorted({partition_of(f"user{n}") for n in range(40)})
+    writable = [f"~recserve:{{{partition}}}:*" for partition in others]
+    with redis.Redis.from_url(killable_store.url) as server:
+        server.execute_command("ACL SETUSER", "default", "resetkeys", "%R~*", *writable)
+        with Archiver(killable_store.url, tmp_path) as archiver, pytest.raises(eventlog.EventLogError, match="perm"):
+            archiver.move()
+        assert server.xlen(log_key(first)) > 101
+        assert all(server.xlen(log_key(partition)) < 101 for partition in others)
+    assert sorted(read(tmp_path).events["event_id"]) == sorted(f"e{n}" for n in range(4000))
+
+
 def test_a_partition_that_cannot_be_read_keeps_erased_users_from_nothing(
     store_url: str, server: redis.Redis, tmp_path: Path
 ) -> None:
@@ -127,6 +142,34 @@ def test_a_partition_that_cannot_be_read_keeps_erased_users_from_nothing(
         finally:
             process.terminate()
         assert "not all of it" in heard
+
+
+def test_a_file_that_cannot_be_read_is_told_and_the_log_is_archived_all_the_same(
+    store_url: str, tmp_path: Path
+) -> None:
+    append(store_url, 0, 6)
+    archive(store_url, tmp_path)
+    damaged = next(tmp_path.glob("dt=1970-01-01/*"))
+    damaged.write_bytes(b"")
+    append(store_url, 6, 9)
+    words = ["archive", "--redis", store_url, "--to", str(tmp_path), "--every", "0.1"]
+    command = [sys.executable, "-m", "service", *words]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        heard = ""
+        try:
+            while damaged.name not in heard:
+                heard += (line := process.stderr.readline())
+                assert line, heard
+            append(store_url, 9, 10)
+            while "1 entries of the log archived" not in heard:
+                heard += (line := process.stderr.readline())
+                assert line, heard
+        finally:
+            process.terminate()
+        assert "the archive is not compacted" in heard
+        assert "stays in the store" not in heard
+        assert process.wait(20) == 0
 
 
 def test_an_erased_user_leaves_the_archive_with_the_next_compaction(store_url: str, tmp_path: Path) -> None:
