@@ -148,7 +148,8 @@ def test_a_file_that_cannot_be_read_is_told_and_the_log_is_archived_all_the_same
     store_url: str, tmp_path: Path
 ) -> None:
     append(store_url, 0, 6)
-    archive(store_url, tmp_path)
+    with Archiver(store_url, tmp_path) as archiver:
+        archiver.move()
     damaged = next(tmp_path.glob("dt=1970-01-01/*"))
     damaged.write_bytes(b"")
     append(store_url, 6, 9)
