@@ -179,9 +179,11 @@ class _Bucket:
         """RateLimit and RateLimit-Policy of draft-ietf-httpapi-ratelimit-headers-11: what is left as far as is known
         here, and in how many seconds it will be one more."""
         limit = self.limit
-        left = self.local if self.local is not None else self._remaining(now) + self._held
+        left, size = self._remaining(now) + self._held, float(limit.requests)
+        if self.local is not None:
+            left, size = self.local, self._share
         whole = min(limit.requests, max(0, int(left)))
-        more_s = max(1, math.ceil((whole + 1 - left) / limit.per_s))
+        more_s = max(1, math.ceil((whole + 1 - left) * limit.seconds / size))
         return {"RateLimit-Policy": self._policy, "RateLimit": f'"key";r={whole};t={more_s}'}
 
     def _remaining(self, now: float) -> float:

@@ -129,6 +129,17 @@ async def test_without_redis_each_worker_keeps_to_its_share(connect: Callable[[s
     assert await admitted(limits, limit, HOURLY) == HOURLY // 2
 
 
+async def test_without_redis_what_is_said_is_true_of_the_share(connect: Callable[[str], Connection]) -> None:
+    limits = Limits(connect("redis://127.0.0.1:1"), workers=2, clock=Clock())
+    limit = Limit(requests=HOURLY, seconds=3600)
+    said = [(await limits.admit("0" * 12, limit))["RateLimit"] for _ in range(HOURLY // 2)]
+    assert said == [f'"key";r={left};t=720' for left in (4, 3, 2, 1, 0)]  # two workers get one each in so long
+    with pytest.raises(Problem) as refused:
+        await limits.admit("0" * 12, limit)
+    assert refused.value.headers["Retry-After"] == "720"
+    assert refused.value.headers["RateLimit"] == '"key";r=0;t=720'
+
+
 async def test_when_redis_goes_what_was_left_is_shared_and_when_it_is_back_it_counts_again(
     killable_store: KillableStore, connect: Callable[[str], Connection], caplog: pytest.LogCaptureFixture
 ) -> None:
