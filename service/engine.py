@@ -216,6 +216,7 @@ class Engine:
         if self._norms is None:
             self._norms = np.maximum(np.linalg.norm(items, axis=1), np.finfo(np.float32).tiny)
         cosines = (items @ (items[index] / self._norms[index])) / self._norms
+        np.clip(cosines, -1, 1, out=cosines)  # what rounding adds is no cosine
         among = self.catalogue.selection(None)
         rows = np.arange(1, len(items)) if among is None else among.rows
         rows = rows[rows != index]

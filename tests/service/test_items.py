@@ -392,3 +392,16 @@ def test_similar_items_equal_a_slow_search(make_bundle: Callable[..., Path]) -> 
         cosines = unit @ unit[index]
         expected = sorted((row for row in range(1, 41) if row != index), key=lambda row: -cosines[row])[:7]
         assert engine.similar(index, 7).indices == expected
+
+
+def test_a_cosine_is_at_most_1_whatever_rounding_adds(make_bundle: Callable[..., Path]) -> None:
+    from models.bundle import read_bundle
+    from models.runtime import Runtime
+
+    direction = np.random.default_rng(1).standard_normal(8).astype(np.float32)
+    matrix = np.arange(41, dtype=np.float32)[:, None] * direction
+    folder = make_bundle("v1", table=matrix, matrix=matrix)
+    engine = Engine(Runtime(read_bundle(folder), device="cpu", threads=1))
+    scores = [score for index in range(1, 41) for score in engine.similar(index, 39).scores]
+    assert max(scores) == 1
+    assert min(scores) == pytest.approx(1)
