@@ -25,6 +25,7 @@ from service.sequences import AppendResult, Event, SequenceStore
 logger = logging.getLogger(__name__)
 
 _TOGETHER = 256  # requests
+_SAID_EVERY_S = 1.0  # a store that is full may refuse for days, and a thousand requests a second
 
 
 class Intake:
@@ -52,6 +53,7 @@ class Intake:
         self._live = live
         self._metrics = metrics
         self._now = now
+        self._said_at = -math.inf
 
     async def __aenter__(self) -> Self:
         await self._writes.__aenter__()
@@ -96,7 +98,8 @@ class Intake:
             raise unavailable("shutting_down", f"{error}; send the same events again") from error
         except StoreUnavailable as error:
             self._metrics.store_write_errors.inc()
-            if not isinstance(error, StillUnavailable):
+            if not isinstance(error, StillUnavailable) and time.monotonic() - self._said_at >= _SAID_EVERY_S:
+                self._said_at = time.monotonic()
                 logger.warning("events were not stored: %s", error)
             raise unavailable(
                 "store_unavailable", "the events could not be stored; send the same events again"

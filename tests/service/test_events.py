@@ -321,6 +321,23 @@ def test_keeping_fewer_events_than_the_model_reads_is_said(
     assert "v1 reads 4 events and 3 are kept for each user; raise RECSERVE_HISTORY_LENGTH" in caplog.text
 
 
+def test_a_store_that_refuses_for_long_does_not_fill_the_log_of_the_service(
+    make_bundle: Callable[..., Path],
+    start_service: Callable[..., httpx.Client],
+    store_url: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    make_bundle("v1")
+    client = start_service(store_url, log_min_days=1, log_max_events=16)  # one a partition
+    assert client.post("/events", json=event()).status_code == 200
+    began = time.monotonic()
+    refused = [client.post("/events", json=event(event_id=f"e{number}")) for number in range(30)]
+    assert {answer.status_code for answer in refused} == {503}
+    said = [line for line in caplog.messages if "LOGFULL" in line]
+    assert 1 <= len(said) <= 1 + (time.monotonic() - began)  # once a second
+    assert 'recserve_store_errors_total{call="write"} 30.0' in client.get("/metrics").text
+
+
 def test_a_moment_before_1970_is_refused_and_not_rounded_into_it(client: httpx.Client) -> None:
     assert client.post("/events", json=event(timestamp="1969-12-31T23:59:59.5Z")).status_code == 422
     assert client.post("/events", json=event(timestamp="1970-01-01T00:00:00Z")).status_code == 200
