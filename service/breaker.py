@@ -32,11 +32,12 @@ class Breaker:
             self._watching = asyncio.create_task(self._watch(), name="breaker")
 
     async def aclose(self) -> None:
-        """Stop probing."""
+        """Stop probing, and let calls be refused for good: one under way would begin it again."""
         if self._watching is not None:
             self._watching.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watching
+        self.reason = "the connections to it are closed"
 
     async def _watch(self) -> None:
         said = False

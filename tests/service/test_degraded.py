@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from service.breaker import Breaker
+from service.connection import Connection, StoreUnavailable
 
 
 @pytest.fixture
@@ -88,6 +89,22 @@ async def test_a_probe_that_breaks_is_said_once_and_made_again(caplog: pytest.Lo
     await breaker.aclose()
     (error,) = [record for record in caplog.records if record.levelname == "ERROR"]
     assert "another shape" in str(error.exc_info)
+
+
+@pytest.mark.anyio
+async def test_a_call_under_way_when_its_connection_is_closed_leaves_no_probe_behind(killable_store: Any) -> None:
+    connection = Connection(killable_store.url, read_timeout_s=0.5, write_timeout_s=0.5, max_connections=4)
+    await connection.ping()
+    killable_store.pause()
+    try:
+        call = asyncio.create_task(connection.values([b"x"]))
+        await asyncio.sleep(0.05)
+        await connection.aclose()
+        with pytest.raises(StoreUnavailable):
+            await call
+        assert "breaker" not in {task.get_name() for task in asyncio.all_tasks()}
+    finally:
+        killable_store.resume()
 
 
 def test_many_callers_at_once_do_not_wait_for_each_others_timeouts(client: httpx.Client, killable_store: Any) -> None:
