@@ -265,9 +265,10 @@ def acknowledge(client: redis.Redis, partition: int, entry_id: str) -> None:
     to a hundred archived entries stay in the log. Raises EventLogError if the server fails.
     """
     with _asking(log_key(partition)):
+        # First, for a store without memory refuses the other, and has none before its log forgets.
+        client.xtrim(log_key(partition), minid=entry_id, approximate=True, limit=0)
         if position(entry_id) > position(archived(client, partition)):
             client.set(archived_key(partition), entry_id)
-        client.xtrim(log_key(partition), minid=entry_id, approximate=True, limit=0)
 
 
 def forget_tombstones(client: redis.Redis, partition: int, tombstones: Sequence[Tombstone]) -> None:
@@ -342,7 +343,7 @@ def _asking(key: str) -> Iterator[None]:
         yield
     except redis.sentinel.MasterNotFoundError as error:  # whose own message is a page of the client's insides
         raise EventLogError(
-            f"cannot read the event log {key}: no sentinel that can be reached names a primary that is up"
+            f"cannot use the event log {key}: no sentinel that can be reached names a primary that is up"
         ) from error
     except (redis.RedisError, redis.exceptions.RedisClusterException, OSError) as error:
-        raise EventLogError(f"cannot read the event log {key}: {error}") from error
+        raise EventLogError(f"cannot use the event log {key}: {error}") from error

@@ -126,6 +126,19 @@ def test_a_partition_that_may_not_forget_keeps_no_other_from_being_archived(
     assert sorted(read(tmp_path).events["event_id"]) == sorted(f"e{n}" for n in range(4000))
 
 
+def test_a_store_without_memory_forgets_what_is_archived(killable_store: KillableStore, tmp_path: Path) -> None:
+    append(killable_store.url, 0, 4000)
+    with redis.Redis.from_url(killable_store.url) as server, Archiver(killable_store.url, tmp_path) as archiver:
+        server.config_set("maxmemory", 1)
+        with pytest.raises(eventlog.EventLogError, match="maxmemory"):
+            archiver.move()
+        assert eventlog.log_size(server).held < 16 * 101
+        server.config_set("maxmemory", 0)
+        archiver.move()
+        assert archiver.move() == 0
+    assert len(settled(read(tmp_path))) == 4000
+
+
 def test_a_partition_that_cannot_be_read_keeps_erased_users_from_nothing(
     store_url: str, server: redis.Redis, tmp_path: Path
 ) -> None:

@@ -221,7 +221,7 @@ def test_titles_teach_nothing_and_stop_no_model_that_learns_from_attributes(desk
 def test_an_unreachable_store_is_one_sentence_and_changes_nothing(desk: Desk) -> None:
     status, out, error = desk.retrain(GOOD, "--events-from", "redis://127.0.0.1:1")
     assert (status, out) == (1, "")
-    assert error.startswith("error: cannot read the event log")
+    assert error.startswith("error: cannot use the event log")
     assert error.count("\n") == 1
     assert not (desk.folder / "artifacts").exists()
 
