@@ -17,7 +17,7 @@ from training.train import train
 
 def fetch(
     name: Annotated[str, typer.Argument(help="The only one so far: ml-100k.")],
-    to: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to.  [default: data/NAME]")] = None,
+    to: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to.  \\[default: data/NAME]")] = None,
     source: Annotated[Path | None, typer.Option("--from", metavar="PATH", help="A copy you already have.")] = None,
 ) -> None:
     """Fetch a public data set, check it, and print its licence note."""
@@ -32,9 +32,11 @@ def train_command(
     data: Data,
     test: TestFiles = None,
     attributes: AttributesFile = None,
-    split: Split | None = None,
+    split: Split = None,
     seed: Seed = 0,
-    output: Annotated[Path | None, typer.Option(metavar="DIR", help="Run folder.  [default: runs/CONFIG-SEED]")] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Run folder.  \\[default: runs/CONFIG-SEED]")
+    ] = None,
     user_column: User = "user_id",
     item_column: Item = "item_id",
     timestamp_column: Time = None,
@@ -58,10 +60,10 @@ def activations(
     *,
     data: Data,
     test: TestFiles = None,
-    split: Split | None = None,
+    split: Split = None,
     seed: Seed = 0,
     output: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of runs.  [default: runs/CONFIG-activations-SEED]")
+        Path | None, typer.Option(metavar="DIR", help="Folder of runs.  \\[default: runs/CONFIG-activations-SEED]")
     ] = None,
     user_column: User = "user_id",
     item_column: Item = "item_id",
@@ -88,7 +90,7 @@ def cold(
     share: Annotated[float, typer.Option(help="Of the items that are hidden.", min=0.01, max=0.9)] = SHARE,
     seed: Seed = 0,
     output: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Run folder.  [default: runs/CONFIG-cold-SEED]")
+        Path | None, typer.Option(metavar="DIR", help="Run folder.  \\[default: runs/CONFIG-cold-SEED]")
     ] = None,
     user_column: User = "user_id",
     item_column: Item = "item_id",

@@ -31,11 +31,11 @@ def evaluate(
     *,
     data: Annotated[
         list[Path] | None,
-        typer.Option("--data", metavar="FILE", help="Interactions to judge on.  [default: those of the run]"),
+        typer.Option("--data", metavar="FILE", help="Interactions to judge on.  \\[default: those of the run]"),
     ] = None,
     test: TestFiles = None,
     split: Annotated[
-        SplitName | None, typer.Option(help="As in train.  [default: the run's; for a bundle loo]")
+        SplitName | None, typer.Option(help="As in train.  \\[default: the run's; for a bundle loo]")
     ] = None,
     sampled: Annotated[
         int | None, typer.Option(metavar="N", help="Also rank among N sampled negatives, as some papers do.", min=1)
@@ -88,7 +88,9 @@ def _evaluate_ratings(folder: Path, data: list[Path], test: list[Path], columns:
 def export_command(
     run: Run,
     artifacts: Artifacts = Path("artifacts"),
-    version: Annotated[str | None, typer.Option(help="Name of the bundle.  [default: time and configuration]")] = None,
+    version: Annotated[
+        str | None, typer.Option(help="Name of the bundle.  \\[default: time and configuration]")
+    ] = None,
     promote: Annotated[bool, typer.Option("--promote", help="Make it the champion, which services load.")] = False,
     scoring: Annotated[
         Asked,
@@ -155,7 +157,7 @@ def results(
     output: Annotated[Path, typer.Option(metavar="FILE", help="The Markdown page to write.")] = Path("docs/results.md"),
     records: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="What is kept of runs.  [default: a folder of the page's name]"),
+        typer.Option(metavar="DIR", help="What is kept of runs.  \\[default: a folder of the page's name]"),
     ] = None,
 ) -> None:
     """Write the results page: a table for each data set, seeds put together.

@@ -87,12 +87,14 @@ def bench(
         Path, typer.Option(metavar="PATH", envvar="RECSERVE_PEERS", help="The Python that has them.")
     ] = Path(".venv-peers/bin/python"),
     items: Annotated[
-        list[int] | None, typer.Option(help="Size of a catalogue. Repeat.  [default: 12000, 100000, 1000000]", min=10)
+        list[int] | None, typer.Option(help="Size of a catalogue. Repeat.  \\[default: 12000, 100000, 1000000]", min=10)
     ] = None,
     run: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Catalogues of this run's items instead of random ones.")
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="That rank a catalogue.  [default: the CPU quota]", min=1)] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="That rank a catalogue.  \\[default: the CPU quota]", min=1)
+    ] = None,
     output: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write a catalogue's figures as JSON.")
     ] = None,

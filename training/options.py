@@ -24,12 +24,11 @@ AttributesFile = Annotated[
     Path | None, typer.Option("--attributes", metavar="FILE", help="Item attributes: .item .json .jsonl .csv .parquet.")
 ]
 Split = Annotated[
-    SplitName,
+    SplitName | None,
     typer.Option(
         "--split",
         help="loo: each user's last item is the test. time: everything after a moment. random: a tenth of the ratings, "
-        "for AutoRec, whose default it is with explicit ratings. file: what --test names.",
-        show_default="loo",
+        "for AutoRec, whose default it is with explicit ratings. file: what --test names.  \\[default: loo]",
     ),
 ]
 TestFiles = Annotated[
@@ -40,7 +39,10 @@ Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of weights, dropo
 User = Annotated[str, typer.Option("--user-column", help="Column with the user's id.")]
 Item = Annotated[str, typer.Option("--item-column", help="Column with the item's id.")]
 Time = Annotated[
-    str | None, typer.Option("--timestamp-column", help='Column with the time; "" for none.  [default: timestamp]')
+    str | None,
+    typer.Option(
+        "--timestamp-column", help='Column with the time; "" for none.  \\[default: timestamp, if there is one]'
+    ),
 ]
 Value = Annotated[str | None, typer.Option("--value-column", help="Column with a rating or weight.")]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished training run.")]

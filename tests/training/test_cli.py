@@ -64,6 +64,18 @@ def test_each_command_explains_itself_with_an_example(command: Callable[..., tup
     assert f"Example: python -m training {name}" in plain
 
 
+def test_help_tells_of_every_option_what_it_is_and_its_default(
+    command: Callable[..., tuple[int, str, str]],
+) -> None:
+    from typer.main import get_command
+
+    for name, told in get_command(app).commands.items():  # type: ignore[attr-defined]
+        assert [option.name for option in told.params if not option.help] == [], name
+    plain = " ".join(re.sub(r"\x1b\[[0-9;]*m|│", "", command("train", "--help")[1]).split())
+    for default in ("loo", "runs/CONFIG-SEED", "timestamp, if there is one"):
+        assert f"[default: {default}]" in plain
+
+
 def test_there_is_no_command_without_a_test() -> None:
     assert {info.name or getattr(info.callback, "__name__", "") for info in app.registered_commands} == set(COMMANDS)
 
