@@ -4,7 +4,9 @@ Nothing is judged here: text stays text, so that an id like "007" survives, and 
 with it. Only a file that cannot be read at all is an error.
 """
 
+import csv
 import gzip
+import io
 import json
 import zlib
 from collections.abc import Sequence
@@ -69,17 +71,20 @@ def read_delimited(path: Path) -> tuple[pl.DataFrame, dict[str, str]]:
     second value, type by name; it is empty for CSV and TSV. UTF-8, with or without a byte order mark.
     """
     suffix = suffix_of(path)
+    content = content_of(path)
+    separator = "," if suffix == ".csv" else "\t"
     try:
         frame = pl.read_csv(
-            content_of(path),
-            separator="," if suffix == ".csv" else "\t",
+            content,
+            separator=separator,
             quote_char='"' if suffix == ".csv" else None,
             infer_schema=False,
             has_header=suffix not in RATINGS,
         )
     except (pl.exceptions.PolarsError, OSError) as error:
         raise FormatError(
-            f"{path}: not a readable {suffix} table ({_first_line(error)}); it must be UTF-8 with one header line and "
+            f"{path}: not a readable {suffix} table ({_too_wide(content, separator) or _first_line(error)}); "
+            "it must be UTF-8 with one header line and "
             "the same number of fields in every line"
         ) from error
     if suffix in RATINGS:
@@ -94,6 +99,24 @@ def read_delimited(path: Path) -> tuple[pl.DataFrame, dict[str, str]]:
         raise FormatError(f"{path}: a column occurs twice in the header {frame.columns}")
     frame.columns = list(types)
     return frame, types
+
+
+def _too_wide(content: bytes, separator: str) -> str:
+    """Which line has more fields than the first, which polars does not say; empty if none has."""
+    table = csv.reader(
+        io.StringIO(content.decode(errors="replace"), newline=""),
+        delimiter=separator,
+        quoting=csv.QUOTE_MINIMAL if separator == "," else csv.QUOTE_NONE,
+    )
+    width = 0
+    try:
+        for fields in table:
+            width = width or len(fields)
+            if len(fields) > width:
+                return f"line {table.line_num} has {len(fields)} fields, the first {width}"
+    except csv.Error:  # a field without an end
+        pass
+    return ""
 
 
 def read_parquet(path: Path, wanted: Sequence[str] | None = None) -> tuple[pl.DataFrame, list[str]]:

@@ -153,7 +153,21 @@ def _raw_columns(path: Path, columns: Columns) -> pl.DataFrame:
     else:
         frame, _ = formats.read_delimited(path)
         present = frame.columns
-    return _chosen(frame, present, columns, source=str(path), value_name=value_name)
+    chosen = _chosen(frame, present, columns, source=str(path), value_name=value_name)
+    if suffix == ".csv":
+        _refuse_swallowed_rows(path, chosen)
+    return chosen
+
+
+def _refuse_swallowed_rows(path: Path, chosen: pl.DataFrame) -> None:
+    """A quote that is not closed takes the rows up to the next quote into one cell, where nobody would count them."""
+    for role in {"user", "item", "timestamp"} & set(chosen.columns):
+        broken = chosen[role].filter(chosen[role].str.contains("\n", literal=True))
+        if len(broken):
+            raise InteractionsError(
+                f"{path}: the {role} {broken[0][:60]!r} goes on over {broken[0].count(chr(10)) + 1} lines; close the "
+                "quote it begins with, or write it without"
+            )
 
 
 def _chosen(
@@ -175,7 +189,7 @@ def _chosen(
         if name not in frame.columns:
             raise InteractionsError(
                 f"{source}: no column {name!r} for the {role}; the columns are {', '.join(map(repr, present))}. "
-                f"Name the {role} column"
+                f"Name the {role} column with --{role}-column"
             )
         chosen.append(frame[name].alias(role))
     if "malformed" in frame.columns:

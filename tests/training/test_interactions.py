@@ -301,6 +301,22 @@ def test_a_malformed_file_is_refused_in_a_sentence_that_names_it(tmp_path: Path,
         read_interactions([path])
 
 
+def test_a_line_with_too_many_fields_is_named(tmp_path: Path) -> None:
+    log = written(tmp_path / "log.csv", 'user_id,item_id\nu,"i\n1"\nu,i\nu,i,extra\n')
+    with pytest.raises(InteractionsError, match="line 5 has 3 fields, the first 2"):
+        read_interactions([log])
+
+
+@pytest.mark.parametrize("column", ["user_id", "item_id", "timestamp"])
+def test_rows_that_an_open_quote_swallows_are_not_lost_unnoticed(tmp_path: Path, column: str) -> None:
+    row = {"user_id": "u", "item_id": "i", "timestamp": f"{SECOND}"}
+    first, last = ({**row, column: text} for text in (f'"{row[column]}', f'{row[column]}"'))
+    lines = [",".join(cells.values()) for cells in (row, first, row, row, last, *[row] * 400)]
+    log = written(tmp_path / "log.csv", "\n".join([",".join(row), *lines, ""]))
+    with pytest.raises(InteractionsError, match=f"{column.removesuffix('_id')} .* over 4 lines; close the quote"):
+        read_interactions([log])
+
+
 def test_a_missing_file_a_folder_and_no_file_at_all_are_refused(tmp_path: Path) -> None:
     (tmp_path / "folder.csv").mkdir()
     for paths in ([tmp_path / "absent.csv"], [tmp_path / "absent.parquet"], [tmp_path / "folder.csv"], []):
