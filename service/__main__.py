@@ -63,7 +63,12 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    serve = commands.add_parser("serve", help="answer requests until told to stop")
+    serve = commands.add_parser(
+        "serve",
+        help="answer requests until told to stop",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     serve.add_argument("--host", help="address to listen on (127.0.0.1); beyond this machine it needs keys")
     serve.add_argument("--port", help="port to listen on (8000); 0 takes any free one")
     serve.add_argument("--workers", help="processes that answer on the port (1); one for each core, less the store's")

@@ -80,7 +80,8 @@ class Settings(Folders):
             raise ValueError("redis and embedded exclude each other; set one of them")
         if self.redis is None and not self.embedded:
             raise ValueError(
-                "there is no sequence store; give redis a URL (--redis redis://HOST:PORT) or use --embedded"
+                "there is no sequence store; name one with --redis redis://HOST:PORT, or let 'serve --embedded' start "
+                "one, whose URL its log names"
             )
         if self.data is not None and not self.embedded:
             raise ValueError("data is where the embedded store keeps its files; it does nothing without --embedded")
@@ -126,7 +127,9 @@ def load(options: Mapping[str, Any]) -> Settings:
     except SettingsError as error:
         raise BadSettings(f"{error}; it must be JSON") from error
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
+        first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"][:1]))
         reason = first["msg"].removeprefix("Value error, ")
-        raise BadSettings(f"setting {where}: {reason}" if where else reason) from error
+        secret = where == "redis"  # a URL, which may hold a password
+        found = "" if secret else f" is {first['input']!r}"
+        raise BadSettings(f"setting {where}{found}: {reason}" if where else reason) from error

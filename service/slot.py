@@ -88,7 +88,9 @@ class Slot:
         champion = None
         try:
             champion = await asyncio.to_thread(self.registry.current)
-            if champion is not None:
+            if champion is None:
+                logger.warning("no version is promoted in %s: nothing is ranked until one is", self.registry.artifacts)
+            else:
                 self._swap(await asyncio.to_thread(self._load, champion))
         except (BundleError, RegistryError, EngineError) as error:
             self._refuse(Refused(champion or "CURRENT", str(error)))

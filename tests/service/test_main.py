@@ -177,6 +177,17 @@ def test_it_does_not_start_on_a_port_in_use(artifacts: Path) -> None:
     assert "--port" in said
 
 
+def test_an_artifacts_folder_without_a_promoted_version_is_named_at_the_start(tmp_path: Path) -> None:
+    with serving("--artifacts", str(tmp_path / "artefacts"), "--redis", "redis://127.0.0.1:1") as service:
+        assert f"no version is promoted in {tmp_path / 'artefacts'}" in str(service.lines)
+
+
+def test_an_archiver_without_a_store_is_told_of_none_of_its_own() -> None:
+    said = refused("archive", "--once")
+    assert "--redis" in said
+    assert "or use --embedded" not in said
+
+
 def test_it_does_not_start_where_it_may_not_write(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     said = refused("serve", "--port", "0", "--embedded", "--artifacts", str(tmp_path / "file" / "artifacts"))

@@ -101,6 +101,15 @@ def test_keys_that_cannot_be_read_keep_a_service_from_starting_wherever_it_liste
         check_start(load({**STORE, "keys": tmp_path}))
 
 
+def test_a_wrong_setting_is_shown_with_its_value_unless_it_may_hold_a_password() -> None:
+    with pytest.raises(BadSettings, match=r"^setting port is '65536': "):
+        load({**STORE, "port": "65536"})
+    with pytest.raises(BadSettings) as refused:
+        load({"redis": ["redis://:secret@x"]})
+    assert "setting redis: " in str(refused.value)
+    assert "secret" not in str(refused.value)
+
+
 def test_settings_do_not_change_and_show_no_secrets() -> None:
     settings = load({"redis": "redis://:password@host"})
     assert "password" not in repr(settings)
