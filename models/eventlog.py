@@ -343,7 +343,7 @@ def _asking(key: str) -> Iterator[None]:
         yield
     except redis.sentinel.MasterNotFoundError as error:  # whose own message is a page of the client's insides
         raise EventLogError(
-            f"cannot use the event log {key}: no sentinel that can be reached names a primary that is up"
+            f"cannot use the event log ({key}): no sentinel that can be reached names a primary that is up"
         ) from error
     except (redis.RedisError, redis.exceptions.RedisClusterException, OSError) as error:
-        raise EventLogError(f"cannot use the event log {key}: {error}") from error
+        raise EventLogError(f"cannot use the event log ({key}): {error}") from error

@@ -1,6 +1,7 @@
 """The event log as retraining reads it, written by hand and by the service, on a real server."""
 
 import asyncio
+import logging
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,7 @@ import redis
 from models import eventlog
 from models.eventlog import EventLogError, LoggedEvent, LogSize
 from service.embedded import EmbeddedStore
+from service.logs import JsonFormatter
 from service.sequences import SequenceStore, StoreSettings
 
 ROOT = Path(__file__).parents[2]
@@ -73,6 +75,13 @@ def test_the_encoding_is_what_older_logs_hold() -> None:
 def test_an_entry_that_cannot_be_understood_is_an_error_that_names_it(change: dict[bytes, bytes], said: str) -> None:
     with pytest.raises(EventLogError, match=said):
         eventlog.decode((b"7-1", fields_of(FULL) | change))
+
+
+def test_why_a_log_cannot_be_read_is_said_in_a_log_line_too() -> None:
+    with eventlog.connect("unix:///nowhere") as client, pytest.raises(EventLogError) as refused:
+        list(eventlog.read_events(client))
+    record = logging.makeLogRecord({"msg": str(refused.value), "levelname": "WARNING"})
+    assert "connecting to /nowhere" in JsonFormatter().format(record)
 
 
 def test_a_missing_field_is_named() -> None:
