@@ -33,6 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
     for name, text in (("verify", "check digests and replay the golden inputs"), ("promote", "verify, then serve it")):
         commands.add_parser(name, help=text, description=text).add_argument("version", help="a name that list shows")
     commands.add_parser("rollback", help="serve the champion before this one again")
+    for command in commands.choices.values():  # it may stand behind the command as well
+        command.add_argument("--artifacts", type=Path, default=argparse.SUPPRESS, help="folder of bundles (artifacts)")
     options = parser.parse_args(arguments)
     registry = Registry(options.artifacts)
     try:

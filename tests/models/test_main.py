@@ -121,6 +121,14 @@ def test_an_unknown_version_is_answered_with_the_known_ones(
     assert error.endswith("(versions here: v1)\n")
 
 
+def test_the_folder_of_bundles_may_be_named_before_the_command_and_after_it(
+    artifacts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in (["--artifacts", str(artifacts), "list"], ["list", "--artifacts", str(artifacts)]):
+        assert main(words) == 0
+        assert f"no versions in {artifacts}" in capsys.readouterr().out
+
+
 def test_help_has_examples_and_a_wrong_command_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     for words, status in ((["--help"], 0), ([], 2), (["demote", "v1"], 2), (["promote"], 2)):
         with pytest.raises(SystemExit) as left:
