@@ -254,4 +254,6 @@ def parse_config(raw: Mapping[str, Any], *, source: str = "the configuration") -
 
 
 def _said(problem: Mapping[str, Any]) -> str:
-    return "there is no such option" if problem["type"] == "extra_forbidden" else str(problem["msg"])
+    if problem["type"] == "extra_forbidden":
+        return "there is no such option"
+    return str(problem["msg"]).removeprefix("Value error, ")

@@ -82,7 +82,9 @@ def describe_data(prepared: Prepared) -> str:
     lines += prepared.notes
     lines += [f"not evaluated: {users:,} users, {why}" for why, users in prepared.split.left_out.items() if users]
     if not prepared.interactions.has_timestamps:
-        lines.append("no timestamps: the order of the rows is taken as the order of events")
+        lines.append(
+            "no timestamps: the order of the rows is taken as the order of events; --timestamp-column names a column"
+        )
     if prepared.attributes is not None:
         known = numbers.items - prepared.attributes.missing_items
         lines.append(

@@ -25,6 +25,7 @@ from training.config import (
     S3RecRunConfig,
     TrainingConfig,
     load_config,
+    parse_config,
 )
 from training.dataset import build_dataset
 from training.fit import fit
@@ -94,6 +95,11 @@ def test_a_mistake_is_named_with_its_file_its_key_and_its_value(
         load_config(path)
     for word in [path, *words]:
         assert word in str(caught.value)
+
+
+def test_what_contradicts_is_said_in_our_words_alone() -> None:
+    with pytest.raises(ConfigError, match=r"model: model\.dim 33 must be a multiple of model\.heads 2"):
+        parse_config({"model": {"name": "sasrec", "dim": 33, "heads": 2}})
 
 
 @pytest.mark.parametrize("name", ["nothing", "missing.toml", "", "sasrec/"])
