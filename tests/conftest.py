@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -97,6 +98,29 @@ def write_tiny(
         quantised=Quantised.of(matrix) if scan == "approximate" else None,
     )
     return write_bundle(artifacts, content)
+
+
+_freeze = gc.freeze
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _only_files_freeze() -> Iterator[None]:
+    """Turns gc.freeze and gc.unfreeze off in this process, whose heap is that of all tests and their libraries.
+
+    A service lets a full collection look at everything whenever it loads a model: that is half a second here, hundreds
+    of times. The services that are processes of their own do freeze.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gc, "freeze", lambda: None)
+        patch.setattr(gc, "unfreeze", lambda: None)
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _imports_are_frozen(_only_files_freeze: None) -> None:
+    """What is alive before a file's first test is looked at by no collection from here on."""
+    gc.collect()
+    _freeze()
 
 
 @pytest.fixture
