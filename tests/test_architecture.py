@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -33,9 +34,18 @@ TORCH_FREE = (
 )  # of models
 
 
-def imports(module: Path) -> Iterator[tuple[str, bool]]:
+@cache
+def parsed(module: Path) -> ast.Module:
+    return ast.parse(module.read_text(encoding="utf-8"))
+
+
+@cache
+def imports(module: Path) -> tuple[tuple[str, bool], ...]:
     """Full names of everything a module imports, and whether it happens when the module is loaded."""
-    tree = ast.parse(module.read_text(encoding="utf-8"))
+    return tuple(_imports(module, parsed(module)))
+
+
+def _imports(module: Path, tree: ast.Module) -> Iterator[tuple[str, bool]]:
     inside = {
         id(node)
         for function in ast.walk(tree)
@@ -115,7 +125,7 @@ def test_no_module_is_called_after_nothing() -> None:
 
 def test_no_assert_guards_the_service() -> None:
     for module in modules("service"):
-        tree = ast.parse(module.read_text(encoding="utf-8"))
+        tree = parsed(module)
         assert not [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Assert)], module
 
 
@@ -174,7 +184,7 @@ def test_nothing_is_ever_unpickled() -> None:
     for package in PACKAGES:
         for module in modules(package):
             assert not roots({name for name, _ in imports(module)}) & UNPICKLERS, module
-            for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+            for node in ast.walk(parsed(module)):
                 if isinstance(node, ast.Call):
                     called = ast.unparse(node.func)
                     options = {word.arg: ast.unparse(word.value) for word in node.keywords}
