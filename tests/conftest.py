@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from reliability.bundle import last_item_encoder
+from tests.service.sockets import PLAIN
 
 
 def succession(items: int, step: int) -> np.ndarray:
@@ -216,7 +217,7 @@ def client(_shared_service_url: str, store_url: str) -> Iterator[Any]:
     """httpx.Client of a service with 12 items in steps of 1 and an empty store; only for tests that promote nothing."""
     import httpx
 
-    with httpx.Client(base_url=_shared_service_url, timeout=10) as client:
+    with httpx.Client(base_url=_shared_service_url, timeout=10, verify=PLAIN) as client:
         yield client
 
 
@@ -232,6 +233,6 @@ def start_service(artifacts: Path) -> Iterator[Callable[..., Any]]:
         def start(store_url: str, **options: Any) -> httpx.Client:
             settings = Settings(artifacts=artifacts, redis=store_url, device="cpu", **options)
             url = stack.enter_context(service_on_a_thread(settings, store_url))
-            return stack.enter_context(httpx.Client(base_url=url, timeout=10))
+            return stack.enter_context(httpx.Client(base_url=url, timeout=10, verify=PLAIN))
 
         yield start

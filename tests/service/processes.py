@@ -15,6 +15,8 @@ from typing import Any
 
 import httpx
 
+from tests.service.sockets import PLAIN
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -39,7 +41,7 @@ class Process:
         deadline = time.monotonic() + 5
         while time.monotonic() < deadline:
             with contextlib.suppress(httpx.TransportError):
-                httpx.get(f"{self.url}/healthz")
+                httpx.get(f"{self.url}/healthz", verify=PLAIN)
                 return
             time.sleep(0.02)
 

@@ -19,6 +19,7 @@ from service.keyfile import KeyFolder
 from service.settings import Settings
 from service.supervisor import Assignment, Supervisor
 from tests.service.processes import Process, refused, serving
+from tests.service.sockets import PLAIN
 
 WAIT_S = 20.0
 
@@ -65,20 +66,20 @@ def sockets(pid: int) -> int:
 def clients(url: str, number: int) -> Iterator[list[httpx.Client]]:
     """Connections that stay open, each to one worker or the other."""
     with contextlib.ExitStack() as stack:
-        opened = [stack.enter_context(httpx.Client(base_url=url, timeout=10)) for _ in range(number)]
+        opened = [stack.enter_context(httpx.Client(base_url=url, timeout=10, verify=PLAIN)) for _ in range(number)]
         for client in opened:
             assert client.get("/readyz").status_code == 200
         yield opened
 
 
 def counted(url: str, name: str = "recserve_requests_total") -> float:
-    text = httpx.get(f"{url}/metrics").text
+    text = httpx.get(f"{url}/metrics", verify=PLAIN).text
     families = text_string_to_metric_families(text)
     return sum(sample.value for family in families for sample in family.samples if sample.name == name)
 
 
 def asked(url: str) -> int:
-    return httpx.post(f"{url}/recommend", json={"history": ["i1"]}).status_code
+    return httpx.post(f"{url}/recommend", json={"history": ["i1"]}, verify=PLAIN).status_code
 
 
 def test_both_answer_and_whichever_is_asked_gives_the_counts_of_both(two: Process) -> None:
@@ -300,7 +301,7 @@ def test_a_worker_that_is_replaced_after_the_last_key_was_revoked_answers_nobody
 
         def status() -> int:
             body, headers = {"history": ["i1"]}, {"Authorization": f"Bearer {key}"}
-            return httpx.post(f"{url}/recommend", json=body, headers=headers).status_code
+            return httpx.post(f"{url}/recommend", json=body, headers=headers, verify=PLAIN).status_code
 
         assert status() == 200
         folder.revoke(made.id)
