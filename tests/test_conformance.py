@@ -25,7 +25,7 @@ MODELS: dict[str, Any] = {
 ITEMS = 25
 
 
-@pytest.fixture(params=MODELS)
+@pytest.fixture(params=MODELS, scope="module")
 def config(request: pytest.FixtureRequest) -> Any:
     return MODELS[request.param]
 
@@ -200,12 +200,20 @@ def test_padding_has_no_vector_of_its_own_and_learns_none(config: Any) -> None:
     assert gradient[1].abs().max() > 0
 
 
+@pytest.fixture(scope="module")
+def encoder(config: Any) -> bytes:
+    """The graph of `fresh(config)`, made once: to export one takes seconds."""
+    from training.export import encoder_graph
+
+    return encoder_graph(fresh(config))
+
+
 @pytest.mark.parametrize("blend", [False, True])
-def test_onnx_computes_what_torch_computes(config: Any, blend: bool) -> None:
+def test_onnx_computes_what_torch_computes(config: Any, encoder: bytes, blend: bool) -> None:
     """With neighbours in the scores too, which the golden inputs then hold as well."""
     from models.draft import Content
     from models.manifest import DataWindow, Manifest, Parity
-    from training.export import certify, encoder_graph, golden
+    from training.export import certify, golden
     from training.ranker import build_ranker
 
     model = fresh(config)
@@ -224,7 +232,7 @@ def test_onnx_computes_what_torch_computes(config: Any, blend: bool) -> None:
             metrics={},
             parity=Parity(cases=0, largest_difference=0, top_k_agreed=False),
         ),
-        encoder=encoder_graph(model),
+        encoder=encoder,
         ranker=build_ranker(neighbours=4 if blend else 0),
         items=model.item_matrix().detach().numpy(),
         ids=["", *(f"i{item}" for item in range(ITEMS))],
@@ -268,7 +276,7 @@ def learned(config: Any, folder: Path, *, shuffled: bool) -> float:
     split = split_leave_one_out(build_dataset(interactions_from_frame(frame, source="walks")))
     torch.manual_seed(0)
     model = build(config, CIRCLE)
-    training = TrainingConfig(batch=32, epochs=25, patience=25, learning_rate=0.01)
+    training = TrainingConfig(batch=32, epochs=15, patience=15, learning_rate=0.01)
     task = NextItem(model, split.train, split.validation, training, seed=0)
     fit(model, task, training, folder=folder, identity="x", watcher=Silent())
     assert evaluate(ModelScorer(model), split.validation, CIRCLE).metrics()["users"] == 200
