@@ -1,5 +1,6 @@
 """Retraining through its command: who becomes champion, by which data, and what an operator is told."""
 
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -73,6 +74,26 @@ def desk(
     return Desk(tmp_path, capsys, monkeypatch)
 
 
+@pytest.fixture(scope="module")
+def first_artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the artifacts of the first test that needs a champion are kept, for those after it."""
+    return tmp_path_factory.mktemp("first") / "artifacts"
+
+
+@pytest.fixture
+def champion(desk: Desk, first_artifacts: Path) -> str:
+    """The version at the desk that a retraining on its log, with GOOD, has promoted."""
+    here = desk.folder / "artifacts"
+    if first_artifacts.exists():
+        shutil.copytree(first_artifacts, here, symlinks=True)
+    else:
+        assert desk.retrain(GOOD)[0] == 0
+        shutil.copytree(here, first_artifacts, symlinks=True)
+    version = desk.registry.current()
+    assert version is not None
+    return version
+
+
 @pytest.fixture
 def store() -> Iterator[tuple[str, redis.Redis]]:
     from service.embedded import EmbeddedStore
@@ -121,10 +142,7 @@ def test_the_first_model_is_promoted_and_has_learned_from_the_live_events_too(
     assert not list((desk.folder / "artifacts" / "runs").glob("*/checkpoint*"))  # nightly runs must not fill the disk
 
 
-def test_a_worse_challenger_is_kept_and_the_champion_stays(desk: Desk) -> None:
-    assert desk.retrain(GOOD)[0] == 0
-    champion = desk.registry.current()
-    assert champion is not None
+def test_a_worse_challenger_is_kept_and_the_champion_stays(desk: Desk, champion: str) -> None:
     status, out, error = desk.retrain(USELESS)
     assert status == 3
     assert desk.registry.current() == champion
@@ -136,12 +154,11 @@ def test_a_worse_challenger_is_kept_and_the_champion_stays(desk: Desk) -> None:
     assert "it has seen part of the window it is judged by" in " ".join(out.split())
 
 
-def test_events_that_came_after_the_champion_judge_and_are_learned(desk: Desk, store: tuple[str, redis.Redis]) -> None:
+def test_events_that_came_after_the_champion_judge_and_are_learned(
+    desk: Desk, champion: str, store: tuple[str, redis.Redis]
+) -> None:
     """Known users go on where they were, a new item among what they take, and newcomers arrive."""
     url, client = store
-    assert desk.retrain(GOOD)[0] == 0
-    first = desk.registry.current()
-    assert first is not None
     log = pl.read_csv(desk.folder / "log.csv")
     late = int(log["timestamp"].max()) + 1  # type: ignore[arg-type]
     for number, (user, item) in enumerate(
@@ -157,9 +174,9 @@ def test_events_that_came_after_the_champion_judge_and_are_learned(desk: Desk, s
     assert (status, error) == (0, "")
     assert "note:" not in said  # what judged was later than all that the champion knew
     assert "not evaluated: 30 users, no history before" in said
-    champion = desk.registry.current()
-    assert champion not in (first, None)
-    bundle = read_bundle(desk.registry.folder(str(champion)))
+    promoted = desk.registry.current()
+    assert promoted not in (champion, None)
+    bundle = read_bundle(desk.registry.folder(str(promoted)))
     data = bundle.manifest.data
     assert data.trained_until_ms == data.last_ms  # judged on less, then fitted on everything
     assert bundle.popularity[bundle.index_of["new-item"]] == 250
@@ -167,9 +184,9 @@ def test_events_that_came_after_the_champion_judge_and_are_learned(desk: Desk, s
     assert not list((desk.folder / "artifacts" / "runs").rglob("checkpoint*"))
 
 
+@pytest.mark.usefixtures("champion")
 def test_a_log_of_newcomers_alone_is_learned_from_all_the_same(desk: Desk, store: tuple[str, redis.Redis]) -> None:
     url, client = store
-    assert desk.retrain(GOOD)[0] == 0
     late = int(pl.read_csv(desk.folder / "log.csv")["timestamp"].max()) + 1  # type: ignore[arg-type]
     for number in range(300):
         add(client, f"newcomer{number}", "e", item_id="i1", timestamp_ms=late + number)
