@@ -96,10 +96,12 @@ def bench_catalogue(
     """
     used = threads or cpu_quota()
     items, vectors, kind = _trained(run) if run else (*_clusters(), "random vectors in clusters")
+    encoder = encoder_graph(build(SASRecConfig(dim=items.shape[1]), 10))  # ranks nothing, but a bundle has one
     figures: list[CatalogueFigures] = []
     for size in sizes:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            figures += pool.submit(_measure, size, items, vectors, used, rounds).result()
+            work = pool.submit(_measure, size, items, vectors, encoder=encoder, threads=used, rounds=rounds)
+            figures += work.result()
     return CatalogueBench(used, kind, figures)
 
 
@@ -125,7 +127,7 @@ def _clusters(dim: int = 64) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
 
 
 def _measure(
-    size: int, trained: NDArray[np.float32], vectors: NDArray[np.float32], threads: int, rounds: int
+    size: int, trained: NDArray[np.float32], vectors: NDArray[np.float32], *, encoder: bytes, threads: int, rounds: int
 ) -> list[CatalogueFigures]:
     torch.set_num_threads(threads)
     generator = np.random.default_rng(1)
@@ -137,7 +139,6 @@ def _measure(
         np.save(folder / QUANTISED, (rounded := Quantised.of(items)).items)
         quantised = Quantised(np.load(folder / QUANTISED, mmap_mode="r", allow_pickle=False), rounded.scales)
         del rounded
-        encoder = encoder_graph(build(SASRecConfig(dim=dim), 10))  # ranks nothing, but a bundle has one
         runtimes, private = {}, {}
         for way in WAYS:
             before = _private_bytes()
