@@ -7,7 +7,7 @@ rows are counted and left behind, and many are an error before any of them is le
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import polars as pl
@@ -38,15 +38,30 @@ class Columns:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Rows read and kept, and how many were dropped for which reason; a row counts under its first reason."""
+    """Rows read and kept, and how many were dropped for which reason; a row counts under its first reason.
+
+    first: where each reason was met first, and what stood there.
+    """
 
     rows_read: int
     rows_kept: int
     dropped: dict[str, int]
+    first: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        reasons = "".join(f"\n  {count:>10,}  {reason}" for reason, count in self.dropped.items())
+        met = {reason: f", first {place}" for reason, place in self.first.items()}
+        reasons = "".join(f"\n  {count:>10,}  {reason}{met.get(reason, '')}" for reason, count in self.dropped.items())
         return f"{self.rows_kept:,} of {self.rows_read:,} rows kept{reasons}"
+
+    @classmethod
+    def of(cls, reports: Sequence["Report"]) -> "Report":
+        """All of them together, in their order."""
+        dropped: Counter[str] = Counter()
+        first: dict[str, str] = {}
+        for report in reports:
+            dropped.update(report.dropped)
+            first = report.first | first
+        return cls(sum(one.rows_read for one in reports), sum(one.rows_kept for one in reports), dict(dropped), first)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,14 +85,9 @@ class Interactions:
         """
         if self.has_timestamps != other.has_timestamps:
             raise InteractionsError("only one of the two sets of interactions has timestamps; give both or neither")
-        dropped = dict(self.report.dropped)
-        for reason, count in other.report.dropped.items():
-            dropped[reason] = dropped.get(reason, 0) + count
         return Interactions(
             frame=_in_time_order(pl.concat([self.frame, other.frame])),
-            report=Report(
-                self.report.rows_read + other.report.rows_read, self.report.rows_kept + other.report.rows_kept, dropped
-            ),
+            report=Report.of([self.report, other.report]),
             has_timestamps=self.has_timestamps,
             sha256=self.sha256 + other.sha256,
         )
@@ -210,16 +220,11 @@ def _assembled(parts: Sequence[tuple[str, pl.DataFrame]], digests: tuple[str, ..
     except fields.FieldError as error:
         raise InteractionsError(str(error)) from error
     frame = pl.concat([kept for kept, _ in checked])
-    dropped: dict[str, int] = {}
-    for _, reasons in checked:
-        for reason, count in reasons.items():
-            dropped[reason] = dropped.get(reason, 0) + count
-    rows_read = sum(raw.height for _, raw in parts)
-    report = Report(rows_read, frame.height, dropped)
-    names = ", ".join(timed)
-    if rows_read - frame.height > max_dropped * rows_read:
+    report = Report.of([found for _, found in checked])
+    names, unusable = ", ".join(timed), report.rows_read - report.rows_kept
+    if unusable > max_dropped * report.rows_read:
         raise InteractionsError(
-            f"{names}: {rows_read - frame.height:,} of {rows_read:,} rows are unusable, more than the share of "
+            f"{names}: {unusable:,} of {report.rows_read:,} rows are unusable, more than the share of "
             f"{max_dropped:g} allowed; mend the rows, or raise data.max_dropped in the configuration.\n{report}"
         )
     if not frame.height:
@@ -234,8 +239,8 @@ def _in_time_order(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.sort("timestamp", maintain_order=True)
 
 
-def _checked(source: str, raw: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
-    """The usable rows in the columns of Interactions.frame, and the count of the others by reason."""
+def _checked(source: str, raw: pl.DataFrame) -> tuple[pl.DataFrame, Report]:
+    """The usable rows in the columns of Interactions.frame, and what became of the others."""
     absent = pl.repeat(None, raw.height, dtype=pl.Null, eager=True)
     timed = "timestamp" in raw.columns
     user, item = fields.ids(source, raw["user"]), fields.ids(source, raw["item"])
@@ -263,10 +268,19 @@ def _checked(source: str, raw: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, in
     tests.append(("value is not a finite number", no_number))
 
     bad = pl.repeat(False, raw.height, dtype=pl.Boolean, eager=True)
-    reasons: dict[str, int] = {}
+    dropped: dict[str, int] = {}
+    first: dict[str, str] = {}
     for reason, fails in tests:
-        count = int((fails & ~bad).sum())
-        if count:
-            reasons[reason] = count
+        new = fails & ~bad
+        if new.any():
+            dropped[reason], first[reason] = int(new.sum()), _place(source, raw, reason, int(new.arg_max() or 0))
             bad |= fails
-    return (frame.filter(~bad) if reasons else frame), reasons
+    kept = frame.filter(~bad) if dropped else frame
+    return kept, Report(raw.height, kept.height, dropped, first)
+
+
+def _place(source: str, raw: pl.DataFrame, reason: str, row: int) -> str:
+    """Where a row is, counted from 1 without a header, and the cell that is the reason, except a user's."""
+    role = reason.partition(" ")[0]
+    cell = raw[role][row] if role in ("item", "timestamp", "value") else None
+    return f"in row {row + 1:,} of {source}" + ("" if cell is None else f": {str(cell)[:40]!r}")

@@ -15,7 +15,7 @@ from rich.console import Console
 from models import archive
 from models.archive import Archived
 from models.eventlog import PARTITIONS, Entry, connect, digest_of, log_size, read_partition
-from training.interactions import Interactions, Report, interactions_from_frame
+from training.interactions import Interactions, interactions_from_frame
 
 _PAGE = 50_000  # entries turned into columns together: as Python objects they take ten times the memory
 
@@ -76,7 +76,7 @@ def without_erased(interactions: Interactions, tombstones: pl.DataFrame) -> Inte
     kept = joined.filter(pl.col("upto_ms").is_null() | later.fill_null(False)).drop("upto_ms")
     report = interactions.report
     dropped = {**report.dropped, "user was erased": len(frame) - len(kept)}
-    return replace(interactions, frame=kept, report=Report(report.rows_read, len(kept), dropped))
+    return replace(interactions, frame=kept, report=replace(report, rows_kept=len(kept), dropped=dropped))
 
 
 def _stored(url: str) -> list[Archived]:

@@ -399,6 +399,19 @@ def test_any_rfc_3339_time_is_the_moment_the_standard_library_says(moment: datet
     assert interactions_from_frame(frame, source="events").frame["timestamp"][0] == expected
 
 
+def test_a_report_shows_where_each_reason_was_met_first_and_never_a_user(tmp_path: Path) -> None:
+    first = written(tmp_path / "a.csv", "user_id,item_id,timestamp\nu,a,10\nu,b,yesterday\nu,,30\n")
+    long = "v" * 257
+    second = written(tmp_path / "b.csv", f"user_id,item_id,timestamp\nu,a,10\n{long},b,20\nu,b,today\nu,b,1e300\n")
+    assert str(read_interactions([first, second], max_dropped=1).report).splitlines() == [
+        "2 of 7 rows kept",
+        f"           1  item id empty, first in row 3 of {first}",
+        f"           2  timestamp unreadable, first in row 2 of {first}: 'yesterday'",
+        f"           1  user id over 256 bytes, first in row 2 of {second}",
+        f"           1  timestamp before 1970 or after 2100, first in row 4 of {second}: '1e300'",
+    ]
+
+
 def test_extending_keeps_time_order_duplicates_and_both_reports(tmp_path: Path) -> None:
     log = read_interactions(
         [written(tmp_path / "log.csv", "user_id,item_id,timestamp\nu,a,10\nu,b,30\n,x,1\n")], max_dropped=0.5
