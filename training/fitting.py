@@ -52,7 +52,11 @@ def train_command(
         columns = Columns(user=user_column, item=item_column, timestamp=timestamp_column, value=value_column)
         files = data, test or []
         spec, prepared = run_of(config, files, columns, split, seed=seed, attributes=attributes, console=console)
-        train(spec, prepared, output or Path("runs") / f"{spec.name}-{seed}", console, processes)
+        try:
+            train(spec, prepared, output or Path("runs") / f"{spec.name}-{seed}", console, processes)
+        except KeyboardInterrupt:
+            console.print("interrupted; the same command goes on from the last epoch that ended")
+            raise
 
 
 def activations(

@@ -4,8 +4,12 @@ Run in this process, through the function that `python -m training` calls; tests
 """
 
 import json
+import os
 import re
 import shutil
+import signal
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,6 +78,22 @@ def test_help_tells_of_every_option_what_it_is_and_its_default(
     plain = " ".join(re.sub(r"\x1b\[[0-9;]*m|│", "", command("train", "--help")[1]).split())
     for default in ("loo", "runs/CONFIG-SEED", "timestamp, if there is one"):
         assert f"[default: {default}]" in plain
+
+
+def test_who_interrupts_a_training_is_told_how_it_goes_on(
+    command: Callable[..., tuple[int, str, str]], log: Path, tiny: Path
+) -> None:
+    tiny.write_text(tiny.read_text().replace("epochs = 2", "epochs = 100000\npatience = 100000"))
+
+    def interrupt() -> None:
+        while not Path("run/checkpoint.safetensors").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    status, out, _ = command("train", tiny, "--data", log, "--output", "run")
+    assert status == 130
+    assert out.endswith("interrupted; the same command goes on from the last epoch that ended\n")
 
 
 def test_there_is_no_command_without_a_test() -> None:
