@@ -201,6 +201,8 @@ def _chosen(
                 f"{source}: no column {name!r} for the {role}; the columns are {', '.join(map(repr, present))}. "
                 f"Name the {role} column with --{role}-column"
             )
+        if f"{name}_duplicated_0" in frame.columns:  # as polars calls the second one
+            raise InteractionsError(f"{source}: the header has {name!r} twice; rename the one that is not the {role}")
         chosen.append(frame[name].alias(role))
     if "malformed" in frame.columns:
         chosen.append(frame["malformed"])

@@ -324,6 +324,17 @@ def test_a_missing_file_a_folder_and_no_file_at_all_are_refused(tmp_path: Path) 
             read_interactions(paths)
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_a_column_that_is_in_the_header_twice_is_refused_if_it_is_to_be_read(tmp_path: Path, suffix: str) -> None:
+    def log(header: str) -> Path:
+        rows = f"{header}\nu,a,b,c\nu,b,c,d\n"
+        return written(tmp_path / f"log{suffix}", rows if suffix == ".csv" else rows.replace(",", "\t"))
+
+    with pytest.raises(InteractionsError, match=r"the header has 'item_id' twice; rename the one that is not the item"):
+        read_interactions([log("user_id,item_id,item_id,x")])
+    assert read_interactions([log("user_id,item_id,x,x")]).frame["item_id"].to_list() == ["a", "b"]
+
+
 def test_a_file_that_is_named_twice_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = tmp_path / "log.csv"
     log.write_text("user_id,item_id\nu,i\n")
