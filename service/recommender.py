@@ -96,17 +96,16 @@ class Recommender:
         self._metrics = metrics
 
     async def recommend(self, wishes: Sequence[Wish]) -> list[Answer]:
-        """A recommendation for each wish, or what kept it from one. All that pin no version are from one bundle.
+        """A recommendation for each wish, or what kept it from one: NoModel if there is none.
 
-        Raises NoModel if there is none.
+        All that pin no version are from one bundle.
         """
         live = self._live()
         by_engine: dict[Engine, list[int]] = {}
         for number, wish in enumerate(wishes):
             engine = wish.pinned or live
-            if engine is None:
-                raise NoModel
-            by_engine.setdefault(engine, []).append(number)
+            if engine is not None:
+                by_engine.setdefault(engine, []).append(number)
         users = sorted({wish.user_id for wish in wishes if wish.user_id is not None})
         stored = await self._stored(users, rated=any(engine.reads_values for engine in by_engine))
         answers: list[Answer] = [NoModel()] * len(wishes)

@@ -203,7 +203,10 @@ def test_swapping_under_load_fails_no_request_and_mixes_no_answer(two: httpx.Cli
 
 
 def test_without_a_bundle_it_says_how_to_make_one_and_picks_up_the_first(
-    start_service: Callable[..., httpx.Client], make_bundle: Callable[..., Path], store_url: str
+    start_service: Callable[..., httpx.Client],
+    make_bundle: Callable[..., Path],
+    store_url: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     client = start_service(store_url)
     assert client.get("/healthz").status_code == 200
@@ -211,6 +214,7 @@ def test_without_a_bundle_it_says_how_to_make_one_and_picks_up_the_first(
         assert (response.status_code, response.json()["code"]) == (503, "no_model")
         assert "python -m models promote" in response.json()["detail"]
         assert int(response.headers["retry-after"]) > 0
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
     stored = client.post("/events", json={"user_id": "ada", "item_id": "i3"}).json()
     assert (stored["accepted"], stored["unknown_items"]) == (1, 1)
     assert client.get("/models").json()["loaded"] is None
