@@ -71,6 +71,8 @@ def _small(properties: object) -> object:
 
 def _exact(value: object) -> object:
     for one in value if isinstance(value, list) else (value,):
+        if not isinstance(one, str | float | int):  # said once, where the union would say it for each of its types
+            raise PydanticCustomError("attribute", "must be a string, a number, true or false, or a list of these")
         if isinstance(one, int) and abs(one) > MAX_INTEGER:
             raise PydanticCustomError("inexact", f"{one} {INEXACT}")
     return value
