@@ -211,8 +211,7 @@ def connect(url: str) -> redis.Redis:
             return client
     except (ValueError, TypeError, redis.RedisError) as error:
         raise EventLogError(
-            "not the URL of a Redis server (redis://, redis+cluster:// or redis+sentinel://, by TLS the same with "
-            f"rediss, or unix://): {error if isinstance(error, ValueError) else BAD_OPTIONS}"
+            f"not the URL of a Redis server: {error if isinstance(error, ValueError) else BAD_OPTIONS}"
         ) from None
     asked = {**options, **(found.tls or {})}
     options = asked | {"username": found.username, "password": found.password}

@@ -52,6 +52,9 @@ def several(url: str) -> Several | None:
     kind = scheme.replace("rediss", "redis", 1)
     parts = _parts(url, one=kind not in (CLUSTER, SENTINEL))
     if kind not in (CLUSTER, SENTINEL):
+        if parts.scheme not in ("redis", "rediss", "unix"):
+            begins = ", ".join(f"{one}://" for one in ("redis", CLUSTER, SENTINEL))
+            raise ValueError(f"it begins with none of {begins}, by TLS the same with rediss, and unix://")
         if parts.scheme == "rediss":
             _check_files(scheme, dict(reversed(parse_qsl(parts.query))))  # the client takes the first of each
         return None
