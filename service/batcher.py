@@ -18,15 +18,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import Generic, NamedTuple, Protocol, Self, TypeVar
 
+from service.pace import Pace
+
 Call = TypeVar("Call")
 Answer = TypeVar("Answer")
 
 logger = logging.getLogger(__name__)
 
 _SWEEP_S = 0.01  # between looks for calls that nobody waits for; one for each refusal would cost more than refusing
-_SMOOTHING = 0.2  # weight of the last batch in what is known of how long one takes
-_SPREADS = 2.0  # beyond the mean that a call is expected to take at most
-_OUTLIER = 4.0  # times the mean that a batch counts for at most: one that was held up says little of the next
 
 
 class Overloaded(Exception):  # noqa: N818 - a condition, as in 503
@@ -84,7 +83,7 @@ class Batcher(Generic[Call, Answer]):
         self._on_abandoned = on_abandoned
         self._waiting: deque[_Entry[Call, Answer]] = deque()
         self._deadlines = 0  # calls that wait or have waited with one, since the queue was last empty
-        self._call_s = self._spread_s = 0.0  # what a call of a batch has taken, and how far from that as a rule
+        self._pace = Pace()
         self._swept_at = 0.0
         self._arrived = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
@@ -155,17 +154,8 @@ class Batcher(Generic[Call, Answer]):
                 self._busy_since = began = time.monotonic()
                 await self._answer(batch)
                 self._busy_since = None
-                self._learn((time.monotonic() - began) / len(batch))
+                self._pace.learn(len(batch), time.monotonic() - began)
                 await asyncio.sleep(0)  # a batch that was run without waiting has kept everything else waiting
-
-    def _learn(self, spent_s: float) -> None:
-        """Take the time of a batch, for each of its calls, into what is known of the next."""
-        if not self._call_s:
-            self._call_s = spent_s
-            return
-        off_s = min(spent_s, _OUTLIER * self._call_s) - self._call_s
-        self._spread_s += (abs(off_s) - self._spread_s) * _SMOOTHING
-        self._call_s += off_s * _SMOOTHING
 
     def _wanted(self, entry: _Entry[Call, Answer]) -> bool:
         """Whether anybody still waits for an answer."""
@@ -195,16 +185,17 @@ class Batcher(Generic[Call, Answer]):
 
         As large as it can be: the h-index of the calls, by how many of a batch fit into the time that each has left.
         """
-        now, call_s = time.monotonic(), self._call_s + _SPREADS * self._spread_s
+        now, most = time.monotonic(), min(self._max_batch, self._pace.known)
         live = [entry for entry in self._waiting if self._wanted(entry)]
         left = sorted((entry.until - now for entry in live), reverse=True)
         size = 0
-        while size < min(len(left), self._max_batch) and left[size] >= call_s * (size + 1):
+        while size < min(len(left), most) and left[size] >= self._pace.expected_s(size + 1):
             size += 1
         if not size:  # one is tried, or nobody would ever find out that a call takes less by now
             live.sort(key=lambda entry: entry.until, reverse=True)
+        expected_s = self._pace.expected_s(size) if size else 0.0
         for entry in live:
-            if entry.until - now < call_s * size:
+            if entry.until - now < expected_s:
                 _refuse([entry.future], Expired("the answer would come after the last moment"))
         self._waiting = deque(entry for entry in live if not entry.future.done())
         return max(1, size)

@@ -253,3 +253,15 @@ async def test_nobody_is_given_up_where_it_seems_that_none_can_be_done() -> None
         await batches.submit(1)
         tasks = [asyncio.create_task(batches.submit(0.001 * number, timeout_s=0.5)) for number in range(8)]
         assert await asyncio.gather(*tasks) == [0.001 * number for number in range(8)]
+
+
+async def test_a_burst_that_fits_is_answered_by_a_service_that_has_seen_one_call_at_a_time() -> None:
+    async def run(calls: Sequence[int]) -> list[int]:
+        await asyncio.sleep(0.05)
+        return list(calls)
+
+    async with Batcher(run, max_batch=64, max_waiting=100, stuck_s=30) as batches:
+        for call in range(5):
+            await batches.submit(call)
+        tasks = [asyncio.create_task(batches.submit(call, timeout_s=0.6)) for call in range(60)]
+        assert await asyncio.gather(*tasks) == list(range(60))
