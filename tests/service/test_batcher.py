@@ -263,5 +263,5 @@ async def test_a_burst_that_fits_is_answered_by_a_service_that_has_seen_one_call
     async with Batcher(run, max_batch=64, max_waiting=100, stuck_s=30) as batches:
         for call in range(5):
             await batches.submit(call)
-        tasks = [asyncio.create_task(batches.submit(call, timeout_s=0.6)) for call in range(60)]
-        assert await asyncio.gather(*tasks) == list(range(60))
+        tasks = [asyncio.create_task(batches.submit(call, timeout_s=0.4)) for call in range(64)]
+        assert await asyncio.gather(*tasks) == list(range(64))
