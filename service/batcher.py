@@ -139,7 +139,7 @@ class Batcher(Generic[Call, Answer]):
         if timeout_s is None:
             return await future
         self._deadlines += 1
-        alarm = loop.call_later(timeout_s, _refuse, [future], Expired(f"there is no answer after {timeout_s:.3f} s"))
+        alarm = loop.call_later(timeout_s, _refuse, [future], Expired("there is no answer in time"))
         try:
             return await future
         finally:
@@ -196,7 +196,7 @@ class Batcher(Generic[Call, Answer]):
         expected_s = self._pace.expected_s(size) if size else 0.0
         for entry in live:
             if entry.until - now < expected_s:
-                _refuse([entry.future], Expired("the answer would come after the last moment"))
+                _refuse([entry.future], Expired("the answer would come too late"))
         self._waiting = deque(entry for entry in live if not entry.future.done())
         return max(1, size)
 

@@ -116,7 +116,9 @@ class HotRoutes:
         except Overloaded as error:
             raise _overloaded(error) from error
         except Expired as error:
-            raise Problem("deadline_exceeded", f"{error}, which is what X-Timeout-Ms allowed") from error
+            raise Problem(
+                "deadline_exceeded", f"{error}: X-Timeout-Ms allowed {1000 * (timeout_s or 0):.0f} ms"
+            ) from error
         except Closed as error:
             raise unavailable("shutting_down", str(error)) from error
         except ScoringStopped as error:
