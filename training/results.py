@@ -193,9 +193,11 @@ def _rows(name: str, group: Sequence[tuple[RunFolder, RunSpec]]) -> list[_Row]:
         recorded = [metrics for metrics, _ in done]
         specs = [spec for _, spec in done]
         blended = all("alone" in metrics for metrics in recorded)
-        rows.append(
-            _row(f"{name} + item-kNN" if blended else name, [metrics["test"] for metrics in recorded], recorded, specs)
-        )
+        served = name
+        if blended:  # with the item-kNN of the baseline, if it was recorded before there was another
+            chosen = any("backward" in metrics.get("blend", {}) for metrics in recorded)
+            served = f"{name} + item-kNN" if chosen else f"{name} + the baseline's item-kNN"
+        rows.append(_row(served, [metrics["test"] for metrics in recorded], recorded, specs))
         if any("alone" in metrics for metrics in recorded):
             alone = [metrics.get("alone", metrics)["test"] for metrics in recorded]
             rows.append(_row(f"{name} alone" if not blended else name, alone, recorded, specs))

@@ -92,13 +92,19 @@ def test_unfinished_runs_have_their_row(another: Callable[..., RunFolder]) -> No
     assert only[8] == "5"
 
 
-def test_a_blend_has_a_row_beside_the_model_alone(another: Callable[..., RunFolder]) -> None:
+@pytest.mark.parametrize(
+    ("blend", "name"),
+    [({"weight": 1.0, "backward": 0.0}, "walks + item-kNN"), ({"weight": 1.0}, "walks + the baseline's item-kNN")],
+)
+def test_a_blend_has_a_row_beside_the_model_alone(
+    another: Callable[..., RunFolder], blend: dict[str, float], name: str
+) -> None:
     run = another("blend", seed=0, figures={"ndcg@10": 0.6})
     metrics = run.metrics()
     alone = json.loads(json.dumps(metrics["test"])) | {"ndcg@10": 0.2}
-    run.finish(metrics | {"alone": {"test": alone}, "blend": {"weight": 1.0}})
+    run.finish(metrics | {"alone": {"test": alone}, "blend": blend})
     table = {row[0]: row for row in rows(results_page([run]))}
-    assert (table["walks"][2], table["walks + item-kNN"][2]) == ("0.2000", "0.6000")
+    assert (table["walks"][2], table[name][2]) == ("0.2000", "0.6000")
 
 
 def test_sampled_figures_stand_apart_under_a_heading_that_says_so(another: Callable[..., RunFolder]) -> None:
