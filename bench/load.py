@@ -94,7 +94,7 @@ def _run(job: Job, requests: list[bytes], ready: selectors.DefaultSelector, idle
     descriptor = ready.fileno()  # of epoll or kqueue, which is readable when a connection is
     while True:
         now = clock()
-        if now >= deadline and not times and now - began < _PATIENCE_S:
+        if now >= deadline and not (times or refused) and now - began < _PATIENCE_S:
             deadline += job.seconds  # a short load on a busy machine: at least one answer has to count
         while idle and due <= now < deadline:
             connection = idle.popleft()
