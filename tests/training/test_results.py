@@ -1,6 +1,7 @@
 """The results page says what the run folders say, seeds put together, nothing left out."""
 
 import json
+import re
 import shutil
 import statistics
 from collections.abc import Callable
@@ -239,3 +240,13 @@ def test_the_projects_own_page_is_what_the_command_writes_from_its_records(monke
     monkeypatch.chdir(root)
     kept = [RunFolder(folder.relative_to(root)) for folder in sorted((root / "docs" / "results").glob("*/"))]
     assert (root / "docs" / "results.md").read_text() == results_page(kept)
+
+
+def test_the_readme_shows_figures_of_the_page() -> None:
+    root = Path(__file__).parents[2]
+    readme, page = ((root / name).read_text(encoding="utf-8") for name in ("README.md", "docs/results.md"))
+    table = readme.partition("on larger data, HR@10 / NDCG@10")[2].partition("\n\n")[2].partition("\n\n")[0]
+    pairs = re.findall(r"(\.\d{4}) / (\.\d{4})", table)
+    assert len(pairs) == 8
+    for hr, ndcg in pairs:
+        assert re.search(rf"\| 0\{hr}[^|]* \| 0\{ndcg}[^|]* \|", page), (hr, ndcg)
