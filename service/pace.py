@@ -5,7 +5,7 @@ count all of it for every call would refuse most of a burst that fits into one b
 """
 
 _SMOOTHING = 0.2  # weight of the last batch in what is known
-_SPREADS = 2.0  # beyond the line that a batch is expected to take at most
+_SPREADS = 2.5  # beyond the line that a batch is expected to take at most
 _OUTLIER = 4.0  # times the line that a batch counts for at most: one that was held up says little of the next
 _ALIKE = 0.2  # sizes that differ by less of their mean say little of what a call adds
 _FURTHER = 4.0  # times as many calls as in the largest of the last batches: so many may be tried next
