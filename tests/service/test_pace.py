@@ -47,7 +47,7 @@ def test_what_was_large_long_ago_says_little() -> None:
 def test_a_batch_that_was_held_up_counts_as_four_and_is_soon_forgotten() -> None:
     usual, held_up = after(*[(4, 0.02)] * 9), after(*[(4, 0.02)] * 9, (4, 30.0))
     assert held_up.expected_s(4) < 5 * usual.expected_s(4)
-    for _ in range(20):
+    for _ in range(30):
         held_up.learn(4, 0.02)
     assert held_up.expected_s(4) == pytest.approx(0.02, rel=0.1)
 
