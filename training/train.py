@@ -84,7 +84,7 @@ def refit(judged: RunFolder, prepared: Prepared, console: Console) -> RunFolder:
     console.print(f"fitted again on everything: {fitted.epochs} epochs in {fitted.seconds:.0f} s")
     blend = metrics.get("blend")
     if blend and blend["weight"]:  # as much of it as was judged, now of everything too
-        knn = partner(whole.split.train, model.items, blend["backward"])
+        knn = partner(whole.split.train, model.items, blend.get("backward"))
         run.keep_neighbours(strongest(knn.matrix * blend["weight"], blend["width"]))
     run.finish(metrics)
     return run

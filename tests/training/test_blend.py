@@ -1,6 +1,7 @@
 """How much item-kNN joins a model: chosen on validation, exported as chosen, the same by torch and onnxruntime."""
 
 import io
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -215,18 +216,26 @@ def test_the_bundle_of_a_blend_ranks_as_the_run_does(blended_run: RunFolder, tmp
     np.testing.assert_allclose(np.take_along_axis(truth, indices, axis=1), scores, atol=1e-4)
 
 
-def test_a_last_fit_on_everything_keeps_the_weight_and_learns_the_newest_neighbours(blended_run: RunFolder) -> None:
+@pytest.mark.parametrize("former", [False, True])
+def test_a_last_fit_on_everything_keeps_the_weight_and_learns_the_newest_neighbours(
+    blended_run: RunFolder, former: bool
+) -> None:
     from rich.console import Console
 
     from training.train import refit
 
+    if former:  # judged before the item-kNN of a blend was chosen
+        metrics = blended_run.metrics()
+        del metrics["blend"]["backward"]
+        blended_run.finish(metrics)
+        shutil.rmtree(blended_run.path / "refit", ignore_errors=True)
     prepared, judged = blended_run.data(), blended_run.metrics()["blend"]
     whole = refit(blended_run, prepared, Console(file=io.StringIO()))
     found, before = whole.neighbours(), blended_run.neighbours()
     assert found is not None
     assert before is not None
     items = prepared.dataset.vocabulary.items
-    knn = partner(prepared.dataset.sequences, items, judged["backward"])
+    knn = partner(prepared.dataset.sequences, items, judged.get("backward"))
     expected = strongest(knn.matrix * judged["weight"], judged["width"])
     np.testing.assert_allclose(found.affinities, expected.affinities)
     assert found.affinities.sum() != pytest.approx(before.affinities.sum(), rel=0.01)
