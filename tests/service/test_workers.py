@@ -50,11 +50,12 @@ def workers_below(pid: int) -> list[int]:
 
 
 def running(pid: int) -> bool:
-    """Whether a process is there and not a zombie."""
+    """Whether any thread of a process still is: a killed process, a zombie already, listens until its last one ends."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+        stats = [stat.read_text() for stat in Path(f"/proc/{pid}/task").glob("*/stat")]
+    except (FileNotFoundError, ProcessLookupError):  # one ended meanwhile: perhaps not the last
+        return Path(f"/proc/{pid}").exists()
+    return any(stat.rpartition(")")[2].split()[0] != "Z" for stat in stats)
 
 
 def sockets(pid: int) -> int:
