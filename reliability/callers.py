@@ -14,11 +14,13 @@ class Callers:
 
     counts: answers by status; "lost": sent on a connection that had answered before and was not about to be closed,
     and never answered; "not taken": a new connection that was refused, or closed before its first answer. A client
-    that is told that its connection will be closed opens another, and one that is not taken ends.
+    that is told that its connection will be closed opens another, and one that is not taken ends. errors: the answers
+    among them that were errors, by status and code.
     """
 
     def __init__(self, address: tuple[str, int], requests: Sequence[tuple[str, Any]], *, clients: int = 8) -> None:
         self.counts: Counter[int | str] = Counter()
+        self.errors: Counter[str] = Counter()
         self._address = address
         self._requests = [(path, json.dumps(body)) for path, body in requests]
         self._lock = threading.Lock()
@@ -55,17 +57,24 @@ class Callers:
                 try:
                     connection.request("POST", path, body, {"Content-Type": "application/json"})
                     response = connection.getresponse()
-                    response.read()
+                    answer = response.read()
                 except (OSError, http.client.HTTPException):
                     self._count("lost" if asked else "not taken")
                     return bool(asked)
                 asked += 1
                 self._count(response.status)
+                if response.status >= 400:
+                    self._refused(response.status, answer)
                 if response.will_close:
                     return True
         finally:
             connection.close()
         return True
+
+    def _refused(self, status: int, answer: bytes) -> None:
+        code = json.loads(answer)["code"]  # every error has one, by the contract
+        with self._lock:
+            self.errors[f"{status} {code}"] += 1
 
     def _count(self, what: int | str) -> None:
         with self._lock:

@@ -35,6 +35,7 @@ def check(full: bool, folder: Path) -> list[Finding]:
     return [
         Finding("requests answered after warm-up", answered, least=soak_s),
         Finding("requests that failed, in all", failed, most=0),
+        *(Finding(f"of which {error}", count) for error, count in callers.errors.most_common()),
         Finding("swaps", swaps, least=soak_s / swap_s / 4),
         Finding("memory that the service has allocated at the end", sizes[-1], unit="MB"),
         Finding("memory that its store has allocated at the end", store, unit="MB"),
