@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 _TOGETHER = 256  # requests
 _SAID_EVERY_S = 1.0  # a store that is full may refuse for days, and a thousand requests a second
+_SECONDS = 100_000_000_000  # in 1973; as seconds, whatever is below lies in our time
 
 
 class Intake:
@@ -53,7 +54,7 @@ class Intake:
         self._live = live
         self._metrics = metrics
         self._now = now
-        self._said_at = -math.inf
+        self._said: dict[str, float] = {}  # each warning, and when
 
     async def __aenter__(self) -> Self:
         await self._writes.__aenter__()
@@ -90,6 +91,11 @@ class Intake:
                 errors=problems[:20],
             )
         accepted = _timed(checked, now_ms)
+        earliest_ms = min(event.timestamp_ms for event in accepted)
+        if 0 < earliest_ms < _SECONDS:
+            self._warn(
+                "an event has the timestamp %d, in milliseconds before 1974; send no seconds", earliest_ms
+            )
         try:
             result = await self._writes.submit(accepted)
         except Overloaded as error:
@@ -98,9 +104,8 @@ class Intake:
             raise unavailable("shutting_down", f"{error}; send the same events again") from error
         except StoreUnavailable as error:
             self._metrics.store_write_errors.inc()
-            if not isinstance(error, StillUnavailable) and time.monotonic() - self._said_at >= _SAID_EVERY_S:
-                self._said_at = time.monotonic()
-                logger.warning("events were not stored: %s", error)
+            if not isinstance(error, StillUnavailable):
+                self._warn("events were not stored: %s", error)
             raise unavailable(
                 "store_unavailable", "the events could not be stored; send the same events again"
             ) from error
@@ -116,6 +121,12 @@ class Intake:
             "rejected": rejected,
             "unknown_items": len(unknown),
         }
+
+    def _warn(self, message: str, value: object) -> None:
+        now = time.monotonic()
+        if now - self._said.get(message, -math.inf) >= _SAID_EVERY_S:
+            self._said[message] = now
+            logger.warning(message, value)
 
     async def _write(self, groups: Sequence[Sequence[Event]]) -> list[AppendResult | StoreUnavailable]:
         """Store what several requests brought, a bounded number of events in one step."""

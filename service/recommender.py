@@ -257,9 +257,9 @@ def _rated(engine: Engine, query: Query, wish: Wish, history: list[str], stored:
 def _query(engine: Engine, wish: Wish, history: list[str]) -> Query:
     """Ids to indices. All of the history is left out of the answer, not only what the encoder has room for."""
     sequence = engine.bundle.indices(history)
-    excluded = engine.bundle.indices(wish.exclude_item_ids) if wish.exclude_item_ids else _NOTHING
-    if wish.exclude_seen:
-        excluded = np.concatenate([excluded, sequence])
+    excluded = sequence if wish.exclude_seen else _NOTHING
+    if wish.exclude_item_ids:
+        excluded = np.concatenate([excluded, engine.bundle.indices(wish.exclude_item_ids)])
     if engine.catalogue.cold.tail is None:
         return Query(sequence, excluded, wish.k)
     unwanted = wish.exclude_item_ids + (history if wish.exclude_seen else [])

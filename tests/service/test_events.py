@@ -30,6 +30,15 @@ def event(**fields: Any) -> dict[str, Any]:
     return {"user_id": "ada", "item_id": "i1", **fields}
 
 
+def test_seconds_that_were_sent_for_milliseconds_are_told_to_the_operator(
+    client: httpx.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    for timestamp in (1_700_000_000_000, 1_700_000_000, 1_700_000_001):
+        assert client.post("/events", json=event(timestamp=timestamp)).status_code == 200
+    (said,) = [line for line in caplog.messages if "send no seconds" in line]  # not of every event
+    assert "timestamp 1700000000:" in said
+
+
 def test_an_event_is_stored_with_everything_it_brought(
     client: httpx.Client, log: Callable[[], list[LoggedEvent]]
 ) -> None:
