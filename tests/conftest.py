@@ -9,11 +9,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 
 from reliability.bundle import last_item_encoder
 from tests.service.sockets import PLAIN
+
+# A machine that is busy with something else makes no test wrong.
+hypothesis.settings.register_profile("untimed", parent=hypothesis.settings(), deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 def succession(items: int, step: int) -> np.ndarray:

@@ -8,6 +8,7 @@ import csv
 import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,6 +35,7 @@ RATINGS = (
     ".data",
 )  # of MovieLens-100K: tabs, no header, always these columns; all but Parquet also .gz
 _RATING_COLUMNS = ["user_id", "item_id", "rating", "timestamp"]
+_TIMED_LINE = re.compile(rb"[^\t]+\t\S+( \S+)*\t\d{9,}( \d{9,})*\s*")  # numbers that can be times, and no ratings
 _NO_SEPARATOR = "\x01"  # occurs in no text, so a delimited reader gives whole lines
 
 
@@ -58,7 +60,7 @@ def content_of(path: Path) -> bytes:
         if path.name.lower().endswith(".gz"):
             content = gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as error:
-        raise FormatError(f"{path}: cannot be read ({error}); check the path and that the file is complete") from error
+        raise _unreadable(path, error) from error
     if not content.strip():
         raise FormatError(f"{path}: the file is empty")
     return content
@@ -182,6 +184,39 @@ def read_sequences(path: Path, *, header: str) -> pl.DataFrame:
     # A null list explodes to a row in every version of polars, an empty one does not.
     items = pl.when(pl.col("item").list.len() > 0).then(pl.col("item"))
     return pl.DataFrame({"user": users, "item": words.list.slice(1)}).with_columns(items).explode("item")
+
+
+def holds_timed_sequences(path: Path) -> bool:
+    """Whether a file begins with a line for `read_timed_sequences` rather than a header; FormatError if unreadable."""
+    try:
+        with (gzip.open if path.name.lower().endswith(".gz") else open)(path, "rb") as file:
+            return _TIMED_LINE.fullmatch(file.readline()) is not None
+    except (OSError, EOFError, zlib.error) as error:
+        raise _unreadable(path, error) from error
+
+
+def read_timed_sequences(path: Path) -> pl.DataFrame:
+    """`user`, `item` and `timestamp`, String, of a header-less file: a user, the items and their times a line.
+
+    The three stand between tabs; between items, and between times, is a space. A user may have several lines.
+    Raises FormatError if a line has not as many times as items.
+    """
+    parts = read_lines(path).str.strip_chars_end("\r").str.split("\t")
+    user, item, timestamp = parts.list.get(0), parts.list.get(1, null_on_oob=True), parts.list.get(2, null_on_oob=True)
+    frame = pl.DataFrame({"user": user, "item": item.str.split(" "), "timestamp": timestamp.str.split(" ")})
+    items, times = frame["item"].list.len(), frame["timestamp"].list.len()
+    wrong = ((parts.list.len() != 3) | (items != times)).fill_null(True)
+    if wrong.any():
+        row = int(wrong.arg_max() or 0)
+        raise FormatError(
+            f"{path}: line {row + 1:,} has {items[row] or 0} items and {times[row] or 0} times in {len(parts[row])} "
+            "columns; every line must be a user, the items and as many times, between tabs"
+        )
+    return frame.explode("item", "timestamp")
+
+
+def _unreadable(path: Path, error: Exception) -> FormatError:
+    return FormatError(f"{path}: cannot be read ({error}); check the path and that the file is complete")
 
 
 def _json_path(name: str) -> str:

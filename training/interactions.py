@@ -98,9 +98,10 @@ def read_interactions(
 ) -> Interactions:
     """Read interaction files as one log, in the given order.
 
-    By suffix: .csv, .tsv, .jsonl or .ndjson, .inter (RecBole's atomic file, typed header), .txt without a header
-    ("user item" or "user item item ..." a line, oldest first), .base, .test and .data as MovieLens-100K has them (user,
-    item, rating, time, no header), each also with .gz; and .parquet.
+    By suffix: .csv, .tsv (with a header; without one a user, the items and their times a line, between tabs), .jsonl
+    or .ndjson, .inter (RecBole's atomic file, typed header), .txt without a header ("user item" or "user item item ..."
+    a line, oldest first), .base, .test and .data as MovieLens-100K has them (user, item, rating, time, no header), each
+    also with .gz; and .parquet.
 
     Ids are kept as written; integers become their decimal digits, and so do numbers with a fraction of zero in a
     Parquet column of floats (there 3.0 is item "3"; any other fraction is a wrong type). Timestamps are RFC 3339 or
@@ -147,11 +148,15 @@ def interactions_from_frame(
 def _raw_columns(path: Path, columns: Columns) -> pl.DataFrame:
     """user and item, and timestamp, value and malformed where there are any, of one file, nothing checked."""
     suffix = formats.suffix_of(path)
-    if suffix == ".txt":
+    timed = suffix == ".tsv" and formats.holds_timed_sequences(path)
+    if suffix == ".txt" or timed:
         for name in (columns.timestamp, columns.value):
             if name:
-                raise InteractionsError(f"{path}: a .txt file of sequences has no column {name!r}; do not name one")
-        return formats.read_sequences(path, header=columns.user)
+                raise InteractionsError(f"{path}: a file of sequences has no column {name!r}; do not name one")
+        if not timed:
+            return formats.read_sequences(path, header=columns.user)
+        found = formats.read_timed_sequences(path)
+        return found if columns.timestamp is None else found.drop("timestamp")
     value_name = "rating" if suffix in (".inter", *formats.RATINGS) else "value"
     wanted = list(
         dict.fromkeys([columns.user, columns.item, columns.timestamp or "timestamp", columns.value or value_name])

@@ -17,7 +17,7 @@ Data = Annotated[
     typer.Option(
         "--data",
         metavar="FILE",
-        help="Interactions: .csv .tsv .jsonl .parquet .inter, or .txt of sequences. Repeat for several files.",
+        help="Interactions: .csv .tsv .jsonl .parquet .inter, or .txt and .tsv of sequences. Repeat for several files.",
     ),
 ]
 AttributesFile = Annotated[

@@ -70,7 +70,7 @@ def test_a_bonus_by_hand() -> None:
     np.testing.assert_allclose(found, [[0.0, 0, 2, 1], [0, 4, 1.6, 0], [0, 0, 3.6, 1]], rtol=1e-6)
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.lists(st.integers(1, ITEMS), max_size=25), min_size=1, max_size=12),
     st.lists(st.integers(1, ITEMS), max_size=5),

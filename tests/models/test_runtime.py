@@ -33,7 +33,7 @@ def ranked(scores: np.ndarray, excluded: set[int], k: int) -> list[int]:
     return sorted(allowed, key=lambda item: (-scores[item], item))[:k]
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     rows=st.lists(
         st.tuples(st.integers(0, ITEMS), st.lists(st.integers(1, ITEMS), max_size=30), st.booleans()),
@@ -77,7 +77,7 @@ def test_padding_stays_out_when_every_row_excludes_as_many(runtime: Runtime) -> 
     assert indices.tolist() == [[1, 2], [1, 2]]
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.lists(st.integers(1, ITEMS), max_size=7), min_size=1, max_size=40))
 def test_a_batch_of_any_lengths_is_encoded_as_one_by_one(runtime: Runtime, histories: list[list[int]]) -> None:
     arrays = [np.array(history, np.int64) for history in histories]

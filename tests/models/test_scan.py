@@ -19,7 +19,7 @@ from models.scan import BLOCK, GROUP, Quantised
 
 ITEMS = 3 * GROUP * BLOCK + 65  # three whole blocks and a rest
 DIM = 16
-settings.register_profile("scan", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+settings.register_profile("scan", suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def clusters(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -124,7 +124,7 @@ def test_every_answer_is_one_that_is_described(
     seen = set()
 
     def tried(method: str, path: str, operation: Schema) -> None:
-        @settings(max_examples=60, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=60, database=None, suppress_health_check=list(HealthCheck))
         @given(description.requests(path, operation))
         def answered(request: tuple[str, dict[str, Any], Any]) -> None:
             at, query, body = request

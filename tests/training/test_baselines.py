@@ -81,7 +81,7 @@ def slow_item_knn(train: list[list[int]], history: list[int], items: int) -> lis
     return scores
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(st.lists(st.integers(1, 6), max_size=12), min_size=1, max_size=5),
     st.lists(st.lists(st.integers(1, 6), max_size=25), min_size=1, max_size=3),

@@ -38,7 +38,6 @@ def rows(batches: list[Batch]) -> list[tuple[int, list[int], list[int]]]:
 lengths_of_users = st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(lambda lengths: max(lengths) >= 2)
 
 
-@settings(deadline=None)
 @given(lengths_of_users, st.integers(1, 9), st.none() | st.integers(1, 9), st.integers(1, 5), st.integers(0, 3))
 def test_every_interaction_but_a_users_first_is_learned_from_in_its_own_context(
     lengths: list[int], length: int, stride: int | None, batch: int, epoch: int
@@ -168,7 +167,7 @@ def test_without_times_there_are_no_ties_to_shuffle() -> None:
     assert one == two
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.sets(st.integers(1, 40), max_size=10), min_size=1, max_size=5).filter(any), st.integers(0, 99))
 def test_a_negative_is_never_in_the_users_history(histories: list[set[int]], seed: int) -> None:
     lengths = np.array([len(history) for history in histories])

@@ -42,7 +42,7 @@ def nothing(histories: Sequences) -> np.ndarray:
 
 
 @given(st.integers(0, 10**6), st.integers(1, 9))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_the_strongest_neighbours_of_each_row_are_kept(seed: int, width: int) -> None:
     dense = np.random.default_rng(seed).integers(0, 4, (8, 8)).astype(float)  # few values, many ties
     found = strongest(sparse.csr_array(dense), width)

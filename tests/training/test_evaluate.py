@@ -73,7 +73,7 @@ def ranked_slowly(scores: list[float], history: list[int], target: int) -> int |
     return candidates.index(target) + 1 if target in candidates else None
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.data(), st.integers(2, 30), st.integers(1, 8))
 def test_every_metric_agrees_with_sorting_and_counting(data: st.DataObject, items: int, users: int) -> None:
     item = st.integers(1, items)

@@ -129,6 +129,34 @@ def test_a_user_without_items_in_a_text_file_is_a_dropped_row(tmp_path: Path) ->
     assert log.report.dropped == {"item id empty": 1}
 
 
+@pytest.mark.parametrize("name", ["log.tsv", "log.tsv.gz"])
+def test_sequences_may_have_their_times_beside_them(tmp_path: Path, name: str) -> None:
+    path = written(tmp_path / name, f"1\t10 11\t{SECOND} {SECOND + 2}\r\n2\t12\t{SECOND + 1}\n\n1\t10\t{SECOND + 3}")
+
+    assert [row[:3] for row in rows(read_interactions([path]))] == [
+        ("1", "10", SECOND * 1000),
+        ("2", "12", (SECOND + 1) * 1000),
+        ("1", "11", (SECOND + 2) * 1000),
+        ("1", "10", (SECOND + 3) * 1000),
+    ]
+    untimed = read_interactions([path], columns=Columns(timestamp=""))
+    assert [row[1] for row in rows(untimed)] == ["10", "11", "12", "10"]
+    assert not untimed.has_timestamps
+    with pytest.raises(InteractionsError, match="has no column 'rating'"):
+        read_interactions([path], columns=Columns(value="rating"))
+
+
+@pytest.mark.parametrize("line", [f"2\t12 13\t{SECOND}", f"2\t12\t{SECOND} {SECOND}", "2\t12", f"2\t12\t{SECOND}\tx"])
+def test_a_sequence_without_a_time_for_each_item_is_refused_by_its_line(tmp_path: Path, line: str) -> None:
+    with pytest.raises(InteractionsError, match="line 2 has"):
+        read_interactions([written(tmp_path / "log.tsv", f"1\t10 11\t{SECOND} {SECOND + 2}\n{line}\n")])
+
+
+def test_ratings_without_a_header_are_not_taken_for_times(tmp_path: Path) -> None:
+    with pytest.raises(InteractionsError, match="no column 'user_id'"):
+        read_interactions([written(tmp_path / "log.tsv", "1\t10\t5\n1\t11\t3\n")])
+
+
 def test_ties_in_time_keep_the_order_of_the_files_and_of_their_rows(tmp_path: Path) -> None:
     first = written(tmp_path / "b.csv", "user_id,item_id,timestamp\nu,late,20\nu,x,10\nu,y,10\n")
     second = written(tmp_path / "a.csv", "user_id,item_id,timestamp\nu,a,10\nu,early,5\n")
@@ -451,6 +479,7 @@ def test_the_digest_follows_the_content(tmp_path: Path) -> None:
         ("ml-100k/ml-100k.inter", Columns(), 100_000, 943, 1_682),
         ("beauty/Beauty.txt", Columns(), 198_502, 22_363, 12_101),
         ("ml-1m/ml-1m.txt.gz", Columns(), 999_611, 6_040, 3_416),
+        ("yoochoose-clicks-100k/sequences.tsv.gz", Columns(), 145_716, 17_744, 5_630),
         # 279 of its 1,000,209 ratings have no timestamp.
         ("ml-1m/ratings.tsv.gz", Columns(item="movie_id", value="rating"), 999_930, 6_040, None),
     ],

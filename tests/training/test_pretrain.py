@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -81,7 +81,6 @@ def users_with(lengths: list[int]) -> Sequences:
     return Sequences(items, ends - np.array(lengths, np.int64), ends)
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.integers(0, 12), min_size=1, max_size=6).filter(any), st.integers(1, 9), st.none() | st.integers(1, 4)
 )
