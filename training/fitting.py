@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from training.activations import activations_table, compare_activations
 from training.cold import SHARE, evaluate_cold
@@ -12,6 +11,7 @@ from training.fetch import FetchError, fetch_ml_100k
 from training.interactions import Columns
 from training.options import AttributesFile, ConfigName, Data, Item, Seed, Split, TestFiles, Time, User, Value, run_of
 from training.parallel import joined
+from training.report import terminal
 from training.train import train
 
 
@@ -48,7 +48,7 @@ def train_command(
     torchrun --nproc-per-node N -m training train ...
     """
     with joined() as processes:
-        console = Console(quiet=not processes.leader)
+        console = terminal(quiet=not processes.leader)
         columns = Columns(user=user_column, item=item_column, timestamp=timestamp_column, value=value_column)
         files = data, test or []
         spec, prepared = run_of(config, files, columns, split, seed=seed, attributes=attributes, console=console)
@@ -75,7 +75,7 @@ def activations(
     value_column: Value = None,
 ) -> None:
     """Fit an AutoRec with every pair of encoder and decoder activation, and write and print the table of them."""
-    console = Console()
+    console = terminal()
     columns = Columns(user=user_column, item=item_column, timestamp=timestamp_column, value=value_column)
     files = data, test or []
     spec, prepared = run_of(config, files, columns, split, seed=seed, attributes=None, console=console)
@@ -101,7 +101,7 @@ def cold(
     timestamp_column: Time = None,
 ) -> None:
     """Hide items from training and see how well their attributes place them, as the service places new items."""
-    console = Console()
+    console = terminal()
     columns = Columns(user=user_column, item=item_column, timestamp=timestamp_column)
     found = evaluate_cold(config, data, columns, attributes, share=share, seed=seed, output=output, console=console)
     console.print(found.table())

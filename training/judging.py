@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from models.bundle import read_bundle
 from models.manifest import MANIFEST
@@ -18,7 +17,7 @@ from training.options import Artifacts, Item, Run, TestFiles, Time, User, Value
 from training.rating_run import is_autorec, judged_again, judged_bundle, print_figures
 from training.recommend import RecommendError, recommend, recommend_run
 from training.reconstruction import RMSE
-from training.report import print_assessment
+from training.report import print_assessment, terminal
 from training.results import keep_record, results_page
 from training.run import RATED, RunError, RunFolder, SplitName
 from training.scoring import Asked
@@ -54,13 +53,13 @@ def evaluate(
         spec = RunFolder(subject).spec()
         if split not in (None, spec.split):
             raise RunError(f"{subject} was trained on the split {spec.split}; leave --split out or give other --data")
-        print_figures(spec.name, judged_again(RunFolder(subject)), Console(), split=spec.split)
+        print_figures(spec.name, judged_again(RunFolder(subject)), terminal(), split=spec.split)
         return
     if (test or split in RATED) and (subject / MANIFEST).is_file():
         _evaluate_ratings(subject, data or [], test or [], columns, split or "file")
         return
     found = assess(subject, data=data or (), columns=columns, split=split, sampled=sampled, against=against)
-    print_assessment(found, Console())
+    print_assessment(found, terminal())
     if found.sampled and not data:  # a run on its own data: the results page shows them
         RunFolder(subject).keep_sampled(found.sampled)
 
@@ -73,7 +72,7 @@ def _evaluate_ratings(folder: Path, data: list[Path], test: list[Path], columns:
     runtime.replay_golden()
     tested = read_interactions(test, columns=columns) if test else None
     figures = judged_bundle(runtime, read_interactions(data, columns=columns), split=split, test=tested)
-    console, found = Console(), figures["test"][RMSE]
+    console, found = terminal(), figures["test"][RMSE]
     print_figures(folder.name, figures, console, split=split)
     test_figures = runtime.bundle.manifest.metrics.get("test")
     recorded = test_figures.get(RMSE) if isinstance(test_figures, dict) else None
@@ -101,7 +100,7 @@ def export_command(
     folder = export(RunFolder(run), artifacts, version=version, scoring=scoring)
     manifest = Registry(artifacts).manifest(folder.name)
     parity, chosen = manifest.parity, manifest.scoring
-    console = Console()
+    console = terminal()
     console.print(f"{folder}: {parity.cases} histories, largest difference from torch {parity.largest_difference:.1e}")
     if chosen.recall_at_10 is not None:
         console.print(
@@ -133,7 +132,7 @@ def recommend_command(
     value_column: Value = None,
 ) -> None:
     """Write the first k items of every user in a log, through onnxruntime, as the bundle would serve them."""
-    console = Console()
+    console = terminal()
     if is_autorec(Path(version)):
         if data:
             raise RecommendError(f"{version} is a run, which scores the users of its own data; leave --data out")
@@ -165,7 +164,7 @@ def results(
     What the page needs of each run is kept beside it, in some kilobytes, so that the page can grow after the run's own
     folder is gone. Without a RUN the page is written again from what is kept.
     """
-    console = Console()
+    console = terminal()
     kept = records or output.with_suffix("")
     for run in runs or ():
         if run.is_file():  # runs/* matches what lies beside them too

@@ -14,6 +14,7 @@ from training.fitting import train_command
 from training.interactions import Columns
 from training.judging import export_command
 from training.options import Artifacts, AttributesFile, Data, Item, Seed, Time, User, Value
+from training.report import terminal
 from training.retrain import retrain
 
 
@@ -51,7 +52,7 @@ def retrain_command(
         attributes=attributes,
         columns=columns,
         seed=seed,
-        console=Console(),
+        console=terminal(),
     )
 
 
@@ -65,7 +66,7 @@ def bootstrap(
     source: Annotated[Path | None, typer.Option("--from", metavar="PATH", help="A copy you already have.")] = None,
 ) -> None:
     """Make the demo's model when there is no champion: fetch MovieLens-100K, train, export, promote."""
-    console = Console()
+    console = terminal()
     champion = Registry(artifacts).current()
     if champion:
         console.print(f"champion is {champion}; nothing to do")
@@ -116,7 +117,7 @@ def bench(
         if output:
             catalogues.write(output)
         return
-    console = Console()
+    console = terminal()
     if what == "data":
         console.print(str(bench_dataset(interactions=interactions)))
         return

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from models.autorec import AutoRec
 from models.runtime import Runtime, cpu_quota
@@ -207,7 +208,7 @@ def ratings_table(model: str, metrics: Mapping[str, Any], *, title: str) -> Tabl
     best = {column: min(row[column[0]][column[1]] for row in rows.values()) for column in columns}
     for name, row in rows.items():
         cells = [(row[part][figure], row[part][figure] == best[part, figure]) for part, figure in columns]
-        table.add_row(name, *(f"[bold]{value:.4f}[/]" if leads else f"{value:.4f}" for value, leads in cells))
+        table.add_row(name, *(Text(f"{value:.4f}", "bold" if leads else "") for value, leads in cells))
     return table
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from training.assessment import Assessment
 from training.fit import Fitted
@@ -27,6 +28,11 @@ SPLITS = {
 
 _SHOWN = ("hr@10", "ndcg@10", "mrr", "coverage@10", "novelty@10")
 _MORE_IS_BETTER = _SHOWN[:-1]  # novelty describes; chance has the most of it
+
+
+def terminal(*, quiet: bool = False) -> Console:
+    """Standard output. Titles, ids and paths are anybody's, so nothing in them is markup, which could not be parsed."""
+    return Console(quiet=quiet, markup=False, emoji=False)
 
 
 class EpochBar:
@@ -122,7 +128,7 @@ def results_table(model: str, metrics: Mapping[str, Any], *, title: str) -> Tabl
         for name in _SHOWN:
             figure = figures.get(name)
             shown = "-" if figure is None else f"{figure:.4f}"
-            cells.append(f"[bold]{shown}[/]" if figure == best.get(name, -1) else shown)
+            cells.append(Text(shown, "bold" if figure == best.get(name, -1) else ""))
         table.add_row(row, *cells, style="cyan" if row == model else None)
     return table
 
@@ -151,7 +157,9 @@ def slices_table(report: Mapping[str, Any]) -> Table:
 def sampled_table(name: str, sampled: Mapping[str, Any]) -> Table:
     """Figures among sampled negatives, under a title that says so."""
     table = Table(
-        title="[bold red]Sampled negatives, not all items[/]: only to compare with papers that sample",
+        title=Text.assemble(
+            ("Sampled negatives, not all items", "bold red"), ": only to compare with papers that sample"
+        ),
         title_justify="left",
     )
     for column in ("model", "protocol", "HR@10", "NDCG@10", "MRR"):
@@ -182,12 +190,12 @@ def heading(name: str) -> str:
     return name.replace("hr", "HR").replace("ndcg", "NDCG").replace("mrr", "MRR")
 
 
-def with_interval(figures: Mapping[str, Any]) -> list[str]:
+def with_interval(figures: Mapping[str, Any]) -> list[Text]:
     """HR@10 and NDCG@10, each with its interval, narrow enough for a terminal of 80 columns."""
     cells = []
     for name in ("hr@10", METRIC):
         low, high = (f"{bound:.4f}".removeprefix("0") for bound in figures["intervals"][name])
-        cells.append(f"{figures[name]:.4f} [dim]{low}-{high}[/]")
+        cells.append(Text.assemble(f"{figures[name]:.4f} ", (f"{low}-{high}", "dim")))
     return cells
 
 

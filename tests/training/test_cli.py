@@ -237,6 +237,25 @@ def test_columns_can_be_called_anything(
     assert "no timestamps: the order of the rows is taken as the order of events" in " ".join(out.split())
 
 
+def test_ids_titles_and_paths_are_printed_as_they_are_written(
+    command: Callable[..., tuple[int, str, str]], log: Path, tiny: Path, tmp_path: Path
+) -> None:
+    """Whoever posts an event chooses an id: one that looks like markup must not stop a retraining."""
+    text = re.sub(r"\bi(\d+)", r"[/i\1]", log.read_text())
+    (tmp_path / "log[b].csv").write_text(text + "u0,[/i1],[/when]\n")
+    titles = "".join(f"[/i{item}],[rec] {item}\n" for item in range(0, 20, 2))
+    (tmp_path / "titles.csv").write_text("item_id,title\n" + titles)
+    files = "--data", "log[b].csv", "--attributes", "titles.csv"
+    status, out, error = command("train", tiny, *files, "--output", "run[b]")
+    assert (status, error) == (0, "")
+    assert "of log[b].csv: '[/when]'" in out
+    assert {"[/i1]", "[rec] 2"} <= set(re.findall(r"\[/i1\]|\[rec\] 2\b", out))
+    assert "run folder: run[b]" in out
+    status, out, error = command("evaluate", "run[b]", "--sampled", "5")
+    assert (status, error) == (0, "")
+    assert "Sampled negatives, not all items: only to compare" in out
+
+
 def test_files_that_follow_a_file_are_data_too(tmp_path: Path) -> None:
     from training.options import spread
 
