@@ -9,7 +9,7 @@ MAX_TIMESTAMP_MS = 4_133_980_800_000  # 2101-01-01; anything from there on, or b
 _SECONDS_BELOW = 1e11  # as seconds the year 5138, as milliseconds March 1973: no log is near either
 _INSTANT = (
     r"^(\d{4}-\d{2}-\d{2})(?:[Tt ](\d{2}:\d{2})(?::(\d{2}))?(?:[.,](\d{1,9}))?"
-    r"\s*(?:[Zz]|([+-])(\d{2}):?(\d{2}))?)?$"
+    r"\s*(?:[Zz]|([+-])(\d{2})(?::?(\d{2}))?)?)?$"
 )
 
 
