@@ -14,6 +14,7 @@ import sys
 import tempfile
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -208,7 +209,7 @@ def _from_archive(path: Path) -> Tables:
         with zipfile.ZipFile(path) as archive:
             members = [name for name in archive.namelist() if "/ml-100k/" in f"/{name}" or "/" not in name]
             return _tables({name.rsplit("/", 1)[-1]: partial(archive.read, name) for name in members})
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, RuntimeError, NotImplementedError, EOFError) as error:
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, RuntimeError, EOFError) as error:
         if isinstance(error, FetchError):
             raise
         raise FetchError(f"not a readable zip archive ({error})") from error

@@ -164,7 +164,13 @@ def test_data_of_another_shape_is_refused_and_nothing_is_left(
 def test_a_path_that_holds_nothing_usable_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.zip").write_text("no archive")
-    for name, reason in (("absent", "no such file"), ("empty", "neither"), ("text.zip", "not a readable zip")):
+    with zipfile.ZipFile(tmp_path / "damaged.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("u.data", b"1\t2\t3\t4\n" * 1000)
+        archive.writestr("u.item", b"1|One")
+    content = (tmp_path / "damaged.zip").read_bytes()
+    (tmp_path / "damaged.zip").write_bytes(content[:40] + b"\xff" * 8 + content[48:])
+    names = ("absent", "no such file"), ("empty", "neither"), ("text.zip", "not a readable zip")
+    for name, reason in (*names, ("damaged.zip", "not a readable zip")):
         with pytest.raises(FetchError, match=f"{name}: .*{reason}"):
             fetch_ml_100k(tmp_path / "data", source=tmp_path / name)
 
