@@ -4,6 +4,7 @@ Nothing is judged here: text stays text, so that an id like "007" survives, and 
 with it. Only a file that cannot be read at all is an error.
 """
 
+import codecs
 import csv
 import gzip
 import io
@@ -37,6 +38,7 @@ RATINGS = (
 _RATING_COLUMNS = ["user_id", "item_id", "rating", "timestamp"]
 _TIMED_LINE = re.compile(rb"[^\t]+\t\S+( \S+)*\t\d{9,}( \d{9,})*\s*")  # numbers that can be times, and no ratings
 _NO_SEPARATOR = "\x01"  # occurs in no text, so a delimited reader gives whole lines
+MALFORMED = _NO_SEPARATOR  # a column of ours, called as no file's own is
 
 
 class FormatError(ValueError):
@@ -63,6 +65,8 @@ def content_of(path: Path) -> bytes:
         raise _unreadable(path, error) from error
     if not content.strip():
         raise FormatError(f"{path}: the file is empty")
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise FormatError(f"{path}: is in UTF-16; save it as UTF-8")
     return content
 
 
@@ -147,7 +151,7 @@ def read_lines(path: Path) -> pl.Series:
 
 
 def read_json_lines(path: Path, wanted: Sequence[str]) -> tuple[pl.DataFrame, list[str]]:
-    """Those of the wanted fields that any line has, as String, and `malformed`, True where a line is no JSON object.
+    """Those of the wanted fields that any line has, as String, and MALFORMED, True where a line is no JSON object.
 
     Text and numbers come as they are written, an object or array as its JSON. The second value names the fields of
     the first line that is an object; none is FormatError.
@@ -157,10 +161,10 @@ def read_json_lines(path: Path, wanted: Sequence[str]) -> tuple[pl.DataFrame, li
     objects = whole.str.starts_with("{").fill_null(False)
     if not objects.any():
         raise FormatError(f"{path}: no line is a JSON object; write one a line, and check that the file is complete")
-    columns = {name: lines.str.json_path_match(_json_path(name)) for name in wanted}
+    columns = {name: _json_field(lines, name) for name in wanted}
     found = {name: column for name, column in columns.items() if column.null_count() < len(column)}
     fields = list(json.loads(lines.filter(objects)[0]))
-    return pl.DataFrame({**found, "malformed": ~objects}), fields
+    return pl.DataFrame({**found, MALFORMED: ~objects}), fields
 
 
 def read_sequences(path: Path, *, header: str) -> pl.DataFrame:
@@ -217,6 +221,14 @@ def read_timed_sequences(path: Path) -> pl.DataFrame:
 
 def _unreadable(path: Path, error: Exception) -> FormatError:
     return FormatError(f"{path}: cannot be read ({error}); check the path and that the file is complete")
+
+
+def _json_field(lines: pl.Series, name: str) -> pl.Series:
+    """A field of every line; an integer that 64 bits do not hold digit by digit, which polars would round."""
+    found = lines.str.json_path_match(_json_path(name))
+    rounded = found.str.contains(r"^-?\d(\.\d+)?e\+?\d+$").fill_null(False)
+    exact = [json.loads(line, parse_int=str, parse_float=str)[name] for line in lines.filter(rounded)]
+    return found.scatter(rounded.arg_true(), exact) if exact else found
 
 
 def _json_path(name: str) -> str:

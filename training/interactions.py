@@ -122,6 +122,8 @@ def read_interactions(
     parts = []
     digests = []
     for path in paths:
+        if path.is_dir():
+            raise InteractionsError(f"{path} is a folder; name the files in it, as in --data {path}/*")
         try:
             raw = _raw_columns(path, columns)
             with path.open("rb") as file:
@@ -209,8 +211,8 @@ def _chosen(
         if f"{name}_duplicated_0" in frame.columns:  # as polars calls the second one
             raise InteractionsError(f"{source}: the header has {name!r} twice; rename the one that is not the {role}")
         chosen.append(frame[name].alias(role))
-    if "malformed" in frame.columns:
-        chosen.append(frame["malformed"])
+    if formats.MALFORMED in frame.columns:
+        chosen.append(frame[formats.MALFORMED].alias("malformed"))
     return pl.DataFrame(chosen)
 
 

@@ -283,6 +283,22 @@ def test_a_line_that_is_not_json_is_dropped_and_counted(tmp_path: Path) -> None:
     assert log.report.rows_kept == 2
 
 
+@pytest.mark.parametrize("name", ["log.csv", "log.jsonl"])
+def test_a_column_may_be_called_as_one_of_ours(tmp_path: Path, name: str) -> None:
+    table = "user_id,item_id,malformed\nu,i,no\n" if name == "log.csv" else '{"malformed": "u", "item_id": "i"}\n'
+    columns = Columns(user="user_id" if name == "log.csv" else "malformed")
+    assert rows(read_interactions([written(tmp_path / name, table)], columns=columns)) == [("u", "i", None, None)]
+
+
+def test_integers_of_any_size_are_ids_as_written(tmp_path: Path) -> None:
+    ids = [2**63, 2**64, 10**22, 10**40 + 1, 10**40 + 2, -(2**64), 7]
+    lines = "".join(f'{{"user_id": {number}, "item_id": "1e22", "timestamp": 1e9}}\n' for number in ids)
+    log = read_interactions([written(tmp_path / "log.jsonl", lines)])
+    assert log.frame["user_id"].to_list() == list(map(str, ids))
+    assert set(log.frame["item_id"]) == {"1e22"}
+    assert set(log.frame["timestamp"]) == {10**12}
+
+
 @pytest.mark.parametrize("text", ['{"user_id": "u", "item', "[1]\nnot json\n"])
 def test_a_file_without_any_json_object_is_told_so(tmp_path: Path, text: str) -> None:
     with pytest.raises(InteractionsError, match=r"log\.jsonl: no line is a JSON object"):
@@ -347,9 +363,22 @@ def test_rows_that_an_open_quote_swallows_are_not_lost_unnoticed(tmp_path: Path,
 
 def test_a_missing_file_a_folder_and_no_file_at_all_are_refused(tmp_path: Path) -> None:
     (tmp_path / "folder.csv").mkdir()
-    for paths in ([tmp_path / "absent.csv"], [tmp_path / "absent.parquet"], [tmp_path / "folder.csv"], []):
+    for paths in ([tmp_path / "absent.csv"], [tmp_path / "absent.parquet"], []):
         with pytest.raises(InteractionsError):
             read_interactions(paths)
+    parts = tmp_path / "parts.parquet"
+    parts.mkdir()
+    pl.DataFrame({"user_id": ["u"], "item_id": ["i"]}).write_parquet(parts / "part-0.parquet")
+    for folder in (tmp_path / "folder.csv", parts):
+        with pytest.raises(InteractionsError, match=rf"is a folder; .*{folder.name}/\*"):
+            read_interactions([folder])
+
+
+def test_a_table_in_utf_16_is_told_what_to_be(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_bytes("user_id,item_id\nu,i\n".encode("utf-16"))
+    with pytest.raises(InteractionsError, match=r"log\.csv: is in UTF-16; save it as UTF-8"):
+        read_interactions([path])
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv"])
@@ -416,6 +445,7 @@ def test_the_unit_of_numbers_is_judged_per_file(tmp_path: Path) -> None:
         ("2024-03-01 12:30", 1_709_296_200_000),
         ("2024-03-01T12:30:00.5+02:00", 1_709_289_000_500),
         ("2024-03-01T12:30:00.123456-0530", 1_709_316_000_123),
+        ("2024-03-01 12:30:00.5+02", 1_709_289_000_500),  # as PostgreSQL writes it
         ("1709296200", 1_709_296_200_000),
     ],
 )
