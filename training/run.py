@@ -83,6 +83,7 @@ class RunSpec(BaseModel):
         """
         deciding = self._deciding()
         kept = deciding.model_dump(mode="json", exclude_defaults=True, exclude={"name", "files", "columns"})
+        kept |= {"value": deciding.columns.value} if deciding.columns.value else {}  # its data window does not show
         return hashlib.sha256(json.dumps([deciding.config.model.name, kept]).encode()).hexdigest()
 
     def differences(self, other: "RunSpec") -> dict[str, tuple[Any, Any]]:
@@ -90,7 +91,7 @@ class RunSpec(BaseModel):
         return {
             name: values
             for name, values in differences(self._deciding(), other._deciding()).items()
-            if name.split(".")[0] not in ("name", "files", "columns")
+            if name.split(".")[0] not in ("name", "files")
         }
 
     def changed_since(self) -> dict[str, tuple[Any, Any]]:
@@ -112,11 +113,12 @@ class RunSpec(BaseModel):
         return changed
 
     def _deciding(self) -> "RunSpec":
-        """Without what decides nothing: where files lie, and attributes that give nothing but titles."""
+        """Without what decides nothing: where files lie, attributes that are but titles, values that nothing reads."""
         learns = isinstance(self.config, S3RecRunConfig) and self.config.uses_attributes
+        rates = isinstance(self.config, AutoRecRunConfig) and self.config.model.feedback == "explicit"
         changes: dict[str, Any] = {"attributes": None, "by_rule": None, "test": [Path(path.name) for path in self.test]}
-        if not learns:
-            changes["attributes_sha256"] = None
+        changes["attributes_sha256"] = self.attributes_sha256 if learns else None
+        changes["columns"] = Columns(value=self.columns.value if rates else None)
         return self.model_copy(update=changes)
 
 
@@ -326,10 +328,9 @@ class RunFolder:
         spec = self.spec()
         if "events" in spec.data.files:
             raise RunError(f"{self.path} was trained on events of a live store, which cannot be read a second time")
-        interactions = read_interactions(spec.files, columns=spec.columns, max_dropped=spec.config.data.max_dropped)
-        test = None
-        if spec.test:
-            test = read_interactions(spec.test, columns=spec.columns, max_dropped=spec.config.data.max_dropped)
+        most = spec.config.data.max_dropped
+        interactions = read_interactions(spec.files, columns=spec.columns, max_dropped=most)
+        test = read_interactions(spec.test, columns=spec.columns, max_dropped=most) if spec.test else None
         prepared = prepare(
             interactions, spec.config, split=spec.split, held_out=spec.held_out, seed=spec.seed, test=test
         )

@@ -8,9 +8,10 @@ from typing import Any
 import polars as pl
 import pytest
 
+from models.autorec import AutoRecConfig
 from models.s3rec import S3RecConfig
 from training.attributes import Attributes
-from training.config import Config, S3RecRunConfig, load_config
+from training.config import AutoRecRunConfig, Config, S3RecRunConfig, load_config
 from training.interactions import Columns, read_interactions
 from training.presets import settle
 from training.run import Prepared, RunError, RunFolder, RunSpec, data_window, prepare
@@ -116,6 +117,23 @@ def test_attributes_make_another_run_only_where_they_are_learned_from(
     run.begin(s3rec, prepared)
     with pytest.raises(RunError, match="holds another run \\(attributes_sha256"):
         run.begin(s3rec.model_copy(update=other), prepared)
+
+
+def test_other_ratings_of_the_same_rows_make_another_run_where_ratings_are_read(
+    tmp_path: Path, log: Path, spec_of: Callable[..., tuple[RunSpec, Prepared]]
+) -> None:
+    sasrec, prepared = spec_of([log])
+    autorec = sasrec.model_copy(update={"config": AutoRecRunConfig(model=AutoRecConfig())})
+    implicit = sasrec.model_copy(update={"config": AutoRecRunConfig(model=AutoRecConfig(feedback="implicit"))})
+    other = {"columns": Columns(value="stars")}
+    for spec in (sasrec, implicit):
+        assert spec.model_copy(update=other).identity == spec.identity
+        assert spec.model_copy(update=other).differences(spec) == {}
+    assert autorec.model_copy(update=other).identity != autorec.identity
+    run = RunFolder(tmp_path / "run")
+    run.begin(autorec, prepared)
+    with pytest.raises(RunError, match=r"holds another run \(columns\.value None there, 'stars' here"):
+        run.begin(autorec.model_copy(update=other), prepared)
 
 
 def _digest(attributes: Attributes | None) -> str:
