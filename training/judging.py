@@ -49,13 +49,21 @@ def evaluate(
 ) -> None:
     """Judge a run through torch, or a bundle through onnxruntime, on its test part, and print the tables."""
     columns = Columns(user=user_column, item=item_column, timestamp=timestamp_column, value=value_column)
+    bundle = (subject / MANIFEST).is_file()
+    if test and not bundle:
+        raise EvaluationError(
+            f"{subject} is a run, whose test ratings are those held out when it was trained; leave --test out, or "
+            "export it and judge the bundle"
+        )
     if not (data or sampled or against) and is_autorec(subject):
         spec = RunFolder(subject).spec()
         if split not in (None, spec.split):
             raise RunError(f"{subject} was trained on the split {spec.split}; leave --split out or give other --data")
         print_figures(spec.name, judged_again(RunFolder(subject)), terminal(), split=spec.split)
         return
-    if (test or split in RATED) and (subject / MANIFEST).is_file():
+    if (test or split in RATED) and bundle:
+        if sampled or against:
+            raise EvaluationError("single ratings that were held out are not ranked; leave --sampled and --against out")
         _evaluate_ratings(subject, data or [], test or [], columns, split or "file")
         return
     found = assess(subject, data=data or (), columns=columns, split=split, sampled=sampled, against=against)

@@ -110,6 +110,8 @@ def test_a_bundle_predicts_through_onnxruntime_what_its_run_does_through_torch(c
         by_torch = re.findall(r"\d\.\d{4}", command("evaluate", name))
         assert re.findall(r"\d\.\d{4}", judged) == by_torch
         assert len(by_torch) > 10
+    ranked = ("--data", "base.csv", "--test", "test.csv", "--value-column", "rating", "--sampled", "5")
+    assert "are not ranked" in command("evaluate", "artifacts/file", *ranked, status=1)
     flattered = command(
         "evaluate", "artifacts/file", "--data", str(log), "--value-column", "rating", "--split", "random"
     )
@@ -177,6 +179,7 @@ def test_a_test_file_is_what_judges(command: Command, log: Path) -> None:
     assert metrics["test"]["ratings"] == len(rows) - 1200
     assert json.loads(Path("item", "run.json").read_text())["split"] == "file"
     assert f"{metrics['test']['rmse']:.4f}" in command("evaluate", "item")
+    assert "leave --test out" in command("evaluate", "item", "--test", "other.csv", status=1)  # and not ignored
 
 
 def test_an_item_based_run_is_not_exported_but_scores_its_users_in_a_batch(command: Command, log: Path) -> None:
