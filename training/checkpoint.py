@@ -49,7 +49,10 @@ def save(
     average: dict[str, Tensor],
     states: dict[str, Tensor],
 ) -> None:
-    """Write a checkpoint from which a run continues as if it had not stopped; states come from `generators`."""
+    """Write a checkpoint from which a run continues as if it had not stopped; states come from `generators`.
+
+    Raises CheckpointError if it cannot be written; the one before it is left as it is.
+    """
     tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
     tensors |= {f"best/{name}": tensor for name, tensor in best.items()}
     tensors |= {f"average/{name}": tensor for name, tensor in average.items()}
@@ -57,11 +60,17 @@ def save(
         tensors |= {f"optimiser/{number}/{name}": tensor for name, tensor in state.items()}
     tensors |= {f"generator/{name}": state for name, state in states.items()}
     draft = path.with_suffix(".draft")
-    save_file(
-        {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()},
-        draft,
-        metadata={"progress": json.dumps(asdict(progress))},
-    )
+    try:
+        save_file(
+            {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()},
+            draft,
+            metadata={"progress": json.dumps(asdict(progress))},
+        )
+    except SafetensorError as error:  # its word for a full disk
+        draft.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"{path}: cannot be written ({error}); free space there, and the same command goes on from the epoch before"
+        ) from error
     draft.replace(path)
 
 

@@ -2,12 +2,13 @@
 
 import io
 import json
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -317,6 +318,23 @@ def test_a_checkpoint_is_replaced_whole(
     _, fitted, _ = run(tmp_path, tiny_config(epochs=1))
     assert fitted.epochs == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.safetensors", "metrics.jsonl"]
+
+
+def test_a_disk_without_room_for_a_checkpoint_is_named_and_the_last_one_kept(tmp_path: Path) -> None:
+    model = torch.nn.Linear(100, 100)
+    path, states = tmp_path / "checkpoint.safetensors", checkpoint.generators()
+    optimiser = torch.optim.AdamW(model.parameters())
+    progress = checkpoint.Progress("x", 1, 1, 0.5, 1.0, 1, finished=False)
+    checkpoint.save(path, progress, model, optimiser, best={}, average={}, states=states)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))  # bytes of any file of this process
+    try:
+        with pytest.raises(CheckpointError, match=r"checkpoint\.safetensors: cannot be written .*free space"):
+            checkpoint.save(path, replace(progress, epoch=2), model, optimiser, best={}, average={}, states=states)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert checkpoint.read_progress(path).epoch == 1
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_scorer_reads_the_newest_items_of_a_long_history(tiny_config: Callable[..., Config]) -> None:
