@@ -7,7 +7,8 @@ output, never all of it.
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,8 +58,8 @@ def recommend(runtime: Runtime, interactions: Interactions, output: Path, *, k: 
     Items of a user's own history never come back. A user of whose history the model knows nothing gets what is
     popular. Users are in order of their first event; fewer than k rows where fewer items remain. The file appears
     under its name complete or not at all.
-    Raises RecommendError for another suffix, k below 1, a model that gives no finite vector, or ratings that it reads
-    and the log lacks.
+    Raises RecommendError for another suffix, k below 1, a model that gives no finite vector, ratings that it reads
+    and the log lacks, or a file that cannot be written.
     """
     if runtime.reads_values and interactions.frame["value"].is_null().all():
         raise RecommendError(
@@ -199,6 +200,16 @@ def _frame(
     ).with_columns(source=pl.lit(source))
 
 
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pl.exceptions.PolarsError) as error:  # polars has a word of its own for a full disk
+        raise RecommendError(
+            f"{path}: cannot be written ({error}); free space there, or choose another folder"
+        ) from error
+
+
 class _Parts:
     """Rows that come a few at a time, as one file in the end."""
 
@@ -217,24 +228,26 @@ class _Parts:
         """Put everything added so far under the name `output`, replacing what is there."""
         if self._waiting:
             self._write()
-        whole = self._paths[0]
-        if len(self._paths) > 1:
-            whole = self._folder / f"whole{self._suffix}"
-            if self._suffix == ".parquet":
-                pl.scan_parquet(self._paths).sink_parquet(whole)
-            else:
-                with whole.open("wb") as file:
-                    for path in self._paths:
-                        with path.open("rb") as part:
-                            shutil.copyfileobj(part, file)
-        whole.replace(output)
+        with _writing(output):
+            whole = self._paths[0]
+            if len(self._paths) > 1:
+                whole = self._folder / f"whole{self._suffix}"
+                if self._suffix == ".parquet":
+                    pl.scan_parquet(self._paths).sink_parquet(whole)
+                else:
+                    with whole.open("wb") as file:
+                        for path in self._paths:
+                            with path.open("rb") as part:
+                                shutil.copyfileobj(part, file)
+            whole.replace(output)
 
     def _write(self) -> None:
         path = self._folder / f"{len(self._paths):06}{self._suffix}"
         frame = pl.concat(self._waiting)
-        if self._suffix == ".parquet":
-            frame.write_parquet(path)
-        else:
-            frame.write_csv(path, include_header=not self._paths)
+        with _writing(path):
+            if self._suffix == ".parquet":
+                frame.write_parquet(path)
+            else:
+                frame.write_csv(path, include_header=not self._paths)
         self._paths.append(path)
         self._waiting = []

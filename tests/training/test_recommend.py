@@ -1,6 +1,7 @@
 """Batch inference gives every user what the bundle would serve, one user at a time the oracle."""
 
 import io
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -147,3 +148,19 @@ def test_the_command_says_how_fast_it_was(
     assert "users/s" in out
     assert "\r" not in out  # no bar outside a terminal
     assert pl.read_csv(output)["source"].to_list() == ["model", "model", "popular", "popular"]
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv"])
+def test_a_disk_without_room_is_named_and_nothing_is_left(
+    make_bundle: Callable[..., Path], tmp_path: Path, suffix: str
+) -> None:
+    bundle = read_bundle(make_bundle("v1"))
+    (tmp_path / "out").mkdir()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50, limits[1]))  # bytes of any file of this process
+    try:
+        with pytest.raises(RecommendError, match=r"cannot be written .*; free space there"):
+            written(bundle, log({"u": ["i1"], "v": ["i2"]}), tmp_path / "out" / f"top{suffix}")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list((tmp_path / "out").iterdir()) == []
