@@ -10,6 +10,7 @@ from models.manifest import MANIFEST
 from models.registry import Registry
 from models.runtime import Runtime
 from training.assessment import assess
+from training.config import DataConfig, parse_config
 from training.evaluate import EvaluationError
 from training.export import export
 from training.interactions import Columns, read_interactions
@@ -78,8 +79,10 @@ def _evaluate_ratings(folder: Path, data: list[Path], test: list[Path], columns:
         raise EvaluationError(f"{folder} is a bundle, which does not hold its data; name the files with --data")
     runtime = Runtime(read_bundle(folder), device="cpu")
     runtime.replay_golden()
-    tested = read_interactions(test, columns=columns) if test else None
-    figures = judged_bundle(runtime, read_interactions(data, columns=columns), split=split, test=tested)
+    most = _max_dropped(runtime)
+    tested = read_interactions(test, columns=columns, max_dropped=most) if test else None
+    learned = read_interactions(data, columns=columns, max_dropped=most)
+    figures = judged_bundle(runtime, learned, split=split, test=tested)
     console, found = terminal(), figures["test"][RMSE]
     print_figures(folder.name, figures, console, split=split)
     test_figures = runtime.bundle.manifest.metrics.get("test")
@@ -90,6 +93,12 @@ def _evaluate_ratings(folder: Path, data: list[Path], test: list[Path], columns:
             f"({recorded or 'none'}): these ratings are not the ones that were held out "
             "from it, so it may have learned them, and the figures may flatter it"
         )
+
+
+def _max_dropped(runtime: Runtime) -> float:
+    """The share of unusable rows that the bundle's own data was allowed, and so is any other."""
+    config = runtime.bundle.manifest.config
+    return (parse_config(config).data if config else DataConfig()).max_dropped
 
 
 def export_command(
@@ -151,7 +160,7 @@ def recommend_command(
     runtime = Runtime(read_bundle(Registry(artifacts).folder(version)))
     runtime.replay_golden()
     columns = Columns(user=user_column, item=item_column, timestamp=timestamp_column, value=value_column)
-    interactions = read_interactions(data, columns=columns)
+    interactions = read_interactions(data, columns=columns, max_dropped=_max_dropped(runtime))
     console.print(str(interactions.report))
     console.print(f"{output}: {recommend(runtime, interactions, output, k=k, console=console)}")
 

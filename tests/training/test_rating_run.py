@@ -267,6 +267,16 @@ def test_retraining_publishes_a_user_based_autorec_and_refuses_the_other(command
     assert "retrain a user-based one" in command("retrain", *rated, "--config", "item.toml", status=1)
 
 
+def test_a_bundle_takes_as_many_unusable_rows_as_its_own_data_could_have(command: Command, log: Path) -> None:
+    Path("user.toml").write_text(Path("user.toml").read_text() + "[data]\nmax_dropped = 0.2\n")
+    log.write_text(log.read_text() + ",film-1,3,1600000000\n" * 200)
+    train(command, log, "user")
+    command("export", "user", "--version", "v1")
+    rated = ("--data", str(log), "--value-column", "rating")
+    command("recommend", "v1", *rated, "--output", "top.csv")
+    command("evaluate", "artifacts/v1", *rated, "--split", "random")
+
+
 def test_all_pairs_of_activations_are_compared_and_validation_chooses(command: Command, log: Path) -> None:
     out = command("activations", "user.toml", "--data", str(log), "--value-column", "rating", "--output", "pairs")
     lines = [line.strip("| ").split(" | ") for line in Path("pairs/activations.md").read_text().splitlines()[4:]]
