@@ -93,9 +93,7 @@ class Intake:
         accepted = _timed(checked, now_ms)
         earliest_ms = min(event.timestamp_ms for event in accepted)
         if 0 < earliest_ms < _SECONDS:
-            self._warn(
-                "an event has the timestamp %d, in milliseconds before 1974; send no seconds", earliest_ms
-            )
+            self._warn("an event has the timestamp %d, in milliseconds before 1974; send no seconds", earliest_ms)
         try:
             result = await self._writes.submit(accepted)
         except Overloaded as error:
