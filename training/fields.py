@@ -7,6 +7,7 @@ import polars as pl
 
 MAX_TIMESTAMP_MS = 4_133_980_800_000  # 2101-01-01; anything from there on, or before 1970, is no event's time
 _SECONDS_BELOW = 1e11  # as seconds the year 5138, as milliseconds March 1973: no log is near either
+_FIRST_DAY, _LAST_DAY = 19_700_101, 21_001_231  # as seconds, a summer of 1970
 _INSTANT = (
     r"^(\d{4}-\d{2}-\d{2})(?:[Tt ](\d{2}:\d{2})(?::(\d{2}))?(?:[.,](\d{1,9}))?"
     r"\s*(?:[Zz]|([+-])(\d{2})(?::?(\d{2}))?)?)?$"
@@ -53,11 +54,21 @@ def timestamps(source: str, given: pl.Series) -> tuple[pl.Series, pl.Series]:
     factor = 1000.0 if isinstance(median, float) and median < _SECONDS_BELOW else 1.0
     # Past the limit the exact time no longer matters, and an integer may not hold it.
     milliseconds = (finite * factor).round().clip(-1.0, float(MAX_TIMESTAMP_MS)).cast(pl.Int64)
+    days = _days(finite)
+    milliseconds = milliseconds if days is None else days
     infinite = numbers.is_infinite().fill_null(False)
     milliseconds = milliseconds.set(infinite, MAX_TIMESTAMP_MS)
     if text is not None and (present & numbers.is_null()).any():
         milliseconds = milliseconds.zip_with(numbers.is_not_null(), _instants(text))
     return milliseconds, present & milliseconds.is_null() & ~not_a_number
+
+
+def _days(numbers: pl.Series) -> pl.Series | None:
+    """Epoch milliseconds of dates written as numbers, as in 20240131; None unless all are such."""
+    if not _FIRST_DAY <= (numbers.min() or 0) <= (numbers.max() or 0) <= _LAST_DAY or (numbers % 1 != 0).any():  # type: ignore[operator]
+        return None
+    days = numbers.cast(pl.Int64).cast(pl.String).str.to_date("%Y%m%d", strict=False)
+    return None if days.null_count() > numbers.null_count() else days.cast(pl.Datetime("ms")).cast(pl.Int64)
 
 
 def _instants(text: pl.Series) -> pl.Series:

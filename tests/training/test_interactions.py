@@ -437,6 +437,20 @@ def test_the_unit_of_numbers_is_judged_per_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "column", [["20240301", "", "20231231"], [20240301, None, 20231231], [20240301.0, None, 20231231.0]]
+)
+def test_numbers_that_all_are_dates_are_taken_for_them(column: list[object]) -> None:
+    frame = pl.DataFrame({"user_id": ["u"] * 3, "item_id": ["a", "b", "c"], "timestamp": column}, strict=False)
+
+    log = interactions_from_frame(frame, source="events", max_dropped=0.4)
+
+    assert log.frame.select("item_id", "timestamp").rows() == [("c", 1_703_980_800_000), ("a", 1_709_251_200_000)]
+    assert log.report.dropped == {"timestamp missing": 1}
+    other = frame.with_columns(timestamp=pl.Series([20240301, 20240302, 20240399]))
+    assert interactions_from_frame(other, source="events").frame["timestamp"][0] == 20240301_000
+
+
+@pytest.mark.parametrize(
     ("text", "expected"),
     [
         ("2024-03-01", 1_709_251_200_000),
