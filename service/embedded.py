@@ -27,10 +27,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Self
+from typing import Literal, Self
 from urllib.parse import quote
 
-READY_TIMEOUT_S = 30.0  # a long log has to be read back first
+READY_TIMEOUT_S = 30.0  # of silence: for as long as it says that it reads a long log back, it is waited for
 STOP_TIMEOUT_S = 10.0
 LOCK_WAIT_S = 1.0  # the server of a parent killed a moment ago is still writing its last
 LOCKED = 75  # exit status of the launcher: EX_TEMPFAIL of sysexits.h
@@ -176,25 +176,29 @@ class EmbeddedStore:
                 )
             if status is not None:
                 raise EmbeddedStoreError(f"the embedded store stopped with status {status}: {self._log_tail()}")
-            if self._answers(process.pid):
+            state = self._state(process.pid)
+            if state == "ready":
                 return
+            if state == "loading":
+                deadline = time.monotonic() + READY_TIMEOUT_S
             time.sleep(0.01)
         raise EmbeddedStoreError(f"the embedded store was not ready after {READY_TIMEOUT_S:.0f} s: {self._log_tail()}")
 
-    def _answers(self, pid: int) -> bool:
-        """Whether the server is ready, and is ours: another one may still be listening at the same address."""
+    def _state(self, pid: int) -> Literal["silent", "loading", "ready"]:
+        """What the server says. Another one, which may still be listening at the same address, counts as silence."""
         family = socket.AF_UNIX if isinstance(self._address, str) else socket.AF_INET
         try:
             with socket.socket(family) as connection, connection.makefile("rb") as reply:
                 connection.settimeout(1.0)
                 connection.connect(self._address)
                 connection.sendall(b"PING\r\nINFO server\r\n")
-                if not reply.readline().startswith(b"+PONG"):  # while it reads its log back it says -LOADING
-                    return False
+                said = reply.readline()
                 size = int(reply.readline().removeprefix(b"$"))
-                return b"\nprocess_id:%d\r" % pid in reply.read(size)
+                if b"\nprocess_id:%d\r" % pid not in reply.read(size):
+                    return "silent"
+                return "ready" if said.startswith(b"+PONG") else "loading"
         except (OSError, ValueError):
-            return False
+            return "silent"
 
     def _log_tail(self, lines: int = 15) -> str:
         with self._log_path.open("rb") as log:

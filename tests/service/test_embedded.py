@@ -15,6 +15,7 @@ import pytest
 import redis
 
 from models import eventlog
+from service import embedded
 from service.embedded import EmbeddedStore, EmbeddedStoreError
 from service.sequences import Event, SequenceStore, StoreUnavailable
 from tests.service.conftest import KillableStore
@@ -174,6 +175,24 @@ def test_a_server_that_fails_to_start_is_told_with_its_log(folder: Path) -> None
     next((folder / "appendonlydir").glob("*.manifest")).write_text("nonsense")
     with pytest.raises(EmbeddedStoreError, match="manifest"), EmbeddedStore(folder):
         pass
+
+
+def test_a_server_that_reads_a_long_log_back_is_waited_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = folder / "slow"
+    with EmbeddedStore(folder) as store, redis.Redis.from_url(store.url) as client:
+        binary = Path(f"/proc/{store.pid}/exe").resolve()
+        waits = "--key-load-delay 10000 --loading-process-events-interval-bytes 1024"  # ten milliseconds a key
+        slow.write_text(f'#!/bin/sh\nexec {binary} "$@" {waits}\n')
+        slow.chmod(0o700)
+        client.mset({f"key{number}": "x" * 100 for number in range(300)})
+        client.bgrewriteaof()
+        while client.info("persistence")["aof_rewrite_in_progress"]:
+            time.sleep(0.01)
+    monkeypatch.setattr(embedded, "READY_TIMEOUT_S", 2.0)
+    began = time.monotonic()
+    with EmbeddedStore(folder, binary=slow) as store, redis.Redis.from_url(store.url) as client:
+        assert client.dbsize() == 300
+    assert time.monotonic() - began > embedded.READY_TIMEOUT_S
 
 
 def test_a_binary_that_is_not_there_is_named(folder: Path) -> None:
