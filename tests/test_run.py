@@ -84,7 +84,9 @@ def installed(tmp_path: Path) -> Callable[[], list[str]]:
     return installed
 
 
-@pytest.mark.parametrize("arguments", [[], ["help"], ["--help"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["help"], ["--help"], ["setup", "--help"], ["check", "-h"], ["bench", "--help"]]
+)
 def test_help_teaches_every_command(run: Run, arguments: list[str]) -> None:
     result = run(*arguments)
     assert result.returncode == 0
