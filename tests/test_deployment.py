@@ -29,7 +29,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from ruamel.yaml import YAML
 
-from service.settings import Settings
+from service.settings import Settings, load
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPOSE: dict[str, Any] = YAML(typ="safe").load(ROOT / "docker-compose.yml")
@@ -251,6 +251,19 @@ def test_the_service_is_published_on_loopback_alone_which_is_why_it_trusts_its_n
     assert ports == ["127.0.0.1:8000:8000", "127.0.0.1:8001:8000"]  # both can run at once
     assert SERVICES["service"]["environment"]["RECSERVE_TRUSTED_NETWORK"] == "true"
     assert json.loads(SERVICES["service"]["environment"]["RECSERVE_ALLOWED_HOSTS"]) == SERVING
+
+
+def test_a_service_with_keys_starts_without_what_the_compose_file_says_to_take_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    environment = SERVICES["service"]["environment"]
+    text = (ROOT / "docker-compose.yml").read_text()
+    behind = text[text.index("make a key and take both these") :]
+    taken_out = re.findall(r"^  (RECSERVE_\w+):", behind, re.MULTILINE)[:2]
+    assert set(taken_out) == {"RECSERVE_TRUSTED_NETWORK", "RECSERVE_ALLOWED_HOSTS"}
+    for name in environment.keys() - {"RECSERVE_WORKERS", *taken_out}:
+        monkeypatch.setenv(name, environment[name])
+    load({"host": "0.0.0.0"})
 
 
 def test_keys_lie_on_a_volume_that_only_the_service_has_and_its_user_may_write() -> None:
