@@ -77,7 +77,9 @@ def main(arguments: list[str] | None = None) -> int:
     forms = "redis://, rediss://, unix://, redis+cluster:// or redis+sentinel://; see docs/settings.md"
     store.add_argument("--redis", metavar="URL", help=f"sequence store to use: {forms}")
     store.add_argument("--embedded", action="store_true", default=None, help="start a sequence store of its own")
-    serve.add_argument("--data", type=Path, metavar="DIR", help="where the embedded store keeps its files")
+    serve.add_argument(
+        "--data", type=Path, metavar="DIR", help="where the embedded store keeps its files (store, in the artifacts)"
+    )
     serve.add_argument("--keys", type=Path, metavar="DIR", help="where API keys are kept (keys, in the artifacts)")
     serve.add_argument("--device", help="auto, cpu or cuda (auto)")
     serve.add_argument(
@@ -86,7 +88,9 @@ def main(arguments: list[str] | None = None) -> int:
     serve.add_argument("--log-level", help="debug, info, warning or error (info)")
     archive = commands.add_parser("archive", help="move the event log to Parquet files, every few minutes or once")
     archive.add_argument("--redis", metavar="URL", help="store whose log it is (RECSERVE_REDIS)")
-    archive.add_argument("--to", type=Path, metavar="DIR", help="folder of the archive, one for each store")
+    archive.add_argument(
+        "--to", type=Path, metavar="DIR", help="folder, one for each store (archive, in the artifacts)"
+    )
     archive.add_argument("--every", type=float, default=300, metavar="S", help="seconds between two moves (300)")
     archive.add_argument("--once", action="store_true", help="move what is there, and end")
     archive.add_argument("--compact", action="store_true", help="with --once: drop repeats and erased users as well")
