@@ -1,5 +1,6 @@
 """What /metrics counts, from the outside."""
 
+import re
 import socket
 import time
 from collections.abc import Callable
@@ -10,6 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from reliability.wire import request
+from service.metrics import Metrics
 
 
 @pytest.fixture
@@ -27,6 +29,16 @@ def values(client: httpx.Client) -> dict[str, float]:
         for family in families
         for sample in family.samples
     }
+
+
+def test_the_page_for_operators_has_every_metric_and_no_other() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "operating.md").read_text(encoding="utf-8")
+    suffixes = {"counter": "_total", "info": "_info"}
+    families = [family for family in Metrics().registry.collect() if not family.name.endswith("_created")]
+    assert set(re.findall(r"^\| `(recserve_\w+)`", page, re.MULTILINE)) == {
+        family.name + suffixes.get(family.type, "") for family in families
+    }
+    assert set(re.findall(r"recserve_\w+", page)) <= {*re.findall(r"^\| `(recserve_\w+)`", page, re.MULTILINE)}
 
 
 def test_requests_are_counted_by_route_and_status(client: httpx.Client) -> None:
