@@ -184,14 +184,14 @@ def test_a_server_that_reads_a_long_log_back_is_waited_for(folder: Path, monkeyp
         waits = "--key-load-delay 10000 --loading-process-events-interval-bytes 1024"  # ten milliseconds a key
         slow.write_text(f'#!/bin/sh\nexec {binary} "$@" {waits}\n')
         slow.chmod(0o700)
-        client.mset({f"key{number}": "x" * 100 for number in range(300)})
+        client.mset({f"key{number}": "x" * 100 for number in range(450)})
         client.bgrewriteaof()
         while client.info("persistence")["aof_rewrite_in_progress"]:
             time.sleep(0.01)
-    monkeypatch.setattr(embedded, "READY_TIMEOUT_S", 2.0)
+    monkeypatch.setattr(embedded, "READY_TIMEOUT_S", 4.0)
     began = time.monotonic()
     with EmbeddedStore(folder, binary=slow) as store, redis.Redis.from_url(store.url) as client:
-        assert client.dbsize() == 300
+        assert client.dbsize() == 450
     assert time.monotonic() - began > embedded.READY_TIMEOUT_S
 
 
