@@ -84,9 +84,17 @@ class Metrics:
         self._waiting.set_function(waiting)
         self.healthy = healthy
 
-    async def text(self) -> bytes:
-        """Prometheus's text format, of all workers. Raises TimeoutError if their counts do not come."""
-        return generate_latest(self.registry) if self._totals is None else await self._totals()
+    async def text(self, log_fill: float | None) -> bytes:
+        """Prometheus's text format, of all workers; the store's log, if it is known how full it is, counts once.
+
+        Raises TimeoutError if the workers' counts do not come.
+        """
+        of_workers = generate_latest(self.registry) if self._totals is None else await self._totals()
+        of_store = CollectorRegistry()
+        if log_fill is not None:
+            said = "What share of its room the fullest part of the event log takes"
+            Gauge("recserve_log_fill_ratio", said, registry=of_store).set(log_fill)
+        return of_workers + generate_latest(of_store)
 
 
 class Observation:

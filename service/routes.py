@@ -1,6 +1,7 @@
 """The routes of the framework: those of operators, and the documentation of the hot ones, which hot.py answers."""
 
 import asyncio
+import contextlib
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -275,8 +276,11 @@ async def readyz(request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     """Counts and times of all workers, in Prometheus's text format."""
     services: Services = request.app.state.services
+    log_fill = None
+    with contextlib.suppress(StoreUnavailable):
+        log_fill = await services.store.log_fill()
     try:
-        text = await services.metrics.text()
+        text = await services.metrics.text(log_fill)
     except TimeoutError as error:
         raise unavailable("totals_unavailable", "the supervisor of the workers did not answer in time") from error
     return Response(text, media_type=prometheus.CONTENT_TYPE)

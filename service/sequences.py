@@ -6,6 +6,7 @@ and the log cannot disagree with it.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 import math
@@ -18,7 +19,7 @@ from typing import Any, Self
 
 import msgpack
 
-from models.eventlog import SEQUENCE_TYPES, encode, log_key, partition_of
+from models.eventlog import PARTITIONS, SEQUENCE_TYPES, encode, log_key, partition_of
 from models.eventlog import LoggedEvent as Event
 from service.connection import Connection, Script, StoreUnavailable
 
@@ -172,9 +173,17 @@ class SequenceStore:
             for timestamp_ms, event_id, item_id, type_, number in zip(*[iter(flat)] * STRIDE, strict=True)
         ]
 
+    async def log_fill(self) -> float:
+        """What share of its room the fullest partition of the event log takes: 0 to 1, or a little above."""
+        lengths = await asyncio.gather(*(self._log_length(log_key(partition)) for partition in range(PARTITIONS)))
+        return max(lengths) / self.settings.log_max_events
+
     async def ping(self) -> None:
         """Return if the server answers within the timeout of a read, and raise StoreUnavailable if not."""
         await self.connection.ping()
+
+    async def _log_length(self, key: str) -> int:
+        return int(await self.connection.read(key.encode(), lambda client: client.xlen(key)))
 
     def _append_call(self, user_id: str, events: list[Event]) -> tuple[Any, ...]:
         """Keys and arguments of the script for one user."""

@@ -1,5 +1,6 @@
 """What /metrics counts, from the outside."""
 
+import asyncio
 import re
 import socket
 import time
@@ -33,12 +34,33 @@ def values(client: httpx.Client) -> dict[str, float]:
 
 def test_the_page_for_operators_has_every_metric_and_no_other() -> None:
     page = (Path(__file__).parents[2] / "docs" / "operating.md").read_text(encoding="utf-8")
-    suffixes = {"counter": "_total", "info": "_info"}
-    families = [family for family in Metrics().registry.collect() if not family.name.endswith("_created")]
-    assert set(re.findall(r"^\| `(recserve_\w+)`", page, re.MULTILINE)) == {
-        family.name + suffixes.get(family.type, "") for family in families
+    text = asyncio.run(Metrics().text(log_fill=0.0)).decode()
+    names = {
+        family.name + ("_total" if family.type == "counter" else "")
+        for family in text_string_to_metric_families(text)
+        if not family.name.endswith("_created")
     }
+    assert set(re.findall(r"^\| `(recserve_\w+)`", page, re.MULTILINE)) == names
     assert set(re.findall(r"recserve_\w+", page)) <= {*re.findall(r"^\| `(recserve_\w+)`", page, re.MULTILINE)}
+
+
+def test_it_says_how_full_the_log_is(
+    start_service: Callable[..., httpx.Client], make_bundle: Callable[..., Path], store_url: str
+) -> None:
+    make_bundle("v1")
+    client = start_service(store_url, log_max_events=1600)  # 100 in each part
+    assert values(client)["recserve_log_fill_ratio"] == 0
+    events = [{"user_id": "ann", "item_id": "i1", "event_id": f"e{number}"} for number in range(25)]
+    assert client.post("/events", json={"events": events}).json()["accepted"] == 25
+    assert values(client)["recserve_log_fill_ratio"] == 0.25
+
+
+def test_a_log_that_cannot_be_looked_at_is_left_out(
+    start_service: Callable[..., httpx.Client], make_bundle: Callable[..., Path]
+) -> None:
+    make_bundle("v1")
+    client = start_service("redis://127.0.0.1:1")
+    assert "recserve_log_fill_ratio" not in values(client)
 
 
 def test_requests_are_counted_by_route_and_status(client: httpx.Client) -> None:
