@@ -119,7 +119,8 @@ def _machine() -> str:
 
 
 def _figure(finding: Finding) -> str:
-    return f"{finding.figure:,.6g}{' ' if finding.unit else ''}{finding.unit}"
+    shown = f"{finding.figure:,.0f}" if finding.figure % 1 == 0 else f"{finding.figure:,.6g}"  # a count in full
+    return f"{shown}{' ' if finding.unit else ''}{finding.unit}"
 
 
 def _met(met: bool) -> str:

@@ -52,11 +52,13 @@ def test_an_error_is_a_promise_not_kept_and_what_cannot_be_tried_is_said() -> No
 
 def test_the_record_has_what_the_page_has() -> None:
     promise = Promise("c", "Kills", lambda full, folder: [])
-    outcome = Outcome(promise, (Finding("lost", 3, most=0), Finding("sent", 10_000, least=10_000)), seconds=1.0)
+    outcome = Outcome(promise, (Finding("lost", 3, most=0), Finding("sent", 1_272_093, least=10_000)), seconds=1.0)
     (of,) = report.record([outcome], full=True)["promises"]
     assert of["kept"] is False
     assert [finding["met"] for finding in of["findings"]] == [False, True]
-    assert "| lost | 3 | at most 0 | **no** |" in report.page([outcome], command="x")
+    page = report.page([outcome], command="x")
+    assert "| lost | 3 | at most 0 | **no** |" in page
+    assert "| sent | 1,272,093 | at least 10,000 | yes |" in page
 
 
 def test_what_is_tried_again_takes_its_place_beside_what_was_found_before(tmp_path: Path) -> None:
