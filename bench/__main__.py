@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _peers_python() -> Path:
-    return Path(os.environ.get("RECSERVE_PEERS") or ".venv-peers-serving/bin/python")
+    return Path(os.environ.get("BENCH_PEERS") or ".venv-peers-serving/bin/python")
 
 
 def _serving(plan: Plan, output: Path) -> int:

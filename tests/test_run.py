@@ -92,7 +92,7 @@ def test_help_teaches_every_command(run: Run, arguments: list[str]) -> None:
     assert result.returncode == 0
     for command in COMMANDS:
         assert re.search(rf"^  \./run {command}\b", result.stdout, re.MULTILINE), command
-    for variable in ["PYTHON", "TORCH_INDEX", "PIP_FIND_LINKS", "RECSERVE_PEERS"]:
+    for variable in ["PYTHON", "TORCH_INDEX", "PIP_FIND_LINKS", "BENCH_PEERS"]:
         assert variable in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 120
 
@@ -268,7 +268,7 @@ def test_a_peer_that_does_not_install_is_named_and_tried_again(run: Run, install
 def test_no_peers_are_installed_where_some_are_named_or_none_is_wanted(run: Run, project: Path) -> None:
     run("bench", "training")
     run("bench", "data", "--peers")
-    run("bench", "training", "--peers", RECSERVE_PEERS="/elsewhere/bin/python")
+    run("bench", "training", "--peers", BENCH_PEERS="/elsewhere/bin/python")
     assert not (project / ".venv-peers").exists()
 
 

@@ -85,7 +85,7 @@ def bench(
     *,
     peers: Annotated[bool, typer.Option("--peers", help="Training beside RecTools and RecBole; six minutes.")] = False,
     peers_python: Annotated[
-        Path, typer.Option(metavar="PATH", envvar="RECSERVE_PEERS", help="The Python that has them.")
+        Path, typer.Option(metavar="PATH", envvar="BENCH_PEERS", help="The Python that has them.")
     ] = Path(".venv-peers/bin/python"),
     items: Annotated[
         list[int] | None, typer.Option(help="Size of a catalogue. Repeat.  \\[default: 12000, 100000, 1000000]", min=10)

@@ -42,7 +42,7 @@ def test_what_does_not_run_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureF
 
 @pytest.mark.slow
 def test_the_peers_are_measured_beside_it(tmp_path: Path) -> None:
-    python = Path(os.environ.get("RECSERVE_PEERS") or ".venv-peers-serving/bin/python")
+    python = Path(os.environ.get("BENCH_PEERS") or ".venv-peers-serving/bin/python")
     if not python.is_file():
         pytest.skip(f"there is no {python} with the peers; ./run bench serving --peers makes one")
     assert main(["serving", "--quick", "--peers", "--output", str(tmp_path)]) == 0
@@ -53,5 +53,5 @@ def test_the_peers_are_measured_beside_it(tmp_path: Path) -> None:
 
 
 def test_peers_that_are_not_there_are_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("RECSERVE_PEERS", str(tmp_path / "python"))
+    monkeypatch.setenv("BENCH_PEERS", str(tmp_path / "python"))
     assert main(["serving", "--peers", "--output", str(tmp_path)]) == 1

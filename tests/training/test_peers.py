@@ -111,7 +111,7 @@ def test_an_interpreter_that_is_not_there_is_refused_before_anything_is_trained(
 
 @pytest.mark.slow
 def test_the_real_peers_are_measured() -> None:
-    python = Path(os.environ.get("RECSERVE_PEERS", ROOT / ".venv-peers/bin/python"))
+    python = Path(os.environ.get("BENCH_PEERS", ROOT / ".venv-peers/bin/python"))
     if not python.is_file():
         pytest.skip(f"there is no {python} with RecTools and RecBole; ./run bench training --peers makes one")
     bench = bench_peers(python, 4000.0, rounds=1, seconds=0.1, scale=0.02)
