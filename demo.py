@@ -16,7 +16,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +56,12 @@ def main() -> int:
         if not options.skip_train:
             make_bundle(options)
         titles = read_titles(options.artifacts)
-        with service(options) as url:
+        with service(options) as (url, wait):
             tell_story(url, titles)
             print(where_next(url, call(url, "GET", "/models")["champion"]), flush=True)
             if not options.exit:
                 print("\nServing until Ctrl-C.", flush=True)
-                signal.pause()
+                wait()
     except KeyboardInterrupt:
         print("\nStopped.")
     except subprocess.CalledProcessError as error:
@@ -118,8 +118,8 @@ def refuse_taken(port: int) -> None:
 
 
 @contextlib.contextmanager
-def service(options: argparse.Namespace) -> Iterator[str]:
-    """The service, ready to answer; stopped with everything it started when the block ends."""
+def service(options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], None]]]:
+    """The service, ready to answer, and what waits for its end, which is an error; stopped when the block ends."""
     refuse_taken(options.port)  # again: a stranger that came meanwhile would answer for ours
     command = ["-m", "service", "serve", "--port", str(options.port), "--artifacts", str(options.artifacts)]
     environment = dict(os.environ)
@@ -135,9 +135,14 @@ def service(options: argparse.Namespace) -> Iterator[str]:
         process = subprocess.Popen(  # noqa: S603 - our own program
             [sys.executable, *command], stdout=output, stderr=output, env=environment, process_group=0
         )
+
+    def wait() -> None:
+        process.wait()
+        raise DemoError(f"the service ended; its log ({log}) ends with:\n{tail_of(log)}")
+
     try:
         wait_until_ready(url, process, log)
-        yield url
+        yield url, wait
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # an impatient second Ctrl-C must not leave the service behind
         process.terminate()
@@ -153,9 +158,12 @@ def wait_until_ready(url: str, process: "subprocess.Popen[bytes]", log: Path) ->
             if process.poll() is None:
                 return
         time.sleep(0.05)
-    tail = "\n".join(log.read_text(encoding="utf-8").splitlines()[-5:])
     state = "ended" if process.poll() is not None else f"was not ready within {READY_WITHIN_S} s"
-    raise DemoError(f"the service {state}; its log ({log}) ends with:\n{tail}")
+    raise DemoError(f"the service {state}; its log ({log}) ends with:\n{tail_of(log)}")
+
+
+def tail_of(log: Path) -> str:
+    return "\n".join(log.read_text(encoding="utf-8").splitlines()[-5:])
 
 
 def call(url: str, method: str, path: str, body: object = None) -> Any:

@@ -110,6 +110,21 @@ def test_ctrl_c_leaves_no_process_behind(artifacts: Path) -> None:
     assert left == []
 
 
+def test_a_service_that_ends_ends_the_demo(artifacts: Path) -> None:
+    command = demo(artifacts, "--skip-train")
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        for line in process.stdout:
+            if "Serving until" in line:
+                break
+        (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(child), signal.SIGKILL)
+        assert process.wait(20) == 1
+        assert "error: the service ended; its log" in process.stderr.read()
+
+
 def test_a_strangers_service_on_the_port_is_left_alone(artifacts: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
