@@ -231,21 +231,19 @@ class RunFolder:
             (self.path / "attributes.json").unlink(missing_ok=True)
         self._write_json(RUN, spec.model_dump(mode="json"), indent=2)  # last: what it describes is there
 
-    def keep_neighbours(self, neighbours: Neighbours) -> None:
-        """Write what is blended into the model's scores. Call before `finish`."""
-        np.save(self.path / NEIGHBOURS, neighbours.items, allow_pickle=False)
-        np.save(self.path / AFFINITIES, neighbours.affinities, allow_pickle=False)
+    def keep_neighbours(self, neighbours: Neighbours | None) -> None:
+        """Write what is blended into the model's scores, instead of what was. Call before `finish`."""
+        for name in (NEIGHBOURS, AFFINITIES):
+            (self.path / name).unlink(missing_ok=True)
+        if neighbours is not None:
+            np.save(self.path / NEIGHBOURS, neighbours.items, allow_pickle=False)
+            np.save(self.path / AFFINITIES, neighbours.affinities, allow_pickle=False)
 
     def neighbours(self) -> Neighbours | None:
         """What is blended into the model's scores, or None."""
-        paths = self.path / NEIGHBOURS, self.path / AFFINITIES
-        if not all(path.exists() for path in paths):
+        if not all((self.path / name).exists() for name in (NEIGHBOURS, AFFINITIES)):
             return None
-        try:
-            items, affinities = (np.load(path, allow_pickle=False) for path in paths)
-            return Neighbours(items, affinities)
-        except (OSError, ValueError) as error:
-            raise RunError(f"{paths[0]} or {paths[1].name} is damaged ({error}); {_AGAIN}") from error
+        return Neighbours(self._load(NEIGHBOURS), self._load(AFFINITIES))
 
     def finish(self, metrics: dict[str, object]) -> None:
         """Write metrics.json, which makes the run a finished one."""
@@ -313,11 +311,8 @@ class RunFolder:
         return self._read_json("vocabulary.json")  # type: ignore[no-any-return]
 
     def popularity(self) -> NDArray[np.float32]:
-        """Train interactions of every item row."""
-        try:
-            return np.load(self.path / "popularity.npy", allow_pickle=False)  # type: ignore[no-any-return]
-        except (OSError, ValueError) as error:
-            raise RunError(f"{self.path / 'popularity.npy'} is damaged ({error}); {_AGAIN}") from error
+        """Train interactions of every item row, float32 (items + 1,)."""
+        return self._load("popularity.npy")  # type: ignore[no-any-return]
 
     def attributes(self) -> dict[str, list[Any]] | None:
         """Attribute columns by name, one entry an item row, or None."""
@@ -329,14 +324,18 @@ class RunFolder:
         if "events" in spec.data.files:
             raise RunError(f"{self.path} was trained on events of a live store, which cannot be read a second time")
         most = spec.config.data.max_dropped
-        interactions = read_interactions(spec.files, columns=spec.columns, max_dropped=most)
+        log = read_interactions(spec.files, columns=spec.columns, max_dropped=most)
         test = read_interactions(spec.test, columns=spec.columns, max_dropped=most) if spec.test else None
-        prepared = prepare(
-            interactions, spec.config, split=spec.split, held_out=spec.held_out, seed=spec.seed, test=test
-        )
+        prepared = prepare(log, spec.config, split=spec.split, held_out=spec.held_out, seed=spec.seed, test=test)
         if data_window([*spec.files, *spec.test], prepared) != spec.data:
             raise RunError(f"{self.path}: the data files are not those the run was trained on (their sha256 differ)")
         return prepared
+
+    def _load(self, name: str) -> Any:
+        try:
+            return np.load(self.path / name, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise RunError(f"{self.path / name} is damaged ({error}); {_AGAIN}") from error
 
     def _read_json(self, name: str) -> Any:
         try:

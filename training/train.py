@@ -53,8 +53,7 @@ def train(spec: RunSpec, prepared: Prepared, folder: Path, console: Console, pro
     if spec.config.blend.neighbours:
         blend = choose_blend(ModelScorer(model), prepared.split.train, prepared.split.validation, items)
         console.print(str(blend))
-        if blend.neighbours is not None:
-            run.keep_neighbours(blend.neighbours)
+        run.keep_neighbours(blend.neighbours)
     metrics = judge(ModelScorer(model), blend, beside, prepared) | _course(fitted, before)
     run.finish(metrics)
     plot_curves(run.epochs(), folder / "curves.png", METRIC)

@@ -5,10 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 
 from models.autorec import AutoRecConfig
+from models.neighbours import Neighbours
 from models.s3rec import S3RecConfig
 from training.attributes import Attributes
 from training.config import AutoRecRunConfig, Config, S3RecRunConfig, load_config
@@ -178,8 +180,17 @@ def test_a_line_torn_by_a_kill_is_no_epoch(tmp_path: Path) -> None:
 def test_damaged_neighbours_are_named(tmp_path: Path) -> None:
     for name in ("neighbours.npy", "affinities.npy"):
         (tmp_path / name).write_bytes(b"not an array")
-    with pytest.raises(RunError, match=r"neighbours\.npy or affinities\.npy is damaged"):
+    with pytest.raises(RunError, match=r"neighbours\.npy is damaged"):
         RunFolder(tmp_path).neighbours()
+
+
+def test_neighbours_that_are_no_longer_blended_in_do_not_stay(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.keep_neighbours(Neighbours(np.zeros((3, 1), np.int32), np.zeros((3, 1), np.float32)))
+    assert run.neighbours() is not None
+    run.keep_neighbours(None)
+    assert run.neighbours() is None
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_moved_file_is_the_same_run_and_other_content_is_not(
