@@ -50,12 +50,12 @@ def timestamps(source: str, given: pl.Series) -> tuple[pl.Series, pl.Series]:
         numbers = given.cast(pl.Float64)
     not_a_number = numbers.is_nan().fill_null(False)
     finite = numbers.set(~numbers.is_finite().fill_null(False), None)
-    median = finite.abs().median()
-    factor = 1000.0 if isinstance(median, float) and median < _SECONDS_BELOW else 1.0
-    # Past the limit the exact time no longer matters, and an integer may not hold it.
-    milliseconds = (finite * factor).round().clip(-1.0, float(MAX_TIMESTAMP_MS)).cast(pl.Int64)
-    days = _days(finite)
-    milliseconds = milliseconds if days is None else days
+    milliseconds = _days(finite)
+    if milliseconds is None:
+        median = finite.abs().median()
+        factor = 1000.0 if isinstance(median, float) and median < _SECONDS_BELOW else 1.0
+        # Past the limit the exact time no longer matters, and an integer may not hold it.
+        milliseconds = (finite * factor).round().clip(-1.0, float(MAX_TIMESTAMP_MS)).cast(pl.Int64)
     infinite = numbers.is_infinite().fill_null(False)
     milliseconds = milliseconds.set(infinite, MAX_TIMESTAMP_MS)
     if text is not None and (present & numbers.is_null()).any():

@@ -1,0 +1,94 @@
+"""What counts as an id, a moment or a number, whichever kind of file a column came from."""
+
+import datetime
+from pathlib import Path
+
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.training.logs import SECOND, written
+from training.interactions import InteractionsError, interactions_from_frame, read_interactions
+
+
+@pytest.mark.parametrize("bad", [2.5, float("nan"), float("inf"), 2.0**60])
+def test_a_fraction_is_no_id(bad: float) -> None:
+    frame = pl.DataFrame({"user_id": [3.0, bad], "item_id": [1, 2]})
+
+    log = interactions_from_frame(frame, source="events", max_dropped=0.5)
+
+    assert log.frame["user_id"].to_list() == ["3"]
+    assert log.report.dropped == {"user id of a wrong type": 1}
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        pl.DataFrame({"user_id": [[1]], "item_id": ["i"]}),
+        pl.DataFrame({"user_id": ["u"], "item_id": [True]}),
+        pl.DataFrame({"user_id": ["u"], "item_id": ["i"], "timestamp": [True]}),
+        pl.DataFrame({"user_id": ["u"], "item_id": ["i"], "value": [[1.0]]}),
+    ],
+)
+def test_a_column_whose_type_cannot_hold_it_is_refused(tmp_path: Path, frame: pl.DataFrame) -> None:
+    path = tmp_path / "log.parquet"
+    frame.write_parquet(path)
+
+    with pytest.raises(InteractionsError, match=r"log\.parquet: the \w+ column is"):
+        read_interactions([path])
+
+
+def test_the_unit_of_numbers_is_judged_per_file(tmp_path: Path) -> None:
+    seconds = written(tmp_path / "s.csv", f"user_id,item_id,timestamp\nu,a,{SECOND}\nu,b,{SECOND}.25\n")
+    milliseconds = written(tmp_path / "ms.csv", f"user_id,item_id,timestamp\nu,c,{SECOND}500\n")
+
+    log = read_interactions([seconds, milliseconds])
+
+    assert log.frame["timestamp"].to_list() == [SECOND * 1000, SECOND * 1000 + 250, SECOND * 1000 + 500]
+
+
+@pytest.mark.parametrize(
+    "column", [["20240301", "", "20231231"], [20240301, None, 20231231], [20240301.0, None, 20231231.0]]
+)
+def test_numbers_that_all_are_dates_are_taken_for_them(column: list[object]) -> None:
+    frame = pl.DataFrame({"user_id": ["u"] * 3, "item_id": ["a", "b", "c"], "timestamp": column}, strict=False)
+
+    log = interactions_from_frame(frame, source="events", max_dropped=0.4)
+
+    assert log.frame.select("item_id", "timestamp").rows() == [("c", 1_703_980_800_000), ("a", 1_709_251_200_000)]
+    assert log.report.dropped == {"timestamp missing": 1}
+    other = frame.with_columns(timestamp=pl.Series([20240301, 20240302, 20240399]))
+    assert interactions_from_frame(other, source="events").frame["timestamp"][0] == 20240301_000
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2024-03-01", 1_709_251_200_000),
+        ("2024-03-01T12:30:00Z", 1_709_296_200_000),
+        ("2024-03-01t12:30:00z", 1_709_296_200_000),
+        ("2024-03-01 12:30", 1_709_296_200_000),
+        ("2024-03-01T12:30:00.5+02:00", 1_709_289_000_500),
+        ("2024-03-01T12:30:00.123456-0530", 1_709_316_000_123),
+        ("2024-03-01 12:30:00.5+02", 1_709_289_000_500),  # as PostgreSQL writes it
+        ("1709296200", 1_709_296_200_000),
+    ],
+)
+def test_times_are_read_as_rfc_3339_or_numbers_even_mixed(text: str, expected: int) -> None:
+    frame = pl.DataFrame({"user_id": ["u", "u"], "item_id": ["a", "b"], "timestamp": [text, "4102444800"]})
+
+    assert interactions_from_frame(frame, source="events").frame["timestamp"][0] == expected
+
+
+@given(
+    st.datetimes(datetime.datetime(1970, 1, 2), datetime.datetime(2100, 12, 30)),
+    st.integers(-14 * 60, 14 * 60),
+)
+def test_any_rfc_3339_time_is_the_moment_the_standard_library_says(moment: datetime.datetime, offset: int) -> None:
+    aware = moment.replace(tzinfo=datetime.timezone(datetime.timedelta(minutes=offset)))
+    frame = pl.DataFrame({"user_id": ["u"], "item_id": ["i"], "timestamp": [aware.isoformat()]})
+
+    epoch = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+    expected = (aware - epoch) // datetime.timedelta(milliseconds=1)
+    assert interactions_from_frame(frame, source="events").frame["timestamp"][0] == expected
