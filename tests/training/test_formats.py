@@ -131,7 +131,7 @@ def test_sequences_may_have_their_times_beside_them(tmp_path: Path, name: str) -
 
 @pytest.mark.parametrize("line", [f"2\t12 13\t{SECOND}", f"2\t12\t{SECOND} {SECOND}", "2\t12", f"2\t12\t{SECOND}\tx"])
 def test_a_sequence_without_a_time_for_each_item_is_refused_by_its_line(tmp_path: Path, line: str) -> None:
-    with pytest.raises(InteractionsError, match="line 2 "):
+    with pytest.raises(InteractionsError, match="line 2, not counting"):
         read_interactions([written(tmp_path / "log.tsv", f"1\t10 11\t{SECOND} {SECOND + 2}\n{line}\n")])
 
 
