@@ -214,7 +214,8 @@ def read_timed_sequences(path: Path) -> pl.DataFrame:
         row = int(wrong.arg_max() or 0)
         raise FormatError(
             f"{path}: line {row + 1:,}, not counting blank ones, has {items[row] or 0} items and "
-            f"{times[row] or 0} times in {len(parts[row])} columns; every line must be a user, the items and as many times, between tabs"
+            f"{times[row] or 0} times in {len(parts[row])} columns; "
+            "every line must be a user, the items and as many times, between tabs"
         )
     return frame.explode("item", "timestamp")
 
