@@ -8,7 +8,7 @@ models/draft.py writes bundles.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from models.manifest import (
     INPUTS,
     ITEMS,
     MANIFEST,
+    MAPPED_VOCABULARY,
     NEIGHBOURS,
     OPTIONAL,
     POPULARITY,
@@ -45,6 +46,7 @@ from models.manifest import (
 from models.neighbours import Neighbours
 from models.scan import Quantised
 from models.sequence import PADDING
+from models.vocabulary import Ids, MappedIndex, opened
 
 GOLDEN_ARRAYS: dict[str, tuple[type[np.number[Any]], Shape]] = {
     "sequences": (np.int64, (None, None)),
@@ -88,8 +90,8 @@ class Bundle:
     folder: Path
     manifest: Manifest
     items: NDArray[np.float32]
-    ids: list[str]
-    index_of: dict[str, int]
+    ids: Ids
+    index_of: Mapping[str, int]
     popularity: NDArray[np.float32]
     attributes: Mapping[str, list[Any]] | None
     golden: Golden
@@ -110,9 +112,18 @@ class Bundle:
     def ranker(self) -> Path:
         return self.folder / RANKER
 
+    def rows_of(self, ids: Sequence[str]) -> NDArray[np.int64]:
+        """The row of each id, PADDING for one that this model does not know: int64 (ids,)."""
+        if isinstance(self.index_of, MappedIndex):
+            return self.index_of.rows(ids)
+        return np.array([self.index_of.get(one, PADDING) for one in ids], np.int64)
+
     def indices(self, history: list[str]) -> NDArray[np.int64]:
         """Item indices of the ids this model knows, in order; the others are left out."""
-        return np.array([index for index in map(self.index_of.get, history) if index is not None], np.int64)
+        if isinstance(self.index_of, MappedIndex):
+            rows = self.index_of.rows(history)
+            return np.extract(rows != PADDING, rows)
+        return np.array(list(filter(None, map(self.index_of.get, history))), np.int64)  # every request comes by here
 
 
 def read_bundle(folder: Path) -> Bundle:
@@ -126,12 +137,7 @@ def read_bundle(folder: Path) -> Bundle:
     popularity = load_array(folder / POPULARITY, np.float32, (rows,))
     if popularity.min() < 0:
         raise BundleError(f"{folder / POPULARITY}: holds {popularity.min()}, a count of interactions is 0 or more")
-    ids = _load_ids(folder / VOCABULARY, rows)
-    index_of = {item: row for row, item in enumerate(ids) if row != PADDING}
-    if ids[PADDING] != "" or "" in index_of:
-        raise BundleError(f"{folder / VOCABULARY}: the id of row {PADDING}, and of no other row, must be empty")
-    if len(index_of) != manifest.items:
-        raise BundleError(f"{folder / VOCABULARY}: {manifest.items - len(index_of)} ids occur twice")
+    ids, index_of = _load_vocabulary(folder, manifest)
     attributes = _load_attributes(folder / ATTRIBUTES, rows) if ATTRIBUTES in manifest.files else None
     golden = _load_golden(folder / GOLDEN, manifest)
     neighbours = _load_neighbours(folder, manifest)
@@ -202,7 +208,30 @@ def _load_quantised(folder: Path, manifest: Manifest) -> Quantised | None:
     return Quantised(items, scales)
 
 
-def _load_ids(path: Path, rows: int) -> list[str]:
+def _load_vocabulary(folder: Path, manifest: Manifest) -> tuple[Ids, Mapping[str, int]]:
+    """Ids by row and rows by id, of whichever of its two forms the bundle has."""
+    kinds: tuple[type[np.number[Any]], ...] = (np.uint8, np.int64, np.uint64, np.int32)
+    found = {VOCABULARY, *MAPPED_VOCABULARY} & set(manifest.files)
+    if found not in ({VOCABULARY}, set(MAPPED_VOCABULARY)):
+        raise BundleError(
+            f"{folder}: has {_listed(found) or 'no ids'}; {VOCABULARY} or all of the ids' arrays belong there"
+        )
+    if VOCABULARY in found:
+        return _load_ids(folder / VOCABULARY, manifest.items + 1)
+    text, ends, digests, rows = (
+        load_array(folder / name, kind, (None,), mapped=True)
+        for name, kind in zip(MAPPED_VOCABULARY, kinds, strict=True)
+    )
+    where = folder / MAPPED_VOCABULARY[0]
+    if len(rows) != manifest.items:
+        raise BundleError(f"{where}: holds {len(rows)} ids, manifest says {manifest.items}")
+    try:
+        return opened(text, ends, digests, rows)
+    except ValueError as error:
+        raise BundleError(f"{where} and the arrays beside it: {error}") from error
+
+
+def _load_ids(path: Path, rows: int) -> tuple[list[str], dict[str, int]]:
     _, ids = read_json(path, _SPARE_BYTES + rows * _ID_BYTES)
     if not isinstance(ids, list) or len(ids) != rows or not all(isinstance(item, str) for item in ids):
         raise BundleError(f"{path}: must be a list of {rows} ids, one a row")
@@ -210,7 +239,12 @@ def _load_ids(path: Path, rows: int) -> list[str]:
         "".join(ids).encode()
     except UnicodeEncodeError as error:
         raise BundleError(f"{path}: holds an id that is no text and could not be sent: {error}") from error
-    return ids
+    index_of = {item: row for row, item in enumerate(ids) if row != PADDING}
+    if ids[PADDING] != "" or "" in index_of:
+        raise BundleError(f"{path}: the id of row {PADDING}, and of no other row, must be empty")
+    if len(index_of) != rows - 1:
+        raise BundleError(f"{path}: {rows - 1 - len(index_of)} ids occur twice")
+    return ids, index_of
 
 
 def _load_attributes(path: Path, rows: int) -> dict[str, list[Any]]:

@@ -22,6 +22,7 @@ from models.manifest import (
     INPUTS,
     ITEMS,
     MANIFEST,
+    MAPPED_VOCABULARY,
     NEIGHBOURS,
     POPULARITY,
     QUANTISED,
@@ -35,6 +36,7 @@ from models.manifest import (
 )
 from models.neighbours import Neighbours
 from models.scan import Quantised
+from models.vocabulary import MAPPED_FROM, Ids, laid_out
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,7 @@ class Content:
     encoder: bytes
     ranker: bytes
     items: NDArray[np.float32]  # (items + 1, dim)
-    ids: list[str]  # external id of every row; "" for padding
+    ids: Ids  # external id of every row; "" for padding
     popularity: NDArray[np.float32]  # (items + 1,) interactions of each item
     attributes: Mapping[str, list[Any]] | None  # column -> a value for every row
     golden: Golden
@@ -69,7 +71,7 @@ def write_bundle(artifacts: Path, content: Content) -> Path:
         (draft / RANKER).write_bytes(content.ranker)
         save_array(draft / ITEMS, content.items.astype(np.float32, copy=False))
         save_array(draft / POPULARITY, content.popularity.astype(np.float32))
-        _write_json(draft / VOCABULARY, content.ids)
+        _write_vocabulary(draft, content.ids)
         if content.attributes is not None:
             _write_json(draft / ATTRIBUTES, dict(content.attributes))
         if content.neighbours is not None:
@@ -106,6 +108,15 @@ def write_bundle(artifacts: Path, content: Content) -> Path:
     finally:
         shutil.rmtree(draft, ignore_errors=True)  # does nothing after the rename
     return target
+
+
+def _write_vocabulary(draft: Path, ids: Ids) -> None:
+    if len(ids) <= MAPPED_FROM:
+        _write_json(draft / VOCABULARY, list(ids))
+        return
+    arrays: tuple[NDArray[Any], ...] = laid_out(list(ids))
+    for name, array in zip(MAPPED_VOCABULARY, arrays, strict=True):
+        save_array(draft / name, array)
 
 
 def _write_json(path: Path, value: object) -> None:

@@ -23,7 +23,7 @@ from models.sequence import Indices
 GROUP = 16  # items whose maximum is kept; neighbours, so that ties stay in item order
 BLOCK = 32  # groups whose maximum is kept too
 _UNIT = GROUP * BLOCK
-_CELLS = 1 << 20  # scores of a chunk for each thread: 4 MB, written and read within the cache
+_CELLS = 1 << 19  # scores of a chunk for each thread: 2 MB, written and read within the cache
 _LARGEST_CHUNK = 1 << 17  # rows; a batch of one has no use for more
 _QUERY_LIMIT = 63  # times 255, twice: what processors without VNNI add up in 16 bits without saturating
 _ITEM_LIMIT = 127

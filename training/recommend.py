@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from models.bundle import Bundle
 from models.runtime import EXCLUDED_SCORE, Runtime
+from models.vocabulary import Ids
 from training.dataset import Dataset, Sequences, build_dataset, popularity_of
 from training.evaluate import UserScorer, mask_seen
 from training.interactions import Interactions
@@ -108,7 +109,7 @@ def recommend_run(run: RunFolder, output: Path, *, k: int, console: Console) -> 
 
 def _written(
     names: Sequence[str],
-    ids: Sequence[str],
+    ids: Ids,
     ranked: Callable[[NDArray[np.int64]], tuple[pl.DataFrame, int]],
     output: Path,
     *,
@@ -123,7 +124,7 @@ def _written(
     output.parent.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
     users = pl.Series("user_id", names, dtype=pl.String)
-    items = pl.Series("item_id", ids, dtype=pl.String)
+    items = pl.Series("item_id", list(ids), dtype=pl.String)
     by_model = rows = 0
     columns = (TextColumn("ranking"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with (
@@ -146,9 +147,7 @@ def _written(
 
 def _translated(dataset: Dataset, bundle: Bundle) -> Sequences:
     """The histories in the bundle's rows, without the items it does not know."""
-    index_of = bundle.index_of
-    rows = np.array([0, *(index_of.get(item, 0) for item in dataset.vocabulary.ids[1:])], np.int32)
-    return dataset.sequences.renumbered(rows)
+    return dataset.sequences.renumbered(bundle.rows_of(dataset.vocabulary.ids).astype(np.int32))
 
 
 def _rank(runtime: Runtime, histories: Sequences, k: int) -> pl.DataFrame:

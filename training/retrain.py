@@ -160,7 +160,7 @@ def _unseen(interactions: Interactions, champion: Runtime | None) -> float:
 
 def _inherited(bundle: Bundle, vocabulary: Vocabulary) -> Attributes:
     """The champion's attributes in the rows of a new vocabulary, so that titles survive a retraining without them."""
-    rows = [0, *(bundle.index_of.get(item, 0) for item in vocabulary.ids[1:])]
+    rows = bundle.rows_of(vocabulary.ids).tolist()
     columns = {
         name: [column[row] if row else None for row in rows] for name, column in (bundle.attributes or {}).items()
     }

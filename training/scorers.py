@@ -3,7 +3,7 @@
 A run scores through torch and a bundle through onnxruntime; behind this door they are judged by the same code.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from models.autorec import AutoRec
 from models.neighbours import Neighbours
 from models.runtime import Runtime
+from models.vocabulary import Ids
 from training.dataset import Sequences, Vocabulary
 from training.evaluate import Scorer
 from training.next_item import ModelScorer
@@ -25,9 +26,7 @@ class Translated:
     nothing is known gets what is popular, as when it serves.
     """
 
-    def __init__(
-        self, scorer: Scorer, ids: Sequence[str], popularity: NDArray[np.float32], vocabulary: Vocabulary
-    ) -> None:
+    def __init__(self, scorer: Scorer, ids: Ids, popularity: NDArray[np.float32], vocabulary: Vocabulary) -> None:
         """ids and popularity (the scorer's items + 1,): what its rows are called, and how popular they are."""
         self._scorer = scorer
         self._popularity = popularity

@@ -21,11 +21,11 @@ import pytest
 from models import VERSION
 from models.bundle import read_bundle, verify
 from models.draft import Content, write_bundle
-from models.manifest import REQUIRED, BundleError, Manifest, sealed
+from models.manifest import REQUIRED, VOCABULARY, BundleError, Manifest, sealed
 from models.registry import Registry, RegistryError
 from models.runtime import Runtime
 
-FILES = [*REQUIRED, "manifest.json", "attributes.json"]
+FILES = [*REQUIRED, VOCABULARY, "manifest.json", "attributes.json"]
 
 
 @pytest.fixture

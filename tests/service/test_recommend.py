@@ -49,6 +49,23 @@ def test_an_answer_has_exactly_the_fields_of_the_contract(client: httpx.Client) 
     }
 
 
+def test_a_catalogue_whose_ids_are_mapped_is_served_as_any_other(
+    make_bundle: Callable[..., Path],
+    start_service: Callable[..., httpx.Client],
+    store_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("models.draft.MAPPED_FROM", 1)
+    make_bundle("large", promote=True)
+    client = start_service(store_url)
+    events = [{"user_id": "ann", "item_id": item, "timestamp": at} for at, item in enumerate(("i1", "new", "i3"), 1)]
+    assert client.post("/events", json={"events": events}).json()["unknown_items"] == 1
+    assert items(client, user_id="ann", k=2, exclude_item_ids=["i4", "other"]) == ["i5", "i6"]
+    assert items(client, user_id="ann", candidates=["i2", "other", "i9"]) == ["i9", "i2"]
+    assert client.get("/items/i1/similar?k=3").status_code == 200
+    assert client.get("/items/other/similar").status_code == 404
+
+
 def test_every_answer_has_its_own_id(client: httpx.Client) -> None:
     assert len({recommend(client, history=["i1"])["recommendation_id"] for _ in range(20)}) == 20
 

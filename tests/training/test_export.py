@@ -115,10 +115,10 @@ def test_the_manifest_says_where_the_model_comes_from(bundle: Bundle, finished_r
     assert manifest.parity.cases > 300
     assert manifest.parity.top_k_agreed
     assert 0 < manifest.parity.largest_difference <= TOLERANCE
-    assert bundle.ids[1:] == finished_run.ids()[1:]
+    assert list(bundle.ids) == finished_run.ids()
     assert bundle.popularity.tolist() == finished_run.popularity().tolist()
     assert bundle.attributes is not None
-    titles = dict(zip(bundle.ids[1:], bundle.attributes["title"][1:], strict=True))
+    titles = dict(zip(bundle.ids, bundle.attributes["title"], strict=True))
     assert titles["i7"] == "Film 7"
 
 
