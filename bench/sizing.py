@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bench.curves import EXACT_UP_TO, SCAN_FROM, Measured, Way
+from models.vocabulary import MAPPED_FROM
 
 PROCESS_BYTES = 72_000_000  # of a worker with a tiny bundle, what it shares with others aside
 ITEM_BYTES = 235  # of a worker for each item: its id twice, as a key and in a list, and its place by popularity
+MAPPED_ITEM_BYTES = 16  # the same where ids are mapped
+MAPPED_ID_BYTES = 30  # of what workers share for each item then, with an id of ten characters
 USER_BYTES, EVENT_BYTES = 270, 45  # of the store: a user's two keys, and each event kept, with its place in the record
 LOGGED_BYTES = 100  # of the store: a logged event with ids of eight characters
 _GROUPS = (1 / 16) * (1 + 1 / 32)  # maxima that a scan keeps for each score
@@ -68,7 +71,9 @@ def size(load: Load, by: Measured) -> Size:
     workers = max(1, math.ceil(cores / replicas))
     matrix = 4 * load.items * load.columns
     int8 = matrix // 4 if way == "int8" else 0
-    of_version = ITEM_BYTES * load.items + _scores_bytes(load, way)
+    listed = load.items < MAPPED_FROM
+    of_version = (ITEM_BYTES if listed else MAPPED_ITEM_BYTES) * load.items + _scores_bytes(load, way)
+    ids = 0 if listed else MAPPED_ID_BYTES * load.items
     return Size(
         way=way,
         beyond=not ranking.together.covers(load.items),
@@ -82,8 +87,8 @@ def size(load: Load, by: Measured) -> Size:
         matrix_bytes=matrix,
         int8_bytes=int8,
         worker_bytes=PROCESS_BYTES + of_version,
-        replica_bytes=matrix + int8 + workers * (PROCESS_BYTES + of_version),
-        loading_bytes=VERSIONS * (matrix + int8) + workers * (PROCESS_BYTES + VERSIONS * of_version),
+        replica_bytes=matrix + int8 + ids + workers * (PROCESS_BYTES + of_version),
+        loading_bytes=VERSIONS * (matrix + int8 + ids) + workers * (PROCESS_BYTES + VERSIONS * of_version),
         histories_bytes=load.users * (USER_BYTES + EVENT_BYTES * load.history),
         log_bytes=LOGGED_BYTES * load.logged,
     )

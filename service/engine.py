@@ -6,7 +6,7 @@ It speaks in indices; who the user is and what an item is called is decided else
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,7 +81,8 @@ class Engine:
         self._norms: NDArray[np.float32] | None = None
         popularity = self.bundle.popularity[1:]
         self.batch_s = float("inf")  # what the warm-up measured for its largest batch
-        self._by_popularity: NDArray[np.int64] = np.argsort(-popularity, kind="stable") + 1  # ties in item order
+        by_popularity = np.argsort(-popularity, kind="stable") + 1  # ties in item order
+        self._by_popularity = by_popularity.astype(np.int32)
 
     @property
     def bundle(self) -> Bundle:
@@ -158,7 +159,8 @@ class Engine:
     def popular(self, query: Query) -> Ranking:
         """What a query gets without a usable history: the most popular items, ties in item order, with how popular
         they are for a score; where these do not suffice, cold ones in the order of their ids."""
-        excluded, among, order = query.excluded, query.among, self._by_popularity
+        excluded, among = query.excluded, query.among
+        order: NDArray[np.signedinteger[Any]] = self._by_popularity
         size = query.k + len(excluded)
         if among is not None and len(among) * _RARE < len(order):  # they would be found late in the order of all
             order = among.rows[np.argsort(-self.bundle.popularity[among.rows], kind="stable")]

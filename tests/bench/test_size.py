@@ -12,6 +12,7 @@ import redis
 from bench.curves import CATALOGUE, EXACT_UP_TO, SCAN_FROM, SERVING, Curve, CurvesError, Measured, Ranking, measured
 from bench.size import main
 from bench.sizing import EVENT_BYTES, LOGGED_BYTES, PROCESS_BYTES, USER_BYTES, Load, size
+from models.vocabulary import MAPPED_FROM
 from service.embedded import EmbeddedStore
 from service.sequences import Event, SequenceStore, StoreSettings
 from training import scoring
@@ -62,9 +63,15 @@ def test_memory_is_shared_by_the_workers_of_a_machine_and_three_versions_are_the
 
 def test_scores_are_bounded_and_of_a_scan_only_maxima() -> None:
     one_run = size(Load(SCAN_FROM - 1, 0, 1, batch=1_000), BY).worker_bytes - PROCESS_BYTES
-    assert one_run == 235 * (SCAN_FROM - 1) + 2**28
+    assert one_run == 16 * (SCAN_FROM - 1) + 2**28
     scan = size(Load(512_000, 0, 1, batch=64, scoring="int8"), BY).worker_bytes - PROCESS_BYTES
-    assert scan == 235 * 512_000 + 4 * 64 * (512_000 // 16 + 512_000 // 512)
+    assert scan == 16 * 512_000 + 4 * 64 * (512_000 // 16 + 512_000 // 512)
+
+
+def test_ids_of_a_large_catalogue_are_shared_by_the_workers_of_a_machine() -> None:
+    found = size(Load(MAPPED_FROM, 0, 15_000, columns=32, batch=10, share=1), BY)
+    assert found.workers > 1
+    assert found.replica_bytes == MAPPED_FROM * (4 * 32 + 30) + found.workers * found.worker_bytes
 
 
 def test_a_large_catalogue_takes_int8_where_it_is_quicker_and_a_copy_in_bytes() -> None:
