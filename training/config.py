@@ -57,6 +57,8 @@ class TrainingConfig(FittingConfig):
     calibration: float = Field(0.75, ge=0, le=1)  # of gbce: 0 is bce, 1 gives scores that are probabilities
     stride: int | None = Field(None, ge=1)  # between windows of a long history; None: the model's length
     shuffle_ties: bool = True  # draw the order of events of one user at the same time anew in every epoch
+    # Where the items' vectors begin: at random, or near those of items beside them in histories.
+    beginning: Literal["random", "neighbours"] = "random"
     compile: bool = False  # the blocks by torch.compile, pre-training's too: slower on CPU, for a GPU to be tried
 
     @model_validator(mode="after")

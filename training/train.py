@@ -15,6 +15,7 @@ from models.sasrec import SASRec
 from models.zoo import build
 from training.attributes import ItemAttributes, learnable
 from training.baselines import baselines
+from training.beginnings import begin
 from training.blend import Blend, choose_blend, partner, strongest
 from training.config import AutoRecRunConfig, Config, S3RecRunConfig
 from training.dataset import popularity_of
@@ -127,6 +128,8 @@ def _fitted(
     torch.manual_seed(spec.seed)  # weights and dropout; the data's order and the negatives draw from their own
     train, validation = prepared.split.train, prepared.split.validation
     model = build(config.model, prepared.dataset.vocabulary.items).to(_device())
+    if config.training.beginning == "neighbours":
+        begin(model, train)
     known = (
         _known(config, prepared, console, chosen=spec.attributes is not None)
         if isinstance(config, S3RecRunConfig)

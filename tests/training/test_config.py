@@ -177,7 +177,8 @@ def differ(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
 
 def test_there_is_a_test_for_the_effect_of_every_option() -> None:
     assert {"name", *MODEL_OPTIONS} == set(SASRecConfig.model_fields)
-    assert {"negatives", "calibration", "compile", *TRAINING_OPTIONS} == set(TrainingConfig.model_fields)  # test_fit.py
+    elsewhere = {"negatives", "calibration", "compile", "beginning"}  # test_fit.py, test_beginnings.py
+    assert {*elsewhere, *TRAINING_OPTIONS} == set(TrainingConfig.model_fields)
     assert set(DataConfig.model_fields) == {"min_user_interactions", "min_item_interactions", "max_dropped"}
     assert set(BlendConfig.model_fields) == {"neighbours"}  # tests/training/test_blend.py
     assert set(Config.model_fields) == {"data", "model", "training", "blend", "from_data"}  # test_presets.py

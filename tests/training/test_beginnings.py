@@ -1,0 +1,98 @@
+"""Items that stand near each other in histories begin near each other, by hand and on walks around a circle."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from models.sasrec import SASRec, SASRecConfig
+from tests.training.test_baselines import sequences
+from training import beginnings
+from training.baselines import ItemKNN
+from training.beginnings import begin, item_vectors
+from training.dataset import build_dataset
+from training.evaluate import evaluate
+from training.interactions import read_interactions
+from training.next_item import ModelScorer
+from training.report import terminal
+from training.run import RunFolder
+from training.splits import split_leave_one_out
+from training.train import train
+
+
+def test_two_items_that_are_near_each_other_begin_at_one_place_and_one_that_is_near_none_at_zero() -> None:
+    # The matrix has one pair of equal numbers: its largest eigenvalue has the vector (1, 1, 0).
+    vectors = item_vectors(sequences([[1, 2], [3]]), 3, 2)
+    assert vectors.shape == (4, 2)
+    assert vectors[1] == pytest.approx(vectors[2], abs=1e-6)
+    assert np.abs(vectors[1]).max() > 0
+    assert np.abs(vectors[[0, 3]]).max() < 1e-6
+    assert vectors[1:].std() == pytest.approx(0.03, rel=1e-5)
+
+
+def test_their_products_are_the_nearest_there_are_to_the_counts_of_neighbours() -> None:
+    generator = np.random.default_rng(3)
+    train = sequences([generator.integers(1, 31, 9).tolist() for _ in range(40)])
+    counts = ItemKNN(train, 30, backward=lambda gap: 1 / gap).matrix.toarray()
+    assert counts == pytest.approx(counts.T)
+    values, vectors = np.linalg.eigh(counts)
+    best = (vectors[:, -8:] * values[-8:]) @ vectors[:, -8:].T
+    found = item_vectors(train, 30, 8)
+    products = found @ found.T
+    assert products * (best[1, 1] / products[1, 1]) == pytest.approx(best, abs=1e-4)
+
+
+def test_a_large_catalogue_is_decomposed_in_part_and_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(4)
+    train = sequences([(generator.integers(0, 20) * 10 + generator.permutation(10) + 1).tolist() for _ in range(200)])
+    counts = ItemKNN(train, 200, backward=lambda gap: 1 / gap).matrix.toarray()
+
+    def likeness(vectors: Any) -> float:
+        products = vectors @ vectors.T
+        return float((products * counts).sum() / np.linalg.norm(products) / np.linalg.norm(counts))
+
+    whole = item_vectors(train, 200, 8)
+    monkeypatch.setattr(beginnings, "_DENSE", 10)
+    part = item_vectors(train, 200, 8)
+    assert likeness(part) == pytest.approx(likeness(whole), rel=0.01)
+    assert item_vectors(train, 200, 8).tolist() == part.tolist()
+
+
+def test_where_no_items_are_near_each_other_nothing_is_added() -> None:
+    assert item_vectors(sequences([[1], [2], [3]]), 3, 4).tolist() == np.zeros((4, 4)).tolist()
+
+
+def test_a_model_that_begins_so_ranks_before_it_has_learned(walks: Callable[..., pl.DataFrame], tmp_path: Path) -> None:
+    walks(300, 30).write_csv(tmp_path / "log.csv")
+    dataset = build_dataset(read_interactions([tmp_path / "log.csv"]))
+    split = split_leave_one_out(dataset)
+    items = dataset.vocabulary.items
+
+    def ndcg(*, begun: bool) -> float:
+        torch.manual_seed(0)
+        model = SASRec(SASRecConfig(dim=16, blocks=1, inner=16, length=8), items)
+        if begun:
+            before = model.item_embedding.weight.detach().clone()
+            begin(model, split.train)
+            added = (model.item_embedding.weight.detach() - before).numpy()
+            assert added == pytest.approx(item_vectors(split.train, items, 16), abs=1e-6)
+            assert not model.item_embedding.weight[0].any()
+        return float(evaluate(ModelScorer(model), split.validation, items).metrics()["ndcg@10"])
+
+    assert ndcg(begun=True) > ndcg(begun=False) + 0.2
+
+
+def test_a_run_begins_as_its_configuration_says(
+    finished_run: RunFolder, tiny_config: Callable[..., Any], tmp_path: Path
+) -> None:
+    spec = finished_run.spec()
+    config = tiny_config(epochs=1, beginning="neighbours")
+    begun = train(spec.model_copy(update={"config": config}), finished_run.data(), tmp_path / "begun", terminal())
+    config = tiny_config(epochs=1)
+    random = train(spec.model_copy(update={"config": config}), finished_run.data(), tmp_path / "random", terminal())
+    first, second = (run.metrics()["validation"]["ndcg@10"] for run in (begun, random))
+    assert first > second
