@@ -31,7 +31,7 @@ def test_two_items_that_are_near_each_other_begin_at_one_place_and_one_that_is_n
     assert vectors[1] == pytest.approx(vectors[2], abs=1e-6)
     assert np.abs(vectors[1]).max() > 0
     assert np.abs(vectors[[0, 3]]).max() < 1e-6
-    assert vectors[1:].std() == pytest.approx(0.03, rel=1e-5)
+    assert vectors[1:].std() == pytest.approx(0.05, rel=1e-5)
 
 
 def test_their_products_are_the_nearest_there_are_to_the_counts_of_neighbours() -> None:
