@@ -112,6 +112,8 @@ def _check(header: _Header, size: int, dtype: type[np.number[Any]], shape: Shape
     if header.dtype != dtype or not fits:
         said = ", ".join("any" if one is None else str(one) for one in shape)
         raise BundleError(f"{where}: is {header.dtype} {header.shape}, manifest says {np.dtype(dtype)} ({said})")
+    if header.begin % header.dtype.itemsize:  # numpy would copy all of it to look at a single number
+        raise BundleError(f"{where}: its numbers begin at byte {header.begin}, which is no multiple of their size")
     if size != header.end:
         raise BundleError(f"{where}: takes {size} bytes, its header says {header.end}")
 

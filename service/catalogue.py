@@ -31,7 +31,7 @@ class Catalogue:
 
     def __init__(self, bundle: Bundle, *, cold_share: float = 0.0) -> None:
         self._items = bundle.items
-        self._index_of = bundle.index_of
+        self._rows_of = bundle.rows_of
         self.cold = ColdItems(bundle, share=cold_share)
         self.attributes = ItemAttributes(bundle.attributes, len(bundle.items), elsewhere=self.cold.has_attribute)
         self._available = np.ones(len(bundle.items), np.bool_)
@@ -45,8 +45,10 @@ class Catalogue:
 
     def change(self, states: Mapping[str, ItemState]) -> None:
         """Take over what was said about items, by id."""
-        self.cold.change({item: state for item, state in states.items() if item not in self._index_of})
-        known = {self._index_of[item]: state for item, state in states.items() if item in self._index_of}
+        rows = self._rows_of(list(states)).tolist()
+        unknown = [item for row, item in zip(rows, states, strict=True) if row == PADDING]
+        self.cold.change({item: states[item] for item in unknown})
+        known = {row: state for row, state in zip(rows, states.values(), strict=True) if row != PADDING}
         if not known:
             return
         with self._lock:

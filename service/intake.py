@@ -110,8 +110,9 @@ class Intake:
         self._metrics.events_accepted.inc(result.accepted)
         self._metrics.events_duplicate.inc(result.duplicates)
         engine = self._live()
-        known = engine.bundle.index_of if engine is not None else {}
-        unknown = [event for event in accepted if event.item_id not in known]
+        ids = [event.item_id for event in accepted]
+        known = [False] * len(ids) if engine is None else engine.bundle.known(ids)
+        unknown = [event for event, is_known in zip(accepted, known, strict=True) if not is_known]
         self._on_unknown(unknown)
         return {
             "accepted": result.accepted,

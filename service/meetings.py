@@ -77,12 +77,12 @@ class Meetings:
             return
         users = list(dict.fromkeys(user_id for user_id, _ in pairs))
         histories = dict(zip(users, await self._store.histories(users), strict=True))
-        known = engine.bundle.index_of
         contexts = []
         for user_id, item in pairs:
             history = histories[user_id]
             if item in history:  # impressions are not in it
-                before = [one for one in history[: history.index(item)] if one in known]
+                earlier = history[: history.index(item)]
+                before = [one for one, known in zip(earlier, engine.bundle.known(earlier), strict=True) if known]
                 if before:
                     contexts.append((item, tuple(before[-CONTEXT:])))
         if contexts:

@@ -249,8 +249,8 @@ def _rated(engine: Engine, query: Query, wish: Wish, history: list[str], stored:
     """The query with the values of its events; those of a history in the request have none."""
     known = stored.values.get(wish.user_id, []) if stored and wish.user_id is not None else []
     beside = known + [math.nan] * (len(history) - len(known))
-    index_of = engine.bundle.index_of
-    values = [value for item, value in zip(history, beside, strict=True) if item in index_of]
+    there = engine.bundle.known(history)
+    values = [value for is_known, value in zip(there, beside, strict=True) if is_known]
     return replace(query, values=np.array(values, np.float32))
 
 

@@ -151,8 +151,8 @@ async def put_items(request: Request) -> Response:
                 "store_unavailable", "the items could not be stored; send the same items again"
             ) from error
         engine = services.slot.engine
-        known = {} if engine is None else engine.bundle.index_of
-        return _json({"accepted": len(states), "unknown_items": sum(item not in known for item in states)})
+        known = 0 if engine is None else sum(engine.bundle.known(list(states)))
+        return _json({"accepted": len(states), "unknown_items": len(states) - known})
 
 
 @router.get(

@@ -4,6 +4,7 @@ A run scores through torch and a bundle through onnxruntime; behind this door th
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,6 @@ from numpy.typing import NDArray
 from models.autorec import AutoRec
 from models.neighbours import Neighbours
 from models.runtime import Runtime
-from models.vocabulary import Ids
 from training.dataset import Sequences, Vocabulary
 from training.evaluate import Scorer
 from training.next_item import ModelScorer
@@ -26,13 +26,13 @@ class Translated:
     nothing is known gets what is popular, as when it serves.
     """
 
-    def __init__(self, scorer: Scorer, ids: Ids, popularity: NDArray[np.float32], vocabulary: Vocabulary) -> None:
-        """ids and popularity (the scorer's items + 1,): what its rows are called, and how popular they are."""
+    def __init__(self, scorer: Scorer, rows: NDArray[np.integer[Any]], popularity: NDArray[np.float32]) -> None:
+        """rows (the vocabulary's items + 1,): the scorer's row of each, 0 for one it does not know; popularity (the
+        scorer's items + 1,)."""
         self._scorer = scorer
         self._popularity = popularity
-        row_of = {item: row for row, item in enumerate(ids) if row}
-        self._rows = np.array([0, *(row_of.get(item, 0) for item in vocabulary.ids[1:])], np.int32)
-        self._same = tuple(ids) == vocabulary.ids
+        self._rows = rows.astype(np.int32)
+        self._same = np.array_equal(rows, np.arange(len(popularity)))
 
     def __call__(self, histories: Sequences) -> NDArray[np.float32]:
         if self._same:
@@ -51,7 +51,7 @@ class BundleScorer:
     def __init__(self, runtime: Runtime, vocabulary: Vocabulary) -> None:
         self._runtime = runtime
         bundle = runtime.bundle
-        self._translated = Translated(self._score, bundle.ids, bundle.popularity, vocabulary)
+        self._translated = Translated(self._score, bundle.rows_of(vocabulary.ids), bundle.popularity)
 
     def __call__(self, histories: Sequences) -> NDArray[np.float32]:
         return self._translated(histories)
@@ -91,5 +91,5 @@ def run_scorer(run: RunFolder) -> Callable[[Vocabulary], Scorer]:
         )
     model: Scorer = HistoryScorer(built) if isinstance(built, AutoRec) else ModelScorer(built)
     scorer = model if neighbours is None else Blended(model, neighbours)
-    ids, popularity = run.ids(), run.popularity()
-    return lambda vocabulary: Translated(scorer, ids, popularity, vocabulary)
+    own, popularity = Vocabulary(tuple(run.ids())), run.popularity()
+    return lambda vocabulary: Translated(scorer, own.encode(vocabulary.ids), popularity)

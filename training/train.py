@@ -5,7 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 
 from models.attributed import attribute, fold
@@ -15,7 +17,7 @@ from models.sasrec import SASRec
 from models.zoo import build
 from training.attributes import ItemAttributes, learnable
 from training.baselines import baselines
-from training.beginnings import begin
+from training.beginnings import item_vectors
 from training.blend import Blend, choose_blend, partner, strongest
 from training.config import AutoRecRunConfig, Config, S3RecRunConfig
 from training.dataset import popularity_of
@@ -129,7 +131,7 @@ def _fitted(
     train, validation = prepared.split.train, prepared.split.validation
     model = build(config.model, prepared.dataset.vocabulary.items).to(_device())
     if config.training.beginning == "neighbours":
-        begin(model, train)
+        _begin(model, item_vectors(train, model.items, config.model.dim) if processes.leader else None, processes)
     known = (
         _known(config, prepared, console, chosen=spec.attributes is not None)
         if isinstance(config, S3RecRunConfig)
@@ -173,6 +175,13 @@ def _fitted(
         )
     fold(model)
     return model, fitted, before
+
+
+def _begin(model: SASRec, vectors: NDArray[np.float32] | None, processes: Processes) -> None:
+    """Add the leader's vectors to those that the model's items have, in every process."""
+    weight = model.item_embedding.weight
+    with torch.no_grad():
+        weight += torch.from_numpy(processes.from_leader(vectors)).to(weight.device)
 
 
 def _look(model: SASRec, prepared: Prepared) -> list[Similar]:

@@ -12,7 +12,7 @@ import pytest
 
 from training.__main__ import main
 from training.assessment import assess, open_subject
-from training.dataset import Sequences, Vocabulary
+from training.dataset import Sequences
 from training.evaluate import EvaluationError
 from training.run import RunError, RunFolder
 from training.scorers import Translated
@@ -126,7 +126,7 @@ def test_items_are_matched_by_id_and_the_unknown_cannot_be_scored() -> None:
         return np.array([[row + 10 * last for row in range(4)] for last in newest], np.float32)
 
     popularity = np.array([0, 7, 8, 9], np.float32)
-    translated = Translated(scorer, ["", "b", "a", "c"], popularity, Vocabulary(("", "a", "b", "new")))
+    translated = Translated(scorer, np.array([0, 2, 1, 0]), popularity)
     flat = np.array([2, 3, 1, 3, 3], np.int32)  # "b new", "a", "new new"
     scores = translated(Sequences(flat, np.array([0, 2, 3]), np.array([2, 3, 5])))
     assert scores[:, 1:].tolist() == [[12, 11, -np.inf], [22, 21, -np.inf], [8, 7, -np.inf]]
