@@ -12,6 +12,7 @@ from onnx import external_data_helper, numpy_helper
 
 from models.manifest import GOLDEN
 from reliability.damage import Damage, Named
+from reliability.forged_ids import forged_ids
 from reliability.forged_text import forged_manifests, forged_texts, reseal, rewritten
 
 _FLOATS = ("items.npy", "popularity.npy", "affinities.npy", "inputs.npy", "scales.npy")
@@ -23,7 +24,14 @@ Array = NDArray[Any]
 
 def forgeries(canary: Path) -> list[Named]:
     """Forgeries of a bundle with every file; `canary` comes to be if one of them gets to run its code."""
-    return [*_of_arrays(canary), *_of_golden(canary), *forged_texts(), *_of_graphs(), *forged_manifests()]
+    return [
+        *_of_arrays(canary),
+        *_of_golden(canary),
+        *forged_texts(),
+        *forged_ids(),
+        *_of_graphs(),
+        *forged_manifests(),
+    ]
 
 
 class _Payload:
