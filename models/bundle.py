@@ -225,7 +225,7 @@ def _load_vocabulary(folder: Path, manifest: Manifest) -> tuple[Ids, Mapping[str
     if VOCABULARY in found:
         return _load_ids(folder / VOCABULARY, manifest.items + 1)
     text, ends, digests, rows = (
-        np.asarray(load_array(folder / name, kind, (None,), mapped=True))  # whose single numbers are had twice as fast
+        load_array(folder / name, kind, (None,), mapped=True)
         for name, kind in zip(MAPPED_VOCABULARY, kinds, strict=True)
     )
     where = folder / MAPPED_VOCABULARY[0]

@@ -24,7 +24,7 @@ def test_what_numpy_writes_is_read(path: Path, mapped: bool, transposed: bool) -
     np.save(path, array)
     found = load_array(path, np.float32, (None, array.shape[1]), mapped=mapped)
     np.testing.assert_array_equal(found, array)
-    assert isinstance(found, np.memmap) == mapped
+    assert isinstance(found.base, np.memmap) == mapped
     save_array(path, array)
     assert load_array(
         path, np.float32, array.shape, mapped=True

@@ -157,7 +157,7 @@ def test_files_of_a_bundle_can_be_read_by_all_and_written_by_none(whole: Path) -
     assert {stat.S_IMODE(path.stat().st_mode) for path in whole.iterdir()} == {0o444}
     assert stat.S_IMODE(whole.stat().st_mode) == 0o755
     items = read_bundle(whole).items
-    assert isinstance(items, np.memmap)
+    assert isinstance(items.base, np.memmap)
     with pytest.raises(ValueError, match="read-only"):
         items[1, 0] = 1
 

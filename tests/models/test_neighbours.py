@@ -113,7 +113,7 @@ def test_neighbours_change_what_is_ranked_first(make_bundle: Callable[..., Path]
 def test_a_bundle_gives_back_its_neighbours_mapped(runtime: Runtime) -> None:
     found = runtime.bundle.neighbours
     assert found is not None
-    assert isinstance(found.items, np.memmap)
+    assert isinstance(found.items.base, np.memmap)
     assert found.items.tolist() == some_neighbours().items.tolist()
     assert found.affinities.tolist() == some_neighbours().affinities.tolist()
     runtime.replay_golden()
