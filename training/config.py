@@ -84,6 +84,7 @@ class PretrainingConfig(FittingConfig):
     masked_items: float = Field(1.0, ge=0)  # MIP
     masked_attributes: float = Field(1.0, ge=0)  # MAP: the attributes of the items that are hidden
     segments: float = Field(0.5, ge=0)  # SP: which segment was cut out
+    bounded: bool = False  # MIP and SP compare sigmoids of dot products, as published, and not the products
     mask_probability: float = Field(0.2, gt=0, lt=1)  # of an item; the newest of a history is always hidden
     shuffle_ties: bool = True  # as in training
     prefixes: int | None = Field(None, ge=1)  # most of a user in an epoch, drawn anew in each; None: every one

@@ -26,12 +26,13 @@ def associated_attribute_prediction(
     return _attribute_cross_entropy(vectors, attribute_matrix, rows, attributes)
 
 
-def masked_item_prediction(vectors: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+def masked_item_prediction(vectors: Tensor, positive: Tensor, negative: Tensor, *, bounded: bool) -> Tensor:
     """MIP: the item that is hidden at a position scores above a negative: -log sigmoid of the difference.
 
-    All (positions, dim); positive and negative are rows of the item matrix.
+    All (positions, dim); positive and negative are rows of the item matrix. bounded: a score is the sigmoid of the dot
+    product, as published, so that no pair is worth being made surer and surer of; otherwise it is the product itself.
     """
-    return _ranked_above(vectors, positive, negative)
+    return _ranked_above(vectors, positive, negative, bounded=bounded)
 
 
 def masked_attribute_prediction(vectors: Tensor, attribute_matrix: Tensor, rows: Tensor, attributes: Tensor) -> Tensor:
@@ -39,16 +40,20 @@ def masked_attribute_prediction(vectors: Tensor, attribute_matrix: Tensor, rows:
     return _attribute_cross_entropy(vectors, attribute_matrix, rows, attributes)
 
 
-def segment_prediction(contexts: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+def segment_prediction(contexts: Tensor, positive: Tensor, negative: Tensor, *, bounded: bool) -> Tensor:
     """SP: the segment that was cut out of a sequence scores above one of another: -log sigmoid of the difference.
 
     All (sequences, dim): contexts are of sequences without their segment, the others of segments by themselves.
+    bounded: as in masked_item_prediction.
     """
-    return _ranked_above(contexts, positive, negative)
+    return _ranked_above(contexts, positive, negative, bounded=bounded)
 
 
-def _ranked_above(vectors: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
-    return functional.softplus(((negative - positive) * vectors).sum(-1)).sum()
+def _ranked_above(vectors: Tensor, positive: Tensor, negative: Tensor, *, bounded: bool) -> Tensor:
+    if not bounded:
+        return functional.softplus(((negative - positive) * vectors).sum(-1)).sum()
+    better, worse = ((vectors * one).sum(-1).sigmoid() for one in (positive, negative))
+    return functional.softplus(worse - better).sum()
 
 
 def _attribute_cross_entropy(vectors: Tensor, attribute_matrix: Tensor, rows: Tensor, attributes: Tensor) -> Tensor:

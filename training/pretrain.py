@@ -227,6 +227,7 @@ class Pretrain:
                 model.masked_item(vectors[self._to(batch.masked)]),  # (hidden, dim)
                 items[self._to(batch.sequences[batch.masked])],
                 items[self._to(batch.negatives)],
+                bounded=config.bounded,
             )
         if self._attributes is None:
             return total
@@ -257,7 +258,7 @@ class Pretrain:
             self._to(np.concatenate([segments.items, segments.others])), lengths.repeat(2), begins=begins.repeat(2)
         )
         positive, negative = both.chunk(2)
-        return objectives.segment_prediction(model.segment(contexts), positive, negative)
+        return objectives.segment_prediction(model.segment(contexts), positive, negative, bounded=self._config.bounded)
 
     def _to(self, array: NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(array).to(self._model.mask.weight.device)

@@ -182,7 +182,8 @@ def test_there_is_a_test_for_the_effect_of_every_option() -> None:
     assert set(DataConfig.model_fields) == {"min_user_interactions", "min_item_interactions", "max_dropped"}
     assert set(BlendConfig.model_fields) == {"neighbours"}  # tests/training/test_blend.py
     assert set(Config.model_fields) == {"data", "model", "training", "blend", "from_data"}  # test_presets.py
-    own = {"associated_attributes", "masked_items", "masked_attributes", "segments", "mask_probability", "prefixes"}
+    own = {"associated_attributes", "masked_items", "masked_attributes", "segments", "bounded"}
+    own |= {"mask_probability", "prefixes"}
     assert set(PretrainingConfig.model_fields) == {  # test_pretrain.py
         *FittingConfig.model_fields,
         *own,

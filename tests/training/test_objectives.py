@@ -39,10 +39,22 @@ def test_attributes_by_hand(objective: object) -> None:
 @pytest.mark.parametrize("objective", RANKING_OBJECTIVES)
 def test_what_is_sought_against_what_is_not_by_hand(objective: object) -> None:
     """Differences of ln 3 and -ln 3: it wins with probability 3/4, then 1/4."""
-    vectors = torch.ones(2, 1)
-    loss = objective(vectors, torch.tensor([[2 * LN3], [0.0]]), torch.tensor([[LN3], [LN3]]))  # type: ignore[operator]
+    vectors, sought, other = torch.ones(2, 1), torch.tensor([[2 * LN3], [0.0]]), torch.tensor([[LN3], [LN3]])
+    loss = objective(vectors, sought, other, bounded=False)  # type: ignore[operator]
     assert loss.item() == pytest.approx(-math.log(3 / 4) - math.log(1 / 4))
-    assert objective(vectors, vectors, vectors).item() == pytest.approx(2 * LN2)  # type: ignore[operator]
+    assert objective(vectors, vectors, vectors, bounded=False).item() == pytest.approx(2 * LN2)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("objective", RANKING_OBJECTIVES)
+def test_the_same_by_sigmoids_by_hand(objective: object) -> None:
+    """Products of ln 3 and -ln 3 have the sigmoids 3/4 and 1/4, which are 1/2 apart."""
+    vectors, sought, other = torch.ones(1, 1), torch.tensor([[LN3]]), torch.tensor([[-LN3]])
+    loss = objective(vectors, sought, other, bounded=True)  # type: ignore[operator]
+    assert loss.item() == pytest.approx(math.log(1 + math.exp(-1 / 2)))
+    wrong = objective(vectors, other, sought, bounded=True)  # type: ignore[operator]
+    assert wrong.item() == pytest.approx(math.log(1 + math.exp(1 / 2)))
+    sure = torch.full((1, 1), 1e4)
+    assert objective(sure, sure, -sure, bounded=True).item() == pytest.approx(math.log(1 + math.exp(-1)))  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("chunk", [7, 1 << 23])
@@ -75,7 +87,7 @@ def test_no_position_at_all_costs_nothing(objective: object) -> None:
 
 def test_losses_stay_finite_however_sure_the_scores_are() -> None:
     sure = torch.full((1, 1), 1e4)
-    assert masked_item_prediction(sure, sure, -sure).item() == 0
-    assert math.isfinite(masked_item_prediction(sure, -sure, sure).item())
+    assert masked_item_prediction(sure, sure, -sure, bounded=False).item() == 0
+    assert math.isfinite(masked_item_prediction(sure, -sure, sure, bounded=False).item())
     rows = torch.tensor([0])
     assert masked_attribute_prediction(sure, torch.ones(1, 1), rows, rows).item() == pytest.approx(0)

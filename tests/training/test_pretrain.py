@@ -328,6 +328,7 @@ def test_every_objective_off_is_refused() -> None:
     ("name", "value"),
     [
         ("mask_probability", 0.5),
+        ("bounded", True),
         ("prefixes", 2),
         ("batch", 8),
         ("shuffle_ties", False),
