@@ -185,14 +185,17 @@ def test_a_segment_keeps_its_places() -> None:
         assert (model.last(sequence, lengths, begins=torch.tensor([5])) - begin).abs().max() > 1e-4
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize(
+    ("objective", "bounded"),
+    [*((objective, False) for objective in OBJECTIVES), ("masked_items", True), ("segments", True)],
+)
 def test_each_objective_teaches_something_by_itself(
-    tmp_path: Path, walks: Callable[..., pl.DataFrame], objective: str
+    tmp_path: Path, walks: Callable[..., pl.DataFrame], objective: str, bounded: bool
 ) -> None:
     """After training by it alone, it is lower on other walks of the same kind than before training."""
     split, others, attributes = split_of(walks(150, ITEMS)), split_of(walks(60, ITEMS, seed=9)), thirds()
     model = untrained(attributes)
-    options = NOTHING | {objective: 1.0}
+    options = NOTHING | {objective: 1.0, "bounded": bounded}
 
     def left() -> float:
         model.eval()
