@@ -207,7 +207,7 @@ def test_each_objective_teaches_something_by_itself(
     learner = task(model, split, attributes, **options)
     config = PretrainingConfig(**options, epochs=8, patience=8, learning_rate=0.01)
     fit(model, learner, config, folder=tmp_path, identity="x", watcher=Silent())
-    assert left() < 0.75 * before
+    assert left() < (0.9 if bounded else 0.75) * before  # between sigmoids there is a loss of 0.45 times this at least
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
