@@ -20,7 +20,7 @@ from models.bundle import read_bundle
 from models.registry import Registry
 from models.runtime import Runtime, cpu_quota
 from service.engine import Engine, Query
-from service.sequences import Event, SequenceStore
+from service.sequences import Event, SequenceStore, StoreSettings
 from service.slot import Slot
 
 PADDED = "padded.onnx"  # beside the bundle, whose own folder takes no other file; see bench.bundle
@@ -28,6 +28,7 @@ BATCH = 64
 K = 10
 _SEED = 7
 _SQUARE = 2048  # rows of a product that shows what the processor can do; 16 MB each
+_PATIENT = StoreSettings(read_timeout_s=10, write_timeout_s=10)  # a slow answer is a figure, and no reason to stop
 _FILLED = 50  # users at once: every write waits for the disk
 
 
@@ -114,7 +115,7 @@ class StoreProbe:
     def __init__(self, url: str) -> None:
         self._url = url
         self._runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
-        self._store = SequenceStore.connect(url)
+        self._store = SequenceStore.connect(url, _PATIENT)
 
     def fill(self, users: Sequence[str], item_ids: Sequence[list[str]]) -> None:
         """Store a history for each user, for the service and for the straightforward stack."""
