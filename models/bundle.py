@@ -120,9 +120,7 @@ class Bundle:
 
     def known(self, ids: Sequence[str]) -> list[bool]:
         """Whether this model knows each id."""
-        if isinstance(self.index_of, MappedIndex):
-            return [row != PADDING for row in self.index_of.rows(ids).tolist()]
-        return [one in self.index_of for one in ids]
+        return [row != PADDING for row in self.rows_of(ids).tolist()]
 
     def indices(self, history: list[str]) -> NDArray[np.int64]:
         """Item indices of the ids this model knows, in order; the others are left out."""
