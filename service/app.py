@@ -3,8 +3,9 @@
 import gc
 import logging
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI
@@ -21,6 +22,7 @@ from service.auth import Keys
 from service.batcher import Batcher
 from service.engine import Engine
 from service.erasure import Erasure
+from service.exchange import Route
 from service.hot import HotRoutes
 from service.intake import Intake
 from service.items import ItemStore, LiveItems
@@ -49,8 +51,16 @@ _ASIDE = 4  # requests with filters, candidates or explanations that are ranked 
 _ALIKE = 100  # calls for similar items that wait: among a million, each takes a tenth of a second
 
 
+@dataclass(frozen=True, slots=True)
+class Application:
+    """The framework's application, and by path what is answered below it."""
+
+    framed: ASGIApp
+    hot: Mapping[bytes, Route]
+
+
 @asynccontextmanager
-async def running(settings: Settings, store_url: str, metrics: Metrics | None = None) -> AsyncIterator[ASGIApp]:
+async def running(settings: Settings, store_url: str, metrics: Metrics | None = None) -> AsyncIterator[Application]:
     """The application with everything behind it open. Run it without a lifespan: this is it.
 
     Raises BadSettings for a URL that is none, BundleError if there is a champion and it must not serve, DeviceError if
@@ -148,7 +158,7 @@ async def running(settings: Settings, store_url: str, metrics: Metrics | None = 
         keys = await stack.enter_async_context(Keys(settings, on_change=limits.keep))
         erasure = Erasure(store.connection, log_length=store.settings.log_max_events)
         services = Services(keys, limits, slot, batcher, aside, similar, intake, items, store, erasure, metrics)
-        yield HotRoutes(create_app(services), services)
+        yield Application(create_app(services), HotRoutes(services).routes)
 
 
 def _store_settings(settings: Settings) -> StoreSettings:

@@ -58,6 +58,13 @@ class _Entry(NamedTuple, Generic[Call, Answer]):
     until: float  # when the answer must be there, by time.monotonic, or infinity
 
 
+class Pending(NamedTuple, Generic[Answer]):
+    """What will be answered: `told` makes it of the future when that is done, or raises what it failed with."""
+
+    future: "asyncio.Future[Answer]"
+    told: "Callable[[asyncio.Future[Answer]], dict[str, object]]"
+
+
 class Batcher(Generic[Call, Answer]):
     """Collects calls into batches for `run`, which takes a list and gives as many answers, or what a call failed with.
     Enter it to start.
@@ -123,27 +130,34 @@ class Batcher(Generic[Call, Answer]):
         if len(self._waiting) >= self._max_waiting:
             raise Overloaded(f"{self._max_waiting} requests are waiting already")
 
-    async def submit(self, call: Call, *, timeout_s: float | None = None, caller: Caller | None = None) -> Answer:
-        """Answer of one call. Raises Overloaded at once if the queue is full, or whatever it or its batch failed with.
+    def enqueue(
+        self, call: Call, *, timeout_s: float | None = None, caller: Caller | None = None
+    ) -> "asyncio.Future[Answer]":
+        """Answer of one call, or what it or its batch failed with: Overloaded if the queue is full.
 
-        Raises Expired after timeout_s, and Abandoned if the caller is gone; a call that still waits then is never run.
+        Expired after timeout_s, and Abandoned if the caller is gone; a call that still waits then is never run.
         """
-        if self._worker is None or self._worker.done():
-            raise Closed("the service is shutting down")
-        self.check_room()
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Answer] = loop.create_future()
+        try:
+            if self._worker is None or self._worker.done():
+                raise Closed("the service is shutting down")
+            self.check_room()
+        except (Closed, Overloaded) as error:
+            future.set_exception(error)
+            return future
         until = math.inf if timeout_s is None else time.monotonic() + timeout_s
         self._waiting.append(_Entry(call, future, caller, until))
         self._arrived.set()
-        if timeout_s is None:
-            return await future
-        self._deadlines += 1
-        alarm = loop.call_later(timeout_s, _refuse, [future], Expired("there is no answer in time"))
-        try:
-            return await future
-        finally:
-            alarm.cancel()
+        if timeout_s is not None:
+            self._deadlines += 1
+            alarm = loop.call_later(timeout_s, _refuse, [future], Expired("there is no answer in time"))
+            future.add_done_callback(lambda _: alarm.cancel())
+        return future
+
+    async def submit(self, call: Call, *, timeout_s: float | None = None, caller: Caller | None = None) -> Answer:
+        """The same, awaited. Raises what it failed with."""
+        return await self.enqueue(call, timeout_s=timeout_s, caller=caller)
 
     async def _work(self) -> None:
         while True:

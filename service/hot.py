@@ -8,143 +8,70 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
 import orjson
 from pydantic import ValidationError
-from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service import filters, logs
-from service.batcher import Abandoned, Caller, Closed, Expired, Overloaded
+from service.batcher import Abandoned, Caller, Closed, Expired, Overloaded, Pending
 from service.engine import Engine
 from service.errors import Problem, invalid, problem_body, problem_fields, shorten, unavailable
+from service.exchange import Exchange, Route
 from service.filters import Filter, UnknownAttribute
-from service.recommender import NoModel, Wish
-from service.requests import CONNECTION, REQUEST_ID, bug, headers_of, parse_json, read_body, request_id_of
+from service.keyfile import Limit
+from service.recommender import NoModel, Recommendation, Wish
+from service.requests import bug, check_declared, headers_of, parse_json, request_id_of
 from service.routes import NO_MODEL, Services
 from service.schemas import MAX_QUERIES, MAX_TIMEOUT_MS, RecommendRequest
 from service.scoring import ScoringStopped
 
 logger = logging.getLogger(__name__)
 
-_JSON = (b"content-type", b"application/json")
-_PROBLEM = (b"content-type", b"application/problem+json")
+_JSON = b"application/json"
+_PROBLEM = b"application/problem+json"
+
+# From a parsed body, the seconds that it may take, and who waits: what there will be to answer.
+_Handler = Callable[[object, float | None, Caller], Pending[Any]]
 
 
 class HotRoutes:
-    """ASGI: answers POST to /recommend, /recommend/batch and /events, and hands the rest to `app`."""
+    """POST to /recommend, /recommend/batch and /events; `routes` by path."""
 
-    def __init__(self, app: ASGIApp, services: Services) -> None:
-        self._app = app
-        self._services = services
-        self._answers: dict[str, Callable[[bytes, float | None, Caller | None], Awaitable[object]]] = {
-            "/recommend": self._recommend,
-            "/recommend/batch": self._batch,
-            "/events": self._events,
+    def __init__(self, services: Services) -> None:
+        self.services = services
+        handlers: dict[str, _Handler] = {
+            "recommend": self._recommend,
+            "recommend/batch": self._batch,
+            "events": self._events,
+        }
+        self.routes: dict[bytes, Route] = {
+            b"/%b" % name.encode(): partial(_Call, services, name, handler) for name, handler in handlers.items()
         }
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answer = self._answers.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
-        if answer is None:
-            await self._app(scope, receive, send)
-            return
-        began = time.perf_counter()
-        path: str = scope["path"]
-        request_id = request_id_of(dict(scope["headers"]))
-        logs.request_id.set(request_id)  # the server runs each request in a context of its own
-        status, kind = 200, _JSON
-        more: dict[str, str] = {}
-        connection = scope.get("state", {}).get(CONNECTION)  # None under another server
-        try:
-            headers = headers_of(scope)
-            key = self._services.keys.require(headers, "events" if path == "/events" else "recommend")
-            if key is not None and key.limit is not None:
-                more = await self._services.limits.admit(key.id, key.limit)
-            timeout_s = _timeout_s(scope, headers)
-            if path == "/recommend":
-                self._check_room()  # before the body is looked at: a refusal should cost as little as it can
-            body = await read_body(headers, receive)
-            if timeout_s is not None:
-                timeout_s = max(0.0, timeout_s - (time.perf_counter() - began))
-            content = orjson.dumps(await answer(body, timeout_s, connection))
-        except (ClientDisconnect, Abandoned):
-            logger.debug("the client left before it had an answer")
-            return
-        except Exception as error:
-            if not isinstance(error, Problem):
-                logger.exception("a bug answered POST %s", path)
-            problem = error if isinstance(error, Problem) else bug()
-            status, kind, more = problem.status, _PROBLEM, more | problem.headers
-            content = problem_body(problem, request_id)
-        self._services.metrics.answered(path[1:], status, time.perf_counter() - began)
-        length = (b"content-length", b"%d" % len(content))
-        fields = [length, kind, (REQUEST_ID, request_id.encode())]
-        fields += [(name.lower().encode(), value.encode()) for name, value in more.items()]
-        if connection is not None and connection.answer(scope, status, fields, content):
-            return
-        await send({"type": "http.response.start", "status": status, "headers": fields})
-        await send({"type": "http.response.body", "body": content})
+    def _recommend(self, query: object, timeout_s: float | None, caller: Caller) -> Pending[Recommendation]:
+        wish = self._wish(query)
+        batcher = self.services.batcher if wish.plain else self.services.aside
+        future = batcher.enqueue(wish, timeout_s=timeout_s, caller=caller)
+        return Pending(future, partial(_recommended, query, timeout_s))
 
-    def _check_room(self) -> None:
-        try:
-            self._services.batcher.check_room()
-        except Overloaded as error:
-            raise _overloaded(error) from error
+    def _batch(self, body: object, timeout_s: float | None, caller: Caller) -> Pending[Any]:
+        asked: list[Pending[Recommendation] | Exception] = []
+        for query in _queries(body):
+            try:
+                asked.append(self._recommend(query, timeout_s, caller))
+            except Exception as error:  # noqa: BLE001 - its own result says so, and those of others are as they are
+                asked.append(error)
+        futures = [one.future for one in asked if isinstance(one, Pending)]
+        together = asyncio.gather(*futures, return_exceptions=True)
+        return Pending(together, lambda _: {"results": [_result(one) for one in asked]})
 
-    async def _recommend(self, body: bytes, timeout_s: float | None, caller: Caller | None) -> object:
-        return await self._ranked(parse_json(body), timeout_s, caller)
-
-    async def _batch(self, body: bytes, timeout_s: float | None, caller: Caller | None) -> object:
-        queries = _queries(parse_json(body))
-        found = await asyncio.gather(
-            *(self._ranked(query, timeout_s, caller) for query in queries), return_exceptions=True
-        )
-        return {"results": [_result(one) for one in found]}
-
-    async def _events(self, body: bytes, timeout_s: float | None, caller: Caller | None) -> object:
+    def _events(self, body: object, timeout_s: float | None, caller: Caller) -> Pending[Any]:
         if timeout_s is not None:
             raise Problem("invalid_request", "X-Timeout-Ms is for recommendations; an event is stored or refused")
-        return await self._services.intake.take(parse_json(body))
-
-    async def _ranked(self, query: object, timeout_s: float | None, caller: Caller | None) -> dict[str, object]:
-        """The answer to one parsed query."""
-        wish = self._wish(query)
-        try:
-            batcher = self._services.batcher if wish.plain else self._services.aside
-            found = await batcher.submit(wish, timeout_s=timeout_s, caller=caller)
-        except Overloaded as error:
-            raise _overloaded(error) from error
-        except Expired as error:
-            raise Problem(
-                "deadline_exceeded", f"{error}: X-Timeout-Ms allowed {1000 * (timeout_s or 0):.0f} ms"
-            ) from error
-        except Closed as error:
-            raise unavailable("shutting_down", str(error)) from error
-        except ScoringStopped as error:
-            raise unavailable("unhealthy", str(error)) from error
-        except NoModel as error:
-            raise unavailable("no_model", NO_MODEL, retry_after_s=5) from error
-        except UnknownAttribute as error:
-            asked = query["filter"] if isinstance(query, dict) else query
-            raise _bad_filter("filter", shorten(asked), str(error)) from error
-        items: list[dict[str, object]] = [
-            {"item_id": item, "score": score, "source": found.source} for item, score in found.items
-        ]
-        for place in found.cold:
-            items[place]["source"] = "cold"
-        if found.because is not None:
-            for item, causes in zip(items, found.because, strict=True):
-                item["because"] = [{"item_id": cause, "effect": effect} for cause, effect in causes]
-        return {
-            "recommendation_id": f"{random.getrandbits(64):016x}",
-            "model_version": found.model_version,
-            "history_length": found.history_length,
-            "source": found.source,
-            "scoring": found.scoring,
-            "degraded": ["state_store"] if found.degraded else [],
-            "items": items,
-        }
+        return self.services.intake.take(body)
 
     def _wish(self, query: object) -> Wish:
         try:
@@ -165,16 +92,157 @@ class HotRoutes:
         )
 
     def _resident(self, version: str) -> Engine:
-        resident = self._services.slot.resident()
+        resident = self.services.slot.resident()
         if version not in resident:
             there = ", ".join(sorted(resident)) or "none"
             raise Problem("version_not_found", f"model_version {shorten(version)} is not in memory; there are: {there}")
         return resident[version]
 
 
-def _timeout_s(scope: Scope, headers: Mapping[bytes, bytes]) -> float | None:
+class _Call:
+    """One request to a hot route, on its way through the checks to the batch and back."""
+
+    __slots__ = (
+        "_began",
+        "_exchange",
+        "_handler",
+        "_limit",
+        "_more",
+        "_name",
+        "_request_id",
+        "_services",
+        "_timeout_s",
+    )
+
+    def __init__(self, services: Services, name: str, handler: _Handler, exchange: Exchange) -> None:
+        self._services = services
+        self._name = name
+        self._handler = handler
+        self._exchange = exchange
+        self._began = time.perf_counter()
+        self._request_id = ""
+        self._timeout_s: float | None = None
+        self._limit: tuple[str, Limit] | None = None  # of the key, where the store has to be asked
+        self._more: dict[str, str] = {}
+
+    def open(self) -> None:
+        """See who asks, how often they may, how long it may take, and whether there is room."""
+        fields = self._exchange.headers
+        self._request_id = request_id_of(dict(fields))
+        context = logs.request_id.set(self._request_id)
+        try:
+            headers = headers_of(fields)
+            key = self._services.keys.require(headers, "events" if self._name == "events" else "recommend")
+            if key is not None and key.limit is not None:
+                admitted = self._services.limits.admit_now(key.id, key.limit)
+                if admitted is None:
+                    self._limit = key.id, key.limit
+                else:
+                    self._more = admitted
+            self._timeout_s = _timeout_s(self._exchange, headers)
+            if self._name == "recommend":
+                self._services.batcher.check_room()  # before the body: a refusal should cost as little as it can
+            check_declared(headers)
+        except Overloaded as error:
+            self.refuse(_overloaded(error))
+        except Exception as error:  # noqa: BLE001 - `refuse` tells a problem from a bug
+            self.refuse(error)
+        finally:
+            logs.request_id.reset(context)
+
+    def take(self, body: bytes) -> None:
+        """Ask for the answer to a body."""
+        context = logs.request_id.set(self._request_id)  # what is called later is called in a copy of it
+        try:
+            if self._limit is None:
+                self._ask(body)
+            else:
+                self._exchange.run(self._ask_admitted(*self._limit, body))
+        finally:
+            logs.request_id.reset(context)
+
+    async def _ask_admitted(self, key_id: str, limit: Limit, body: bytes) -> None:
+        try:
+            self._more = await self._services.limits.admit(key_id, limit)
+        except Exception as error:  # noqa: BLE001 - as above
+            self.refuse(error)
+        else:
+            self._ask(body)
+
+    def _ask(self, body: bytes) -> None:
+        timeout_s = self._timeout_s
+        if timeout_s is not None:
+            timeout_s = max(0.0, timeout_s - (time.perf_counter() - self._began))
+        try:
+            pending = self._handler(parse_json(body), timeout_s, self._exchange.line)
+        except Exception as error:  # noqa: BLE001 - as above
+            self.refuse(error)
+        else:
+            pending.future.add_done_callback(partial(self._tell, pending))
+
+    def _tell(self, pending: Pending[Any], future: "asyncio.Future[Any]") -> None:
+        try:
+            content = orjson.dumps(pending.told(future))
+        except Abandoned:
+            logger.debug("the client left before it had an answer")
+        except Exception as error:  # noqa: BLE001 - as above
+            self.refuse(error)
+        else:
+            self._answer(200, _JSON, content)
+
+    def refuse(self, error: Exception) -> None:
+        """Answer with a problem, which another error is by a mistake of ours."""
+        if not isinstance(error, Problem):
+            logger.error("a bug answered POST /%s", self._name, exc_info=error)
+        problem = error if isinstance(error, Problem) else bug()
+        self._more |= problem.headers
+        self._answer(problem.status, _PROBLEM, problem_body(problem, self._request_id))
+
+    def _answer(self, status: int, kind: bytes, content: bytes) -> None:
+        self._services.metrics.answered(self._name, status, time.perf_counter() - self._began)
+        head = b"content-type: %b\r\nx-request-id: %b\r\n" % (kind, self._request_id.encode())
+        self._exchange.answer(status, head, content, self._more)
+
+
+def _recommended(query: object, timeout_s: float | None, future: "asyncio.Future[Recommendation]") -> dict[str, object]:
+    """The answer to one query. Raises Problem if there is none."""
+    try:
+        found = future.result()
+    except Overloaded as error:
+        raise _overloaded(error) from error
+    except Expired as error:
+        raise Problem("deadline_exceeded", f"{error}: X-Timeout-Ms allowed {1000 * (timeout_s or 0):.0f} ms") from error
+    except Closed as error:
+        raise unavailable("shutting_down", str(error)) from error
+    except ScoringStopped as error:
+        raise unavailable("unhealthy", str(error)) from error
+    except NoModel as error:
+        raise unavailable("no_model", NO_MODEL, retry_after_s=5) from error
+    except UnknownAttribute as error:
+        asked = query["filter"] if isinstance(query, dict) else query
+        raise _bad_filter("filter", shorten(asked), str(error)) from error
+    items: list[dict[str, object]] = [
+        {"item_id": item, "score": score, "source": found.source} for item, score in found.items
+    ]
+    for place in found.cold:
+        items[place]["source"] = "cold"
+    if found.because is not None:
+        for item, causes in zip(items, found.because, strict=True):
+            item["because"] = [{"item_id": cause, "effect": effect} for cause, effect in causes]
+    return {
+        "recommendation_id": f"{random.getrandbits(64):016x}",
+        "model_version": found.model_version,
+        "history_length": found.history_length,
+        "source": found.source,
+        "scoring": found.scoring,
+        "degraded": ["state_store"] if found.degraded else [],
+        "items": items,
+    }
+
+
+def _timeout_s(exchange: Exchange, headers: Mapping[bytes, bytes]) -> float | None:
     """What X-Timeout-Ms allows, in seconds. A parameter that would be ignored is refused instead."""
-    if scope["query_string"]:
+    if exchange.url.partition(b"?")[2]:
         raise Problem("invalid_request", "this route takes no query parameters; put every field into the JSON body")
     given = headers.get(b"x-timeout-ms")
     if given is None:
@@ -200,15 +268,19 @@ def _queries(body: object) -> list[object]:
     return queries
 
 
-def _result(found: dict[str, object] | BaseException) -> dict[str, object]:
-    if isinstance(found, dict):
-        return found
-    if isinstance(found, Problem):
-        return problem_fields(found, None)
-    if isinstance(found, Abandoned) or not isinstance(found, Exception):  # the request is being given up
-        raise found
-    logger.error("a bug answered one of several queries", exc_info=found)
-    return problem_fields(bug(), None)
+def _result(asked: Pending[Recommendation] | Exception) -> dict[str, object]:
+    """What came of one of several queries."""
+    try:
+        if isinstance(asked, Exception):
+            raise asked
+        return asked.told(asked.future)
+    except Problem as problem:
+        return problem_fields(problem, None)
+    except Abandoned:  # all of the request is given up
+        raise
+    except Exception as error:
+        logger.error("a bug answered one of several queries", exc_info=error)
+        return problem_fields(bug(), None)
 
 
 def _filter(expression: object) -> Filter:

@@ -3,18 +3,20 @@
 One bad event in a batch must not cost the others, and one that was not stored is never acknowledged.
 """
 
+import asyncio
 import logging
 import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
 import orjson
 from pydantic import ValidationError
 
-from service.batcher import Batcher, Closed, Overloaded
+from service.batcher import Batcher, Closed, Overloaded, Pending
 from service.connection import StillUnavailable, StoreUnavailable
 from service.engine import Engine
 from service.errors import Problem, describe, field_errors, shorten, unavailable
@@ -65,10 +67,11 @@ class Intake:
     ) -> None:
         await self._writes.__aexit__(kind, error, traceback)
 
-    async def take(self, body: object) -> dict[str, Any]:
-        """Store the events of a parsed body and return the response.
+    def take(self, body: object) -> Pending[AppendResult]:
+        """Store the events of a parsed body; what that ends with makes the response.
 
-        Raises Problem if the body is no event and no list of events, if none is acceptable, or if the store is down.
+        Raises Problem if the body is no event and no list of events, or if none is acceptable; and `told` does if the
+        store is down.
         """
         received = _received(body)
         checked: list[EventRequest] = []
@@ -94,8 +97,13 @@ class Intake:
         earliest_ms = min(event.timestamp_ms for event in accepted)
         if 0 < earliest_ms < _SECONDS:
             self._warn("an event has the timestamp %d, in milliseconds before 1974; send no seconds", earliest_ms)
+        return Pending(self._writes.enqueue(accepted), partial(self._stored, accepted, rejected))
+
+    def _stored(
+        self, accepted: Sequence[Event], rejected: list[dict[str, Any]], future: "asyncio.Future[AppendResult]"
+    ) -> dict[str, object]:
         try:
-            result = await self._writes.submit(accepted)
+            result = future.result()
         except Overloaded as error:
             raise unavailable("overloaded", f"{error}; send the same events again later") from error
         except Closed as error:

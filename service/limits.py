@@ -54,21 +54,28 @@ class Limits:
 
         Raises Problem if there is nothing left; such a request costs no round trip and does not count.
         """
+        while (headers := self.admit_now(key_id, limit)) is None:  # each round admits somebody, or ends in a refusal
+            await self._asked(self._buckets[key_id])
+        return headers
+
+    def admit_now(self, key_id: str, limit: Limit) -> dict[str, str] | None:
+        """The same, or None if Redis has to be asked first; then the request has not been counted."""
         bucket = self._buckets.get(key_id)
         if bucket is None:
             bucket = self._buckets[key_id] = _Bucket(key_id, limit, self._workers)
         if bucket.local is not None and self._clock() >= bucket.ask_at:
             self._ask_aside(bucket)
-        while not bucket.take(now := self._clock()):  # each round admits somebody, or ends in a refusal
-            wait_s = bucket.wait_s(now)
-            if wait_s > 0:
-                raise Problem(
-                    "rate_limited",
-                    f"this key may make {limit.requests} request(s) in {limit.seconds} s, evenly; come back later",
-                    headers={"Retry-After": str(math.ceil(wait_s)), **bucket.headers(now)},
-                )
-            await self._asked(bucket)
-        return bucket.headers(now)
+        now = self._clock()
+        if bucket.take(now):
+            return bucket.headers(now)
+        wait_s = bucket.wait_s(now)
+        if wait_s > 0:
+            raise Problem(
+                "rate_limited",
+                f"this key may make {limit.requests} request(s) in {limit.seconds} s, evenly; come back later",
+                headers={"Retry-After": str(math.ceil(wait_s)), **bucket.headers(now)},
+            )
+        return None
 
     def keep(self, ids: Collection[str]) -> None:
         """Forget all keys but these."""

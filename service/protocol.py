@@ -10,14 +10,15 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
+from urllib.parse import unquote_to_bytes
 
 import httptools
-from starlette.types import Scope
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from service.errors import Problem, problem_body
+from service.exchange import Exchange, Route
 from service.requests import CONNECTION, MAX_BODY_BYTES
 
 logger = logging.getLogger(__name__)
@@ -40,17 +41,22 @@ _UPGRADE_WITH_BODY = Problem("malformed_http", "the header Upgrade stands beside
 class Connection(HttpToolsProtocol):
     """A client's connection, which each of its requests finds in its scope.
 
-    on_refused: told the status of each answer that it gives itself.
+    hot: by path, the routes whose POST is answered below the framework; on_refused: told the status of each answer that
+    it gives itself.
     """
 
     gone = False  # the client has left: nobody reads an answer any more
 
-    def __init__(self, on_refused: Callable[[int], None], *arguments: Any, **options: Any) -> None:
+    def __init__(
+        self, hot: Mapping[bytes, Route], on_refused: Callable[[int], None], *arguments: Any, **options: Any
+    ) -> None:
         super().__init__(*arguments, **options)
+        self._hot = hot
         self._on_refused = on_refused
         self._received = 0  # bytes of a request that is not complete
         self._refusal = _NOT_HTTP
-        self._earlier: deque[RequestResponseCycle] = deque()  # not the last, and perhaps not answered yet, in order
+        # Not the last request, and perhaps not answered yet, in order.
+        self._earlier: deque[RequestResponseCycle | Exchange] = deque()
         self._always: tuple[list[tuple[bytes, bytes]] | None, bytes] = None, b""  # headers of all answers, as sent
         self._farewell = False  # whether they let the client go
 
@@ -81,6 +87,11 @@ class Connection(HttpToolsProtocol):
             self._received = 0
             self._stay_a_while()
 
+    def on_message_begin(self) -> None:
+        # uvicorn fills a scope here, which only requests to the framework need.
+        self.url, self.headers, self.expect_100_continue = b"", [], False
+        self.scope = {}  # type: ignore[typeddict-item]
+
     def on_headers_complete(self) -> None:
         if self._head_bytes() > MAX_HEAD_BYTES:
             self._stop(_HEAD_TOO_LARGE)
@@ -93,50 +104,86 @@ class Connection(HttpToolsProtocol):
         waiting = last is not None and not last.response_complete
         if waiting and len(self._earlier) + 1 >= _MAX_UNANSWERED:
             raise httptools.HttpParserError  # no problem is sent: the last answer says that it is the last
-        super().on_headers_complete()
-        self.headers = _NO_HEADERS  # the scope has its own
+        hot = self._hot_route()
+        if hot is None:
+            self._begin_framed()
+        else:
+            keep_alive = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
+            self._begin(hot, keep_alive=keep_alive and not offers_upgrade, waits=waiting)
+        self.headers = _NO_HEADERS  # the request has its own
         if waiting:
             self._earlier.append(last)
         if offers_upgrade:  # the offer is passed over, and the parser loses what follows it
             self.cycle.keep_alive = False
 
+    def on_body(self, body: bytes) -> None:
+        if isinstance(self.cycle, Exchange):
+            self.cycle.feed(body)
+        else:
+            super().on_body(body)
+
     def on_message_complete(self) -> None:
         self._received = 0
-        super().on_message_complete()
-        self.cycle.more_body = False  # uvicorn forgets this where the answer came first
+        if isinstance(self.cycle, Exchange):
+            self.cycle.complete()
+        else:
+            super().on_message_complete()
+            self.cycle.more_body = False  # uvicorn forgets this where the answer came first
 
-    def answer(self, scope: Scope, status: int, fields: Sequence[tuple[bytes, bytes]], content: bytes) -> bool:
-        """Send all of the answer to a request in one write; False if that cannot be, and nothing was sent.
+    def _hot_route(self) -> Route | None:
+        """The route below the framework that the head asks for."""
+        if self.parser.get_method() != b"POST":
+            return None
+        found = self._hot.get(self.url)
+        if found is None:  # perhaps spelled otherwise
+            found = self._hot.get(unquote_to_bytes(httptools.parse_url(self.url).path or b""))
+        return found
 
-        The framework's way is two calls and two writes, each of them a system call.
-        fields: the headers, of names in lower case, the length of the content among them.
-        """
-        cycle = self.cycle
-        if cycle.scope is not scope:  # the client has sent another request behind it
-            cycle = next(one for one in self._earlier if one.scope is scope)
-        if cycle.disconnected or cycle.response_started or self.flow.write_paused:
-            return False
-        always = cycle.default_headers
+    def _begin(self, route: Route, *, keep_alive: bool, waits: bool) -> None:
+        """Begin a request below the framework, or let it wait for what came before it."""
+        self.scope["method"] = "POST"
+        exchange = Exchange(
+            route,
+            self,
+            self.url,
+            self.headers,
+            scope=self.scope,
+            keep_alive=keep_alive,
+            expects_continue=self.expect_100_continue,
+        )
+        self.cycle = exchange  # type: ignore[assignment]
+        if waits:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((exchange, self.app))  # type: ignore[arg-type]
+        else:
+            exchange.begin()
+
+    def _begin_framed(self) -> None:
+        """Begin a request to the framework, as uvicorn does."""
+        url, headers, expects = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.expect_100_continue = url, expects
+        self.headers += headers
+        super().on_headers_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle | Exchange, app: Any) -> None:
+        """Begin a request that waited for what came before it."""
+        if isinstance(cycle, Exchange):
+            self.loop.call_soon(cycle.begin)  # one that is answered at once begins the next, and that the next
+        else:
+            super()._start_asgi_task(cycle, app)
+
+    def common_headers(self) -> tuple[bytes, bool]:
+        """The headers of every answer, as sent, and whether they let the client go."""
+        always = self.server_state.default_headers
         if self._always[0] is not always:  # the server makes new ones every second
-            self._always = always, b"".join(_line(name, value) for name, value in always)
+            self._always = always, b"".join([b"%b: %b\r\n" % field for field in always])
             self._farewell = (b"connection", b"close") in always
-        farewell = b""
-        if self._farewell:
-            cycle.keep_alive = False
-        elif not cycle.keep_alive:
-            farewell = b"connection: close\r\n"
-        lines = [_line(name, value) for name, value in fields]
-        cycle.response_started = cycle.response_complete = True
-        cycle.waiting_for_100_continue = False
-        self.transport.write(b"".join([STATUS_LINE[status], self._always[1], *lines, farewell, b"\r\n", content]))
-        cycle.message_event.set()
-        if not cycle.keep_alive:
-            self.transport.close()
-        cycle.on_response()
-        return True
+        return self._always[1], self._farewell
 
     def _stay_a_while(self) -> None:
         """Wait for a request as long as after an answer."""
+        self._unset_keepalive_if_required()
         self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
     def _head_bytes(self) -> int:
@@ -191,10 +238,6 @@ class Connection(HttpToolsProtocol):
 
     def _unsupported_upgrade_warning(self) -> None:
         """Who offers another protocol is answered in this one, as HTTP allows; no reason to warn anybody."""
-
-
-def _line(name: bytes, value: bytes) -> bytes:
-    return b"%b: %b\r\n" % (name, value)
 
 
 class Reaper:

@@ -9,7 +9,7 @@ import json
 import logging
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -38,14 +38,14 @@ def request_id_of(headers: Mapping[bytes, bytes]) -> str:
     return given.decode() if _SANE_ID.fullmatch(given) else f"{random.getrandbits(64):016x}"
 
 
-def headers_of(scope: Scope) -> dict[bytes, bytes]:
+def headers_of(fields: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     """Headers by name in lower case, the last of several. Raises Problem if one that decides who may call is repeated.
 
     A proxy that looks at another of the two than we do could be told one thing and we another.
     """
-    headers = dict(scope["headers"])
-    if len(headers) < len(scope["headers"]):
-        names = [name for name, _ in scope["headers"]]
+    headers = dict(fields)
+    if len(headers) < len(fields):
+        names = [name for name, _ in fields]
         for name in _DECIDING:
             if names.count(name) > 1:
                 raise Problem("invalid_request", f"the header {name.decode()} is repeated; send it once")
@@ -93,14 +93,19 @@ def bug() -> Problem:
     return Problem("internal_error", "the service made a mistake; its log has more under this request_id")
 
 
+def check_declared(headers: Mapping[bytes, bytes]) -> None:
+    """Raises Problem if a request says that its body is larger than MAX_BODY_BYTES."""
+    declared = headers.get(b"content-length", b"")
+    if declared.isdigit() and int(declared[:20]) > MAX_BODY_BYTES:
+        raise too_large(f"{declared[:20].decode()} bytes")
+
+
 async def read_body(headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
     """The whole body. Raises Problem if it is, or says it is, larger than MAX_BODY_BYTES; the rest is not read then.
 
     Raises ClientDisconnect if the client leaves before it is complete.
     """
-    declared = headers.get(b"content-length", b"")
-    if declared.isdigit() and int(declared[:20]) > MAX_BODY_BYTES:
-        raise _too_large(f"{declared[:20].decode()} bytes")
+    check_declared(headers)
     body = bytearray()
     while True:
         message = await receive()
@@ -108,7 +113,7 @@ async def read_body(headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
             raise ClientDisconnect
         body += message.get("body", b"")
         if len(body) > MAX_BODY_BYTES:
-            raise _too_large("longer")
+            raise too_large("longer")
         if not message.get("more_body", False):
             return bytes(body)
 
@@ -185,7 +190,8 @@ def _too_deep() -> Problem:
     return Problem("too_deep", f"the body is nested more than {MAX_DEPTH} deep; send it flatter")
 
 
-def _too_large(found: str) -> Problem:
+def too_large(found: str) -> Problem:
+    """What a request gets whose body is so large; found: how large it is."""
     return Problem("body_too_large", f"the body is {found}, at most {MAX_BODY_BYTES} bytes are read; send less at once")
 
 

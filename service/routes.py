@@ -49,7 +49,7 @@ NO_MODEL = (
     "no model is promoted; train and export one with 'python -m training', then 'python -m models promote VERSION': "
     "it is picked up within a second"
 )
-_BELOW = "there is nothing at this path; see /docs"  # hot.py answers the path itself, below the framework
+_BELOW = "there is nothing at this path; see /docs"  # what these stand for is answered in hot.py, below the framework
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +218,7 @@ async def promote(version: str, request: Request) -> Response:
     services: Services = request.app.state.services
     with services.metrics.observed("promote"):
         await admitted(request, "admin")
-        await refuse_body(headers_of(request.scope), request.receive)
+        await refuse_body(headers_of(request.scope["headers"]), request.receive)
         if not _VERSION.fullmatch(version):
             raise Problem("version_not_found", "a version is 1 to 100 letters, digits, dots, dashes and underscores")
         try:
@@ -242,7 +242,7 @@ async def rollback(request: Request) -> Response:
     services: Services = request.app.state.services
     with services.metrics.observed("rollback"):
         await admitted(request, "admin")
-        await refuse_body(headers_of(request.scope), request.receive)
+        await refuse_body(headers_of(request.scope["headers"]), request.receive)
         try:
             return _promoted(await services.slot.rollback())
         except RegistryError as error:
@@ -294,7 +294,7 @@ async def root() -> Response:
 async def admitted(request: Request, scope: Scope) -> dict[bytes, bytes]:
     """The headers of a request that may do this. Raises Problem if it may not, or not now."""
     services: Services = request.app.state.services
-    headers = headers_of(request.scope)
+    headers = headers_of(request.scope["headers"])
     key = services.keys.require(headers, scope)
     if key is not None and key.limit is not None:
         request.state.more_headers = await services.limits.admit(key.id, key.limit)

@@ -7,8 +7,8 @@ from collections.abc import Callable, Generator
 from functools import partial
 
 import uvicorn
-from starlette.types import ASGIApp
 
+from service.app import Application
 from service.metrics import Metrics
 from service.protocol import Connection, Reaper
 from service.settings import Settings
@@ -26,12 +26,13 @@ class Server(uvicorn.Server):
     """Serves `app` on a bound socket until `stop`; `on_started` is called when it listens. `status`: to exit with."""
 
     def __init__(
-        self, app: ASGIApp, settings: Settings, metrics: Metrics, on_started: Callable[[], None] = lambda: None
+        self, app: Application, settings: Settings, metrics: Metrics, on_started: Callable[[], None] = lambda: None
     ) -> None:
+        refused = partial(metrics.answered, "unparsed", seconds=0.0)
         config = uvicorn.Config(
-            app,
+            app.framed,
             loop="none",
-            http=partial(Connection, partial(metrics.answered, "unparsed", seconds=0.0)),  # type: ignore[arg-type]
+            http=partial(Connection, app.hot, refused),  # type: ignore[arg-type]
             ws="none",
             lifespan="off",
             log_config=None,

@@ -84,6 +84,20 @@ def test_requests_behind_one_another_are_answered_in_their_order(client: httpx.C
     assert b"connection: close" in last
 
 
+@pytest.mark.parametrize("target", ["/recommend?", "/%72ecommend", "/recommend#top", "http://localhost/recommend"])
+def test_a_path_may_be_spelled_otherwise(client: httpx.Client, target: str) -> None:
+    with connected(client) as connection:
+        connection.sendall(request("POST", target, BODY, "Connection: close"))
+        assert [answer[9:12] for answer in heads(rest(connection))] == [b"200"]
+
+
+@pytest.mark.parametrize("target", ["/recommend/", "/Recommend", "//recommend", "/recommend%2Fbatch/"])
+def test_another_path_is_another_path(client: httpx.Client, target: str) -> None:
+    with connected(client) as connection:
+        connection.sendall(request("POST", target, BODY, "Connection: close"))
+        assert [answer[9:12] for answer in heads(rest(connection))] == [b"404"]
+
+
 def test_a_client_that_reads_late_gets_every_answer_whole(client: httpx.Client) -> None:
     batch = request("POST", "/recommend/batch", orjson.dumps({"queries": [{"k": 12}] * 256}))
     with connected(client, buffer_bytes=4096) as connection:

@@ -16,7 +16,10 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from reliability.wire import request
+from service.app import Application
 from service.engine import Engine, Ranking
+from service.errors import Problem
+from service.exchange import Exchange, Route
 from service.metrics import Metrics
 from service.protocol import MAX_HEAD_BYTES
 from service.server import Server
@@ -111,15 +114,32 @@ def test_idle_connections_are_kept(hasty: httpx.Client) -> None:
             assert rest(connection).startswith(b"HTTP/1.1 200 ")
 
 
+class _Refusal:
+    """A route below the framework that has seen enough of a request at its head."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+
+    def open(self) -> None:
+        self.refuse(Problem("invalid_request", "whatever it is"))
+
+    def take(self, body: bytes) -> None:
+        raise AssertionError("it was refused")
+
+    def refuse(self, error: Exception) -> None:
+        self._exchange.answer(422, b"", b"", {})
+
+
 @pytest.mark.anyio
-async def test_an_idle_connection_ends_whatever_made_it_idle() -> None:
+@pytest.mark.parametrize("hot", [{}, {b"/recommend": _Refusal}])
+async def test_an_idle_connection_ends_whatever_made_it_idle(hot: dict[bytes, Route]) -> None:
     async def early(scope: Scope, receive: Receive, send: Send) -> None:
         """Answers before it has read the body."""
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
         await send({"type": "http.response.body"})
 
     started = asyncio.Event()
-    server = Server(early, Settings(embedded=True), Metrics(), started.set)
+    server = Server(Application(early, hot), Settings(embedded=True), Metrics(), started.set)
     server.config.timeout_keep_alive = 0.3  # type: ignore[assignment]
     listener = socket.create_server(("127.0.0.1", 0))
     serving = asyncio.create_task(server.serve(sockets=[listener]))
@@ -132,8 +152,10 @@ async def test_an_idle_connection_ends_whatever_made_it_idle() -> None:
             if part == head:
                 await reader.readuntil(b"\r\n\r\n")
             await asyncio.sleep(0.05)
+        idle_since = time.monotonic()
         async with asyncio.timeout(5):
             await reader.read()
+        assert time.monotonic() - idle_since > 0.1  # and not before its time
         writer.close()
     server.stop()
     await serving
