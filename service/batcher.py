@@ -133,19 +133,15 @@ class Batcher(Generic[Call, Answer]):
     def enqueue(
         self, call: Call, *, timeout_s: float | None = None, caller: Caller | None = None
     ) -> "asyncio.Future[Answer]":
-        """Answer of one call, or what it or its batch failed with: Overloaded if the queue is full.
+        """Answer of one call, or what it or its batch failed with. Raises Overloaded if the queue is full, or Closed.
 
-        Expired after timeout_s, and Abandoned if the caller is gone; a call that still waits then is never run.
+        It is Expired after timeout_s, and Abandoned if the caller is gone; a call that still waits then is never run.
         """
+        if self._worker is None or self._worker.done():
+            raise Closed("the service is shutting down")
+        self.check_room()
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Answer] = loop.create_future()
-        try:
-            if self._worker is None or self._worker.done():
-                raise Closed("the service is shutting down")
-            self.check_room()
-        except (Closed, Overloaded) as error:
-            future.set_exception(error)
-            return future
         until = math.inf if timeout_s is None else time.monotonic() + timeout_s
         self._waiting.append(_Entry(call, future, caller, until))
         self._arrived.set()
@@ -156,7 +152,7 @@ class Batcher(Generic[Call, Answer]):
         return future
 
     async def submit(self, call: Call, *, timeout_s: float | None = None, caller: Caller | None = None) -> Answer:
-        """The same, awaited. Raises what it failed with."""
+        """The same, awaited; raises whatever it failed with."""
         return await self.enqueue(call, timeout_s=timeout_s, caller=caller)
 
     async def _work(self) -> None:

@@ -18,13 +18,13 @@ _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class Call(Protocol):
-    """What a route makes of an exchange. Each of these ends in one answer, now or later."""
+    """What a route makes of an exchange."""
 
     def open(self) -> None:
-        """The head is complete: refuse what needs no body to be refused."""
+        """Look at the head: refuse it or, now or later, let the exchange be `opened`."""
 
     def take(self, body: bytes) -> None:
-        """The body is complete."""
+        """Answer the whole, now or later."""
 
     def refuse(self, error: Exception) -> None:
         """Answer with a problem."""
@@ -42,7 +42,7 @@ class Line(Protocol):
         """Whether the client has left: nobody reads an answer any more."""
 
     def common_headers(self) -> tuple[bytes, bool]:
-        """The headers of every answer, as sent, and whether they let the client go."""
+        """The headers of every answer, as sent, and whether this answer is the connection's last."""
 
     def on_response_complete(self) -> None:
         """An answer was sent: the next request of the connection may be answered."""
@@ -84,13 +84,15 @@ class Exchange:
         self._expects_continue = expects_continue
 
     def begin(self) -> None:
-        """Let the route look at the head, and at the body if that is there. What came before is answered."""
-        if self.disconnected or self.line.transport.is_closing():
+        """Let the route look at the head: what came before is answered."""
+        if not (self.disconnected or self.line.transport.is_closing()):
+            self._route(self).open()
+
+    def opened(self, call: Call) -> None:
+        """The head will do. The call gets the body when that is complete."""
+        if self.disconnected:
             return
-        call = self._call = self._route(self)
-        call.open()
-        if self.response_started:
-            return
+        self._call = call
         if len(self.body) > MAX_BODY_BYTES:
             call.refuse(too_large("longer"))
         elif not self.more_body:
@@ -134,11 +136,11 @@ class Exchange:
         """
         if self.disconnected:
             return
-        common, farewell = self.line.common_headers()
-        if farewell:
+        common, last = self.line.common_headers()
+        if last:
             self.keep_alive = False
         lines = b"".join([b"%b: %b\r\n" % (name.lower().encode(), value.encode()) for name, value in more.items()])
-        if not (self.keep_alive or farewell):
+        if not self.keep_alive:
             lines += b"connection: close\r\n"
         self.response_started = True
         self.body, self._call = b"", None  # the connection may keep this for long
@@ -156,7 +158,7 @@ class Exchange:
             self._send(data)
 
     async def _send_when_read(self, data: bytes) -> None:
-        """The client has not read its answers of before, of which no more are kept than it takes."""
+        """The client has not read its answers of before: this one waits, and the next request for this one."""
         await self.line.flow.drain()
         if not self.disconnected:
             self._send(data)

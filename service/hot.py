@@ -23,7 +23,7 @@ from service.exchange import Exchange, Route
 from service.filters import Filter, UnknownAttribute
 from service.keyfile import Limit
 from service.recommender import NoModel, Recommendation, Wish
-from service.requests import bug, check_declared, headers_of, parse_json, request_id_of
+from service.requests import bug, check_declared, parse_json, refuse_repeated, request_id_of
 from service.routes import NO_MODEL, Services
 from service.schemas import MAX_QUERIES, MAX_TIMEOUT_MS, RecommendRequest
 from service.scoring import ScoringStopped
@@ -41,7 +41,7 @@ class HotRoutes:
     """POST to /recommend, /recommend/batch and /events; `routes` by path."""
 
     def __init__(self, services: Services) -> None:
-        self.services = services
+        self._services = services
         handlers: dict[str, _Handler] = {
             "recommend": self._recommend,
             "recommend/batch": self._batch,
@@ -53,25 +53,26 @@ class HotRoutes:
 
     def _recommend(self, query: object, timeout_s: float | None, caller: Caller) -> Pending[Recommendation]:
         wish = self._wish(query)
-        batcher = self.services.batcher if wish.plain else self.services.aside
-        future = batcher.enqueue(wish, timeout_s=timeout_s, caller=caller)
+        batcher = self._services.batcher if wish.plain else self._services.aside
+        try:
+            future = batcher.enqueue(wish, timeout_s=timeout_s, caller=caller)
+        except (Overloaded, Closed) as error:
+            raise _refused(error) from error
         return Pending(future, partial(_recommended, query, timeout_s))
 
     def _batch(self, body: object, timeout_s: float | None, caller: Caller) -> Pending[Any]:
-        asked: list[Pending[Recommendation] | Exception] = []
+        asked: list[Pending[Recommendation] | dict[str, object]] = []
         for query in _queries(body):
             try:
                 asked.append(self._recommend(query, timeout_s, caller))
             except Exception as error:  # noqa: BLE001 - its own result says so, and those of others are as they are
-                asked.append(error)
+                asked.append(_refused_query(error))
         futures = [one.future for one in asked if isinstance(one, Pending)]
         together = asyncio.gather(*futures, return_exceptions=True)
         return Pending(together, lambda _: {"results": [_result(one) for one in asked]})
 
     def _events(self, body: object, timeout_s: float | None, caller: Caller) -> Pending[Any]:
-        if timeout_s is not None:
-            raise Problem("invalid_request", "X-Timeout-Ms is for recommendations; an event is stored or refused")
-        return self.services.intake.take(body)
+        return self._services.intake.take(body)
 
     def _wish(self, query: object) -> Wish:
         try:
@@ -92,7 +93,7 @@ class HotRoutes:
         )
 
     def _resident(self, version: str) -> Engine:
-        resident = self.services.slot.resident()
+        resident = self._services.slot.resident()
         if version not in resident:
             there = ", ".join(sorted(resident)) or "none"
             raise Problem("version_not_found", f"model_version {shorten(version)} is not in memory; there are: {there}")
@@ -102,17 +103,7 @@ class HotRoutes:
 class _Call:
     """One request to a hot route, on its way through the checks to the batch and back."""
 
-    __slots__ = (
-        "_began",
-        "_exchange",
-        "_handler",
-        "_limit",
-        "_more",
-        "_name",
-        "_request_id",
-        "_services",
-        "_timeout_s",
-    )
+    __slots__ = ("_began", "_exchange", "_handler", "_more", "_name", "_request_id", "_services", "_timeout_s")
 
     def __init__(self, services: Services, name: str, handler: _Handler, exchange: Exchange) -> None:
         self._services = services
@@ -122,52 +113,60 @@ class _Call:
         self._began = time.perf_counter()
         self._request_id = ""
         self._timeout_s: float | None = None
-        self._limit: tuple[str, Limit] | None = None  # of the key, where the store has to be asked
         self._more: dict[str, str] = {}
 
     def open(self) -> None:
         """See who asks, how often they may, how long it may take, and whether there is room."""
         fields = self._exchange.headers
-        self._request_id = request_id_of(dict(fields))
-        context = logs.request_id.set(self._request_id)
+        headers = dict(fields)
+        self._request_id = request_id_of(headers)
+        context = logs.request_id.set(self._request_id)  # what is called later is called in a copy of it
         try:
-            headers = headers_of(fields)
+            refuse_repeated(headers, fields)
             key = self._services.keys.require(headers, "events" if self._name == "events" else "recommend")
             if key is not None and key.limit is not None:
                 admitted = self._services.limits.admit_now(key.id, key.limit)
                 if admitted is None:
-                    self._limit = key.id, key.limit
-                else:
-                    self._more = admitted
-            self._timeout_s = _timeout_s(self._exchange, headers)
-            if self._name == "recommend":
-                self._services.batcher.check_room()  # before the body: a refusal should cost as little as it can
-            check_declared(headers)
-        except Overloaded as error:
-            self.refuse(_overloaded(error))
+                    self._exchange.run(self._admit(key.id, key.limit, headers))
+                    return
+                self._more = admitted
+            self._check(headers)
         except Exception as error:  # noqa: BLE001 - `refuse` tells a problem from a bug
             self.refuse(error)
         finally:
             logs.request_id.reset(context)
 
-    def take(self, body: bytes) -> None:
-        """Ask for the answer to a body."""
-        context = logs.request_id.set(self._request_id)  # what is called later is called in a copy of it
-        try:
-            if self._limit is None:
-                self._ask(body)
-            else:
-                self._exchange.run(self._ask_admitted(*self._limit, body))
-        finally:
-            logs.request_id.reset(context)
-
-    async def _ask_admitted(self, key_id: str, limit: Limit, body: bytes) -> None:
+    async def _admit(self, key_id: str, limit: Limit, headers: Mapping[bytes, bytes]) -> None:
+        """Go on when the store has said that the key's limit allows it."""
         try:
             self._more = await self._services.limits.admit(key_id, limit)
+            self._check(headers)
+        except asyncio.CancelledError:
+            self.refuse(unavailable("shutting_down", "the service is shutting down"))
+            raise
         except Exception as error:  # noqa: BLE001 - as above
             self.refuse(error)
-        else:
+
+    def _check(self, headers: Mapping[bytes, bytes]) -> None:
+        """Raises Problem for what needs no body to be refused: a refusal should cost as little as it can."""
+        self._timeout_s = _timeout_s(self._exchange, headers)
+        if self._timeout_s is not None and self._name == "events":
+            raise Problem("invalid_request", "X-Timeout-Ms is for recommendations; an event is stored or refused")
+        if self._name == "recommend":
+            try:
+                self._services.batcher.check_room()
+            except Overloaded as error:
+                raise _refused(error) from error
+        check_declared(headers)
+        self._exchange.opened(self)
+
+    def take(self, body: bytes) -> None:
+        """Ask for the answer to a body."""
+        context = logs.request_id.set(self._request_id)
+        try:
             self._ask(body)
+        finally:
+            logs.request_id.reset(context)
 
     def _ask(self, body: bytes) -> None:
         timeout_s = self._timeout_s
@@ -208,12 +207,10 @@ def _recommended(query: object, timeout_s: float | None, future: "asyncio.Future
     """The answer to one query. Raises Problem if there is none."""
     try:
         found = future.result()
-    except Overloaded as error:
-        raise _overloaded(error) from error
     except Expired as error:
         raise Problem("deadline_exceeded", f"{error}: X-Timeout-Ms allowed {1000 * (timeout_s or 0):.0f} ms") from error
     except Closed as error:
-        raise unavailable("shutting_down", str(error)) from error
+        raise _refused(error) from error
     except ScoringStopped as error:
         raise unavailable("unhealthy", str(error)) from error
     except NoModel as error:
@@ -253,7 +250,9 @@ def _timeout_s(exchange: Exchange, headers: Mapping[bytes, bytes]) -> float | No
     return int(given) / 1000
 
 
-def _overloaded(error: Overloaded) -> Problem:
+def _refused(error: Overloaded | Closed) -> Problem:
+    if isinstance(error, Closed):
+        return unavailable("shutting_down", str(error))
     return unavailable("overloaded", f"{error}; come back later")
 
 
@@ -268,19 +267,23 @@ def _queries(body: object) -> list[object]:
     return queries
 
 
-def _result(asked: Pending[Recommendation] | Exception) -> dict[str, object]:
+def _result(asked: Pending[Recommendation] | dict[str, object]) -> dict[str, object]:
     """What came of one of several queries."""
+    if isinstance(asked, dict):
+        return asked
     try:
-        if isinstance(asked, Exception):
-            raise asked
         return asked.told(asked.future)
-    except Problem as problem:
-        return problem_fields(problem, None)
     except Abandoned:  # all of the request is given up
         raise
-    except Exception as error:
-        logger.error("a bug answered one of several queries", exc_info=error)
-        return problem_fields(bug(), None)
+    except Exception as error:  # noqa: BLE001 - its own result says so
+        return _refused_query(error)
+
+
+def _refused_query(error: Exception) -> dict[str, object]:
+    if isinstance(error, Problem):
+        return problem_fields(error, None)
+    logger.error("a bug answered one of several queries", exc_info=error)
+    return problem_fields(bug(), None)
 
 
 def _filter(expression: object) -> Filter:

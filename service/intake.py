@@ -70,8 +70,8 @@ class Intake:
     def take(self, body: object) -> Pending[AppendResult]:
         """Store the events of a parsed body; what that ends with makes the response.
 
-        Raises Problem if the body is no event and no list of events, or if none is acceptable; and `told` does if the
-        store is down.
+        Raises Problem if the body is no event and no list of events, if none is acceptable, or if there is no room; and
+        `told` does if the store is down.
         """
         received = _received(body)
         checked: list[EventRequest] = []
@@ -97,17 +97,21 @@ class Intake:
         earliest_ms = min(event.timestamp_ms for event in accepted)
         if 0 < earliest_ms < _SECONDS:
             self._warn("an event has the timestamp %d, in milliseconds before 1974; send no seconds", earliest_ms)
-        return Pending(self._writes.enqueue(accepted), partial(self._stored, accepted, rejected))
+        try:
+            future = self._writes.enqueue(accepted)
+        except Overloaded as error:
+            raise unavailable("overloaded", f"{error}; send the same events again later") from error
+        except Closed as error:
+            raise _closed(error) from error
+        return Pending(future, partial(self._stored, accepted, rejected))
 
     def _stored(
         self, accepted: Sequence[Event], rejected: list[dict[str, Any]], future: "asyncio.Future[AppendResult]"
     ) -> dict[str, object]:
         try:
             result = future.result()
-        except Overloaded as error:
-            raise unavailable("overloaded", f"{error}; send the same events again later") from error
         except Closed as error:
-            raise unavailable("shutting_down", f"{error}; send the same events again") from error
+            raise _closed(error) from error
         except StoreUnavailable as error:
             self._metrics.store_write_errors.inc()
             if not isinstance(error, StillUnavailable):
@@ -150,6 +154,10 @@ class Intake:
                 return found + [error] * (len(groups) - begin)
             begin = end
         return found
+
+
+def _closed(error: Closed) -> Problem:
+    return unavailable("shutting_down", f"{error}; send the same events again")
 
 
 def _check(raw: object, *, latest_ms: int) -> EventRequest | list[dict[str, Any]]:

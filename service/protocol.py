@@ -39,7 +39,7 @@ _UPGRADE_WITH_BODY = Problem("malformed_http", "the header Upgrade stands beside
 
 
 class Connection(HttpToolsProtocol):
-    """A client's connection, which each of its requests finds in its scope.
+    """A client's connection, which a request to the framework finds in its scope.
 
     hot: by path, the routes whose POST is answered below the framework; on_refused: told the status of each answer that
     it gives itself.
@@ -58,7 +58,8 @@ class Connection(HttpToolsProtocol):
         # Not the last request, and perhaps not answered yet, in order.
         self._earlier: deque[RequestResponseCycle | Exchange] = deque()
         self._always: tuple[list[tuple[bytes, bytes]] | None, bytes] = None, b""  # headers of all answers, as sent
-        self._farewell = False  # whether they let the client go
+        self._farewell = False  # whether the server lets its clients go
+        self._begun = False  # a request in what is being read was begun at once
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -76,6 +77,7 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._received += len(data)
+        self._begun = False
         super().data_received(data)
         if self.in_head:
             if self._received > 2 * MAX_HEAD_BYTES:  # the exact limit is that of a head that is complete
@@ -88,6 +90,7 @@ class Connection(HttpToolsProtocol):
             self._stay_a_while()
 
     def on_message_begin(self) -> None:
+        self._unset_keepalive_if_required()  # what came before it in this read may have been answered
         # uvicorn fills a scope here, which only requests to the framework need.
         self.url, self.headers, self.expect_100_continue = b"", [], False
         self.scope = {}  # type: ignore[typeddict-item]
@@ -155,7 +158,10 @@ class Connection(HttpToolsProtocol):
         if waits:
             self.flow.pause_reading()
             self.pipeline.appendleft((exchange, self.app))  # type: ignore[arg-type]
+        elif self._begun:  # one read can bring thousands that are refused at once, and others wait meanwhile
+            self._start_asgi_task(exchange, self.app)
         else:
+            self._begun = True
             exchange.begin()
 
     def _begin_framed(self) -> None:
@@ -174,12 +180,13 @@ class Connection(HttpToolsProtocol):
             super()._start_asgi_task(cycle, app)
 
     def common_headers(self) -> tuple[bytes, bool]:
-        """The headers of every answer, as sent, and whether they let the client go."""
+        """The headers of every answer, as sent, and whether this answer is the connection's last."""
         always = self.server_state.default_headers
         if self._always[0] is not always:  # the server makes new ones every second
-            self._always = always, b"".join([b"%b: %b\r\n" % field for field in always])
-            self._farewell = (b"connection", b"close") in always
-        return self._always[1], self._farewell
+            kept = [field for field in always if field[0] != b"connection"]
+            self._always = always, b"".join([b"%b: %b\r\n" % field for field in kept])
+            self._farewell = len(kept) < len(always)
+        return self._always[1], self._farewell and not self.pipeline
 
     def _stay_a_while(self) -> None:
         """Wait for a request as long as after an answer."""

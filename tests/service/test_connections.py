@@ -1,6 +1,5 @@
 """Connections of slow, endless and departed clients, over sockets."""
 
-import asyncio
 import contextlib
 import re
 import socket
@@ -13,17 +12,10 @@ from pathlib import Path
 import httpx
 import orjson
 import pytest
-from starlette.types import Receive, Scope, Send
 
 from reliability.wire import request
-from service.app import Application
 from service.engine import Engine, Ranking
-from service.errors import Problem
-from service.exchange import Exchange, Route
-from service.metrics import Metrics
 from service.protocol import MAX_HEAD_BYTES
-from service.server import Server
-from service.settings import Settings
 from tests.service.sockets import connected, rest
 
 HEAD = b"POST /recommend HTTP/1.1\r\nHost: localhost\r\n"
@@ -112,53 +104,6 @@ def test_idle_connections_are_kept(hasty: httpx.Client) -> None:
         for connection in (fresh, used):
             connection.sendall(request("POST", "/recommend", b"{}", "Connection: close"))
             assert rest(connection).startswith(b"HTTP/1.1 200 ")
-
-
-class _Refusal:
-    """A route below the framework that has seen enough of a request at its head."""
-
-    def __init__(self, exchange: Exchange) -> None:
-        self._exchange = exchange
-
-    def open(self) -> None:
-        self.refuse(Problem("invalid_request", "whatever it is"))
-
-    def take(self, body: bytes) -> None:
-        raise AssertionError("it was refused")
-
-    def refuse(self, error: Exception) -> None:
-        self._exchange.answer(422, b"", b"", {})
-
-
-@pytest.mark.anyio
-@pytest.mark.parametrize("hot", [{}, {b"/recommend": _Refusal}])
-async def test_an_idle_connection_ends_whatever_made_it_idle(hot: dict[bytes, Route]) -> None:
-    async def early(scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers before it has read the body."""
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
-        await send({"type": "http.response.body"})
-
-    started = asyncio.Event()
-    server = Server(Application(early, hot), Settings(embedded=True), Metrics(), started.set)
-    server.config.timeout_keep_alive = 0.3  # type: ignore[assignment]
-    listener = socket.create_server(("127.0.0.1", 0))
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
-    await started.wait()
-    head = HEAD + b"Content-Length: 2\r\n\r\n"
-    for parts in ([], [b"\r\n"], [b"", b"\r\n\r\n"], [head, b"{}"], [head, b"{}", b"\r\n"], [head + b"{}", b"\r\n"]):
-        reader, writer = await asyncio.open_connection(*listener.getsockname())
-        for part in parts:
-            writer.write(part)
-            if part == head:
-                await reader.readuntil(b"\r\n\r\n")
-            await asyncio.sleep(0.05)
-        idle_since = time.monotonic()
-        async with asyncio.timeout(5):
-            await reader.read()
-        assert time.monotonic() - idle_since > 0.1  # and not before its time
-        writer.close()
-    server.stop()
-    await serving
 
 
 def test_a_connection_is_kept_whose_body_came_after_the_answer(hasty: httpx.Client) -> None:
@@ -264,11 +209,12 @@ def test_a_hundred_requests_may_wait_on_one_connection_and_no_more(
     assert b"connection: close" in answer.rpartition(b"HTTP/1.1 ")[2]
 
 
-def test_thousands_of_requests_at_once_hold_nobody_up(client: httpx.Client) -> None:
+@pytest.mark.parametrize("line", [b"GET / HTTP/1.1", b"POST /events HTTP/1.1", b"POST /events?a HTTP/1.1"])
+def test_thousands_of_requests_at_once_hold_nobody_up(client: httpx.Client, line: bytes) -> None:
     with connected(client) as connection:
         with contextlib.suppress(ConnectionError):
-            connection.sendall(b"GET / HTTP/1.1\r\n\r\n" * 14_000)
-        assert rest(connection).count(b"HTTP/1.1 ") <= 100
+            connection.sendall((line + b"\r\n\r\n") * 10_000)
+        assert rest(connection).count(b"HTTP/1.1 ") <= 101  # the first may be answered before the others wait
     assert client.get("/healthz").status_code == 200
 
 

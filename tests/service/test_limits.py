@@ -252,6 +252,17 @@ def test_over_http_what_is_left_is_said_and_what_is_too_much_refused(
     assert "ratelimit" not in asked().headers
 
 
+def test_requests_that_are_refused_at_their_head_count_too(
+    start_service: Callable[..., httpx.Client], make_bundle: Callable[..., Path], store_url: str, artifacts: Path
+) -> None:
+    make_bundle("v1")
+    client = limited_client(start_service, store_url, artifacts, Limit(requests=3, seconds=3600))
+    answers = [client.post("/recommend?x=1", json={}) for _ in range(5)]
+    assert [answer.status_code for answer in answers] == [422, 422, 422, 429, 429]
+    assert [answer.headers["ratelimit"][:9] for answer in answers] == [f'"key";r={left}' for left in (2, 1, 0, 0, 0)]
+    assert client.post("/events", content=b"x" * ((1 << 20) + 1)).status_code == 429
+
+
 def test_every_route_but_the_probes_counts(
     start_service: Callable[..., httpx.Client], make_bundle: Callable[..., Path], store_url: str, artifacts: Path
 ) -> None:
