@@ -24,7 +24,11 @@ def retrain_command(
     config: Annotated[str, typer.Option("--config", help="A name under training/configs/, or a TOML file.")] = "sasrec",
     events_from: Annotated[
         list[str] | None,
-        typer.Option(metavar="URL|DIR", help="Also train on a store's event log, or on an archive of it. Repeat."),
+        typer.Option(
+            metavar="URL|DIR",
+            envvar="RETRAIN_EVENTS_FROM",  # everybody on the machine can see a command line and the password in it
+            help="Also train on a store's event log, or on an archive of it. Repeat; in the variable, spaces between.",
+        ),
     ] = None,
     event_types: Annotated[
         list[str], typer.Option("--event-type", help="Which logged events count. Repeat; as RECSERVE_SEQUENCE_TYPES.")

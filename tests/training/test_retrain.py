@@ -235,8 +235,16 @@ def test_titles_teach_nothing_and_stop_no_model_that_learns_from_attributes(desk
     assert "no item attributes were given" in " ".join(out.split())
 
 
-def test_an_unreachable_store_is_one_sentence_and_changes_nothing(desk: Desk) -> None:
-    status, out, error = desk.retrain(GOOD, "--events-from", "redis://127.0.0.1:1")
+@pytest.mark.parametrize("by_variable", [False, True])
+def test_an_unreachable_store_is_one_sentence_and_changes_nothing(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, by_variable: bool
+) -> None:
+    if by_variable:
+        monkeypatch.setenv("RETRAIN_EVENTS_FROM", f"redis://:secret@127.0.0.1:1 {tmp_path}")
+        status, out, error = desk.retrain(GOOD)
+    else:
+        status, out, error = desk.retrain(GOOD, "--events-from", "redis://:secret@127.0.0.1:1")
+    assert "secret" not in error
     assert (status, out) == (1, "")
     assert error.startswith("error: cannot use the event log")
     assert error.count("\n") == 1
