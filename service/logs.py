@@ -83,6 +83,8 @@ def _told(error: BaseException | None) -> str:
 
 
 def _cleared(text: str) -> str:
+    """Without secrets, and without what UTF-8 cannot say: the name of a file may have any bytes."""
+    text = text.encode(errors="backslashreplace").decode()
     for secret, instead in _SECRETS:
         text = secret.sub(instead, text)
     return text

@@ -5,6 +5,7 @@ import gc
 import io
 import json
 import logging
+import os
 from collections.abc import Iterator
 
 import httpx
@@ -50,6 +51,13 @@ def test_what_libraries_say_of_an_exception_is_left_out_and_what_is_ours_stays(s
     assert "items.npy" in told
     assert told.index("KeyError") < told.index("EngineError") < told.index("FileNotFoundError")
     assert told.count("in fail") == 3
+
+
+def test_the_name_of_a_file_that_is_no_text_is_logged_all_the_same(stream: io.StringIO) -> None:
+    logging.getLogger("x").warning("%s is damaged", os.fsdecode(b"/models/\xff"), extra={"folder": "\udc80"})
+    line = json.loads(stream.getvalue())
+    assert line["message"] == "/models/\\udcff is damaged"
+    assert line["folder"] == "\\udc80"
 
 
 @pytest.mark.parametrize(
