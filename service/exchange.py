@@ -90,7 +90,7 @@ class Exchange:
 
     def opened(self, call: Call) -> None:
         """The head will do. The call gets the body when that is complete."""
-        if self.disconnected:
+        if self.disconnected or self.line.transport.is_closing():
             return
         self._call = call
         if len(self.body) > MAX_BODY_BYTES:

@@ -59,7 +59,7 @@ class Connection(HttpToolsProtocol):
         self._earlier: deque[RequestResponseCycle | Exchange] = deque()
         self._always: tuple[list[tuple[bytes, bytes]] | None, bytes] = None, b""  # headers of all answers, as sent
         self._farewell = False  # whether the server lets its clients go
-        self._begun = False  # a request in what is being read was begun at once
+        self._begun = False  # a request in what is being read was begun at once, so that others wait
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -77,7 +77,8 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._received += len(data)
-        self._begun = False
+        # While the server lets its clients go, none is answered before it is known whether more stand behind it.
+        self._begun = (b"connection", b"close") in self.server_state.default_headers
         super().data_received(data)
         if self.in_head:
             if self._received > 2 * MAX_HEAD_BYTES:  # the exact limit is that of a head that is complete
@@ -173,10 +174,10 @@ class Connection(HttpToolsProtocol):
         super().on_headers_complete()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle | Exchange, app: Any) -> None:
-        """Begin a request that waited for what came before it."""
+        """Begin a request of the framework's, or one that waited for what came before it."""
         if isinstance(cycle, Exchange):
             self.loop.call_soon(cycle.begin)  # one that is answered at once begins the next, and that the next
-        else:
+        elif not self.transport.is_closing():  # what was answered in this read may have been the last
             super()._start_asgi_task(cycle, app)
 
     def common_headers(self) -> tuple[bytes, bool]:

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 import pytest
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.app import Application
 from service.errors import Problem
@@ -67,10 +67,13 @@ async def framed(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 @asynccontextmanager
-async def serving(hot: Mapping[bytes, Route]) -> AsyncIterator[tuple[Server, tuple[str, int]]]:
+async def serving(
+    hot: Mapping[bytes, Route], other: ASGIApp = framed, *, idle_s: float = 5.0
+) -> AsyncIterator[tuple[Server, tuple[str, int]]]:
+    """A server, and where it listens; idle_s: how long it keeps an idle connection."""
     started = asyncio.Event()
-    server = Server(Application(framed, hot), Settings(embedded=True), Metrics(), started.set)
-    server.config.timeout_keep_alive = IDLE_S  # type: ignore[assignment]
+    server = Server(Application(other, hot), Settings(embedded=True), Metrics(), started.set)
+    server.config.timeout_keep_alive = idle_s  # type: ignore[assignment]
     listener = socket.create_server(("127.0.0.1", 0))
     running = asyncio.create_task(server.serve(sockets=[listener]))
     await started.wait()
@@ -95,7 +98,7 @@ async def test_an_idle_connection_ends_whatever_made_it_idle(hot: Mapping[bytes,
         [head, b"{}", b"\r\n"],
         [head + b"{}", b"\r\n"],
     )
-    async with serving(hot) as (_, address):
+    async with serving(hot, idle_s=IDLE_S) as (_, address):
         for parts in cases:
             reader, writer = await asyncio.open_connection(*address)
             for part in parts:
@@ -110,7 +113,7 @@ async def test_an_idle_connection_ends_whatever_made_it_idle(hot: Mapping[bytes,
 
 
 async def test_a_request_behind_a_refused_one_is_not_taken_for_an_idle_connection() -> None:
-    async with serving({b"/recommend": Refusal}) as (_, address):
+    async with serving({b"/recommend": Refusal}, idle_s=IDLE_S) as (_, address):
         reader, writer = await asyncio.open_connection(*address)
         writer.write(EMPTY + FRAMED)
         answers = await rest(reader)
@@ -118,15 +121,44 @@ async def test_a_request_behind_a_refused_one_is_not_taken_for_an_idle_connectio
         writer.close()
 
 
-@pytest.mark.parametrize("last", [EMPTY, FRAMED])
-async def test_requests_behind_one_another_are_all_answered_when_the_server_stops(last: bytes) -> None:
-    async with serving({b"/recommend": Late}) as (server, address):
+@pytest.mark.parametrize("stopping", [False, True])
+async def test_nothing_is_done_behind_the_last_answer(stopping: bool) -> None:
+    done = []
+
+    async def deleting(scope: Scope, receive: Receive, send: Send) -> None:
+        done.append(scope["path"])
+        await framed(scope, receive, send)
+
+    async with serving({b"/recommend": Refusal}, deleting) as (server, address):
         reader, writer = await asyncio.open_connection(*address)
-        writer.write(EMPTY + EMPTY + last)
-        await asyncio.sleep(LATE_S / 2)
-        server.stop()
+        if stopping:
+            server.stop()
+            await asyncio.sleep(0.2)
+        last = EMPTY.replace(b"HTTP/1.1\r\n", b"HTTP/1.0\r\nConnection: keep-alive\r\n")
+        writer.write((EMPTY if stopping else last) + b"DELETE /users/ada HTTP/1.1\r\nHost: localhost\r\n\r\n")
         answers = await rest(reader)
-        assert answers.count(b"HTTP/1.1 200 ") == 3
-        assert answers.count(b"connection: close") == 1
-        assert b"connection: close" in answers.rpartition(b"HTTP/1.1 ")[2]
+        assert answers.count(b"HTTP/1.1 ") == 1 + len(done)
+        assert len(done) == stopping  # while it stops both are answered, and it says so behind the second
+        writer.close()
+
+
+@pytest.mark.parametrize("first", [EMPTY, EMPTY.replace(b"/recommend", b"/refused")])
+@pytest.mark.parametrize("last", [EMPTY, FRAMED])
+@pytest.mark.parametrize("stopped", ["before", "after"])
+async def test_requests_behind_one_another_are_all_answered_when_the_server_stops(
+    first: bytes, last: bytes, stopped: str
+) -> None:
+    async with serving({b"/recommend": Late, b"/refused": Refusal}) as (server, address):
+        reader, writer = await asyncio.open_connection(*address)
+        if stopped == "before":
+            server.stop()
+            await asyncio.sleep(0.2)
+        writer.write(first + EMPTY + last)
+        if stopped == "after":
+            await asyncio.sleep(LATE_S / 2)
+            server.stop()
+        before, _, final = (await rest(reader)).rpartition(b"HTTP/1.1 ")
+        assert before.count(b"HTTP/1.1 ") == 2
+        assert b"connection: close" not in before
+        assert b"connection: close" in final or last == FRAMED  # which may be just in time for a kept connection
         writer.close()
