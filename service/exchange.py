@@ -1,8 +1,8 @@
 """One request that is answered below the framework, and its answer.
 
 It stands where uvicorn's protocol keeps its own cycle of request and response, and has of it what the protocol looks
-at. uvicorn makes a scope, an event, a task and messages of every request, which cost twice what the bytes do; here the
-parser's callbacks lead to the route, and what the route awaits leads to the answer, without a task.
+at. uvicorn makes a scope, an event, a task and messages of every request, half of what an empty answer costs; here the
+parser's callbacks lead to the route, and the end of what the route waits for leads to the answer.
 """
 
 import asyncio

@@ -245,6 +245,7 @@ def test_an_unreachable_store_is_one_sentence_and_changes_nothing(
     else:
         status, out, error = desk.retrain(GOOD, "--events-from", "redis://:secret@127.0.0.1:1")
     assert "secret" not in error
+    assert str(tmp_path) not in error  # the folder behind the space is another source
     assert (status, out) == (1, "")
     assert error.startswith("error: cannot use the event log")
     assert error.count("\n") == 1
