@@ -13,11 +13,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-Way = Literal["exact", "int8"]
+Way = Literal["float32", "int8"]
 
 SERVING, CATALOGUE = "serving.json", "catalogue.json"
-SCAN_FROM = 200_000  # items from which export gives a bundle a scan
-EXACT_UP_TO = 1_000_000  # items from which it takes int8 if that is quicker
+SCAN_FROM = 200_000  # items from which export gives a bundle a scan, over int8 if that is quicker
 _BATCH = 32  # queries that are ranked together when a worker has more to do than it can
 _TRIAL = 1_000  # items of a benchmark that only tries whether everything runs
 _MACHINE = "two cores of an AMD EPYC (family 25), the README's figures"
@@ -73,7 +72,7 @@ class Measured:
     @property
     def beside_ranking_s(self) -> float:
         """HTTP, the store and the encoder of one request. Raises CurvesError if ranking alone took longer than all."""
-        rest = self.request_s - self.rankings["exact"].together.at(self.request_items)
+        rest = self.request_s - self.rankings["float32"].together.at(self.request_items)
         if rest <= 0:
             raise CurvesError(
                 f"a request at {self.request_items:,} items took {self.request_s * 1e3:.2g} ms and ranking alone more: "
@@ -85,7 +84,7 @@ class Measured:
 # Milliseconds on one core, (batch of 1, batch of 32), 64 columns: `./run bench catalogue --threads 1`.
 _RECORDED: dict[str, dict[int, tuple[float, float]]] = {
     "one run": {12_000: (0.12, 0.98), 100_000: (1.35, 11.5)},
-    "exact scan": {1_000_000: (10.9, 50.7), 10_000_000: (102, 550)},
+    "float32 scan": {1_000_000: (10.9, 50.7), 10_000_000: (102, 550)},
     "int8 scan": {100_000: (1.45, 7.8), 1_000_000: (10.0, 22.4), 10_000_000: (80, 198)},
 }
 _RECORDED_RATES = 12_000, 4_216.0, 7_434.0  # items, requests and events a second of a worker: `./run bench serving`
@@ -109,9 +108,12 @@ def measured(folder: Path) -> Measured:
         sources.append(f"requests: {folder / SERVING}, of this machine")
     else:
         sources.append(f"requests: {_MACHINE} (there is no {folder / SERVING})")
-    exact = {size: ms for size, ms in ways["one run"].items() if size < SCAN_FROM}
-    exact |= {size: ms for size, ms in ways["exact scan"].items() if size >= SCAN_FROM}
-    rankings: dict[Way, Ranking] = {"exact": _ranking(exact, threads), "int8": _ranking(ways["int8 scan"], threads)}
+    float32 = {size: ms for size, ms in ways["one run"].items() if size < SCAN_FROM}
+    float32 |= {size: ms for size, ms in ways["float32 scan"].items() if size >= SCAN_FROM}
+    rankings: dict[Way, Ranking] = {
+        "float32": _ranking(float32, threads),
+        "int8": _ranking(ways["int8 scan"], threads),
+    }
     return Measured(rankings, dim, 1 / requests, items, 1 / events, sources)
 
 
@@ -124,7 +126,7 @@ def _ranking(ms: Mapping[int, tuple[float, float]], threads: int) -> Ranking:
 def _catalogue(path: Path) -> tuple[dict[str, dict[int, tuple[float, float]]], int, int]:
     """Milliseconds by way and size, the columns and the threads, of what `./run bench catalogue --output` wrote."""
     again = f"make it anew by `./run bench catalogue --threads 1 --output {path}`"
-    ways: dict[str, dict[int, tuple[float, float]]] = {"one run": {}, "exact scan": {}, "int8 scan": {}}
+    ways: dict[str, dict[int, tuple[float, float]]] = {"one run": {}, "float32 scan": {}, "int8 scan": {}}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         for one in content["figures"]:

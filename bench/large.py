@@ -23,13 +23,21 @@ class Large:
     """As small.Small."""
 
     def __init__(
-        self, stack: ExitStack, artifacts: Path, int8: Path, store_url: str, asked: Traffic, *, seconds: float
+        self,
+        stack: ExitStack,
+        artifacts: Path,
+        store_url: str,
+        asked: Traffic,
+        *,
+        float32: Path,
+        int8: Path,
+        seconds: float,
     ) -> None:
         self._asked, self._seconds = asked, seconds
         self._artifacts, self._store_url = artifacts, store_url
         self._bundle = Registry(artifacts).folder(Registry(artifacts).current() or "")
         self._load = stack.enter_context(Child(LoadGenerator))
-        self._engine = stack.enter_context(Child(EngineProbe, artifacts))
+        self._engine = stack.enter_context(Child(EngineProbe, float32))
         self._int8 = stack.enter_context(Child(EngineProbe, int8))
         self._recall = overlap(self._int8.call("best"), self._engine.call("best"))
         stack.enter_context(Child(StoreProbe, store_url)).call("fill", asked.users, asked.item_ids)
@@ -70,10 +78,12 @@ class Large:
 
 
 @contextmanager
-def large(artifacts: Path, int8: Path, store_url: str, asked: Traffic, seconds: float) -> Iterator[Large]:
-    """Everything started and, at the end, stopped. int8: artifacts of the same bundle, searched by int8.
+def large(
+    artifacts: Path, store_url: str, asked: Traffic, *, float32: Path, int8: Path, seconds: float
+) -> Iterator[Large]:
+    """Everything started and, at the end, stopped. float32 and int8: artifacts of the same bundle, searched so.
 
     seconds: of a load, a third of those it gives each.
     """
     with ExitStack() as stack:
-        yield Large(stack, artifacts, int8, store_url, asked, seconds=seconds)
+        yield Large(stack, artifacts, store_url, asked, float32=float32, int8=int8, seconds=seconds)

@@ -90,11 +90,13 @@ def _small(plan: Plan, folder: Path, say: Say) -> Rounds:
 
 def _large(plan: Plan, items: int, folder: Path, say: Say) -> Rounds:
     say(f"a bundle of {items:,} items")
-    artifacts, int8 = bench_bundle(folder, items), bench_bundle(folder, items, "int8")
+    artifacts, float32, int8 = (bench_bundle(folder, items, way) for way in ("auto", "float32", "int8"))
     with (
         tempfile.TemporaryDirectory() as data,
         EmbeddedStore(Path(data)) as store,
-        large(artifacts, int8, store.url, traffic(items, plan.users), plan.seconds) as subjects,
+        large(
+            artifacts, store.url, traffic(items, plan.users), float32=float32, int8=int8, seconds=plan.seconds
+        ) as subjects,
     ):
         return take_rounds(
             lambda number: subjects.round(lambda what: say(f"{items:,} items, round {number}: {what}")),

@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--dim", type=_count(1, 8192), default=_USUAL.columns, help="columns of the model (%(default)s)")
     add("--history", type=_count(1, 1000), default=_USUAL.history, help="events kept of a user (%(default)s)")
     add("--log-events", type=_count(0, 10**11), default=_USUAL.logged, help="kept for retraining (%(default)s)")
-    add("--scoring", choices=("auto", "exact", "int8"), default=_USUAL.scoring, help="as of export (%(default)s)")
+    add("--scoring", choices=("auto", "float32", "int8"), default=_USUAL.scoring, help="as of export (%(default)s)")
     add("--max-batch", type=_count(1, 1024), default=_USUAL.batch, help="as of serve (%(default)s)")
     add("--load", type=_number(0.05, 1), default=_USUAL.share, help="share of saturation to plan for (%(default)s)")
     add("--cores", type=_count(1, 1024), default=_USUAL.machine_cores, help="of one machine (%(default)s)")

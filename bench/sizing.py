@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from bench.curves import EXACT_UP_TO, SCAN_FROM, Measured, Way
+from bench.curves import SCAN_FROM, Measured, Way
 from models.vocabulary import MAPPED_FROM
 
 PROCESS_BYTES = 72_000_000  # of a worker with a tiny bundle, what it shares with others aside
@@ -32,7 +32,7 @@ class Load:
     columns: int = 64
     history: int = 50  # events kept of a user, on average
     logged: int = 1_000_000  # events kept for retraining
-    scoring: Literal["auto", "exact", "int8"] = "auto"
+    scoring: Literal["auto", "float32", "int8"] = "auto"
     batch: int = 64  # the setting max_batch
     share: float = 0.5
     machine_cores: int = 8
@@ -98,15 +98,15 @@ def _way(load: Load, by: Measured) -> Way:
     """How the catalogue is searched; "auto" decides as export does, by the curves where export measures."""
     if load.scoring != "auto":
         return load.scoring
-    if load.items <= EXACT_UP_TO:
-        return "exact"
+    if load.items < SCAN_FROM:
+        return "float32"
     return min(by.rankings, key=lambda way: by.rankings[way].together.at(load.items))
 
 
 def _scores_bytes(load: Load, way: Way) -> int:
-    """Scores that one worker holds at once, at most: of a whole batch, or the maxima of a scan and, exactly, of a query
-    alone."""
+    """Scores that one worker holds at once, at most: of a whole batch, or the maxima of a scan and, over float32, of
+    a query alone."""
     one = 4 * load.items
-    if way == "exact" and load.items < SCAN_FROM:
+    if way == "float32" and load.items < SCAN_FROM:
         return min(one * load.batch, max(one, _CELLS_BYTES))
-    return int(one * load.batch * _GROUPS) + (one if way == "exact" else 0)
+    return int(one * load.batch * _GROUPS) + (one if way == "float32" else 0)

@@ -148,7 +148,7 @@ def read_bundle(folder: Path) -> Bundle:
     inputs = None
     if INPUTS in manifest.files:
         inputs = load_array(folder / INPUTS, np.float32, (rows, None), mapped=True)
-    quantised = _load_quantised(folder, manifest)
+    quantised = _load_quantised(folder, manifest, items)
     return Bundle(folder, manifest, items, ids, index_of, popularity, attributes, golden, neighbours, inputs, quantised)
 
 
@@ -196,20 +196,20 @@ def _load_neighbours(folder: Path, manifest: Manifest) -> Neighbours | None:
     return Neighbours(items, affinities)
 
 
-def _load_quantised(folder: Path, manifest: Manifest) -> Quantised | None:
+def _load_quantised(folder: Path, manifest: Manifest, items: NDArray[np.float32]) -> Quantised | None:
     """The int8 matrix. Raises BundleError if its parts are not all there or contradict what the manifest promises."""
-    expected = {SCAN, QUANTISED, SCALES} if manifest.scoring.kind == "approximate" else {SCAN} & set(manifest.files)
+    expected = {SCAN, QUANTISED, SCALES} if manifest.scoring.kind == "int8" else {SCAN} & set(manifest.files)
     found = {SCAN, QUANTISED, SCALES} & set(manifest.files)
     if found != expected:
         parts = ", ".join(sorted(found ^ expected))
         raise BundleError(f"{folder}: scoring is {manifest.scoring.kind}, which {parts} contradicts; export it again")
-    if manifest.scoring.kind == "exact":
+    if manifest.scoring.kind == "float32":
         return None
-    items = load_array(folder / QUANTISED, np.uint8, (manifest.items + 1, manifest.dim), mapped=True)
+    levels = load_array(folder / QUANTISED, np.uint8, (manifest.items + 1, manifest.dim), mapped=True)
     scales = load_array(folder / SCALES, np.float32, (manifest.dim,))
     if (scales <= 0).any():
         raise BundleError(f"{folder / SCALES}: holds {scales.min()}, a scale must be positive; export it again")
-    return Quantised(items, scales)
+    return Quantised.beside(items, levels, scales)
 
 
 def _load_vocabulary(folder: Path, manifest: Manifest) -> tuple[Ids, Mapping[str, int]]:

@@ -66,17 +66,16 @@ class Parity(BaseModel):
 
 
 class Scoring(BaseModel):
-    """How the catalogue is searched, and what was measured when that was chosen; on small catalogues nothing is.
+    """What is read of every item when the catalogue is searched, and what was measured when that was chosen; on small
+    catalogues nothing is.
 
-    recall_at_10: share of the exact first ten items that the int8 scan finds. Milliseconds of ranking by batch size,
-    on the machine that exported; milliseconds_exact beside them those of the exact scan.
+    Milliseconds of ranking by batch size, on the machine that exported, over either kind.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["exact", "approximate"] = "exact"
-    recall_at_10: float | None = None
-    milliseconds_exact: dict[int, float] = Field(default_factory=dict)
+    kind: Literal["float32", "int8"] = "float32"
+    milliseconds_float32: dict[int, float] = Field(default_factory=dict)
     milliseconds_int8: dict[int, float] = Field(default_factory=dict)
 
 

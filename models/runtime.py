@@ -7,7 +7,7 @@ with it, so that what is certified is what runs.
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,6 @@ EXCLUDED_SCORE = float(np.finfo(np.float32).min)  # finite stand-in for minus in
 _ENTRIES = 1 << 14  # of a run with values: 32 MB of gathered rows at 500 hidden units
 _CELLS = 1 << 26  # scores of one run of the ranker: 256 MB
 _CANDIDATES = 1 << 14  # of one run over a subset: rows that cost little to gather and to score for each other's queries
-_GOLDEN_RECALL = 0.9  # of the golden answers: a scan that finds fewer is broken, whatever was measured of it
 _SMALL_BATCH = 8  # below this, one padded run costs less than several exact ones
 
 
@@ -79,11 +78,6 @@ class Runtime:
             resident = Resident("cuda" if self.provider == CUDA else "cpu", matrices)
             self._encoder, self._ranker = (BoundSession(one, resident) for one in (self._encoder, self._ranker))
 
-    @property
-    def scoring(self) -> Literal["exact", "approximate"]:
-        """Whether `rank` gives the best items, or nearly always the best of a large catalogue."""
-        return "exact" if self._scan is None or self._scan.exact else "approximate"
-
     def encode(self, sequences: Sequence[Indices], values: Sequence[Values] | None = None) -> NDArray[np.float32]:
         """Last-position vectors of histories given as item indices, oldest first: float32 (batch, dim).
 
@@ -115,8 +109,7 @@ class Runtime:
 
         vectors (batch, dim); excluded: item indices a row that must not come back; sequences: the histories that the
         vectors are of; among: the only items that may come back; whole: score every item by the ranker, though the
-        bundle has a scan. Where fewer than k items remain, the surplus entries score EXCLUDED_SCORE or less. Where
-        `scoring` is approximate, the scores are exact all the same, and k items come back wherever k remain.
+        bundle has a scan. Where fewer than k items remain, the surplus entries score EXCLUDED_SCORE or less.
         Raises ValueError without sequences for a bundle with neighbours, which would rank otherwise than certified.
         """
         if self.bundle.neighbours is not None and sequences is None:
@@ -126,7 +119,7 @@ class Runtime:
         k = min(k, self.bundle.manifest.items if among is None else len(among))
         parts: Iterable[tuple[slice, Subset | None]]
         # Alone, a query's scores are few to write, and a run over the whole matrix reads it at the memory's own rate.
-        if among is not None or self._scan is None or whole or (len(vectors) == 1 and self._scan.exact):
+        if among is not None or self._scan is None or whole or (len(vectors) == 1 and not self._scan.single):
             subset = None if among is None else among.subset
             step = max(1, _CELLS // len(self.bundle.items if subset is None else subset.rows))
             parts = ((slice(begin, begin + step), subset) for begin in range(0, len(vectors), step))
@@ -154,8 +147,7 @@ class Runtime:
             )
             vectors = self.encode(sequences, values)
             asked = vectors, list(golden.excluded), golden.scores.shape[1], sequences
-            indices, scores = self.rank(*asked, whole=self.scoring == "approximate")
-            scanned, _ = self.rank(*asked) if self.scoring == "approximate" else (indices, scores)
+            indices, scores = self.rank(*asked)
         except Exception as error:  # onnxruntime's own errors share no other base class
             raise BundleError(f"{where}: its graphs cannot run the golden inputs: {error}") from error
         neighbours = self.bundle.neighbours
@@ -170,12 +162,6 @@ class Runtime:
             raise BundleError(
                 f"{where}: golden inputs rank other items than torch did; do not serve it, export it again"
             )
-        found = overlap(scanned, indices)
-        if found < _GOLDEN_RECALL:
-            raise BundleError(
-                f"{where}: its int8 scan finds {found:.3f} of the golden answers (at least "
-                f"{_GOLDEN_RECALL} is needed); do not serve it, export it again"
-            )
 
     def _subsets(
         self,
@@ -184,8 +170,9 @@ class Runtime:
         excluded: Sequence[Indices],
         k: int,
         sequences: Sequence[Indices] | None,
-    ) -> Iterator[tuple[slice, Subset]]:
-        """Rows of a batch with a part of the catalogue that holds the k best of each; few candidates at once."""
+    ) -> Iterator[tuple[slice, Subset | None]]:
+        """Rows of a batch with a part of the catalogue that holds the k best of each, None for the whole; few
+        candidates at once."""
         if not len(vectors):
             return
         # Padding is excluded, so its group is never taken for one that has an item to give because of it.
@@ -193,17 +180,22 @@ class Runtime:
         neighbours = self.bundle.neighbours
         begin = 0
         while begin < len(groups):
-            end, candidates = begin + 1, len(groups[begin]) * GROUP
-            while end < len(groups) and candidates + len(groups[end]) * GROUP <= _CANDIDATES:
-                candidates += len(groups[end]) * GROUP
-                end += 1
-            part = slice(begin, end)
-            together = np.concatenate(groups[part])
+            if groups[begin] is None:
+                yield slice(begin, begin + 1), None
+                begin += 1
+                continue
+            chosen: list[NDArray[np.int64]] = []
+            for one in groups[begin:]:
+                if one is None or (chosen and (sum(map(len, chosen)) + len(one)) * GROUP > _CANDIDATES):
+                    break
+                chosen.append(one)
+            part = slice(begin, begin + len(chosen))
+            together = np.concatenate(chosen)
             members = (together[:, None] * GROUP + np.arange(GROUP)).reshape(-1)
             # What neighbours raise may be anywhere; what they do not raise is as the scan found it.
             raised = [] if neighbours is None or sequences is None else [spoken_for(neighbours, sequences[part])]
             yield part, Subset.of([members, scan.rest, *raised], len(self.bundle.items))
-            begin = end
+            begin = part.stop
 
     def _run_ranker(
         self,

@@ -7,10 +7,12 @@ answer as over the whole catalogue. The groups are found in the same way, by the
 excluded is not masked: k groups that hold nothing excluded are looked for, and those with something excluded that rank
 above the last of them come along.
 
-Over int8 the maxima are approximate, so that more groups come along; which of their items are the best is decided by
-the same exact ranker.
+Over int8 the maxima are off by what rounding did, which is bounded: by how far any item is from its int8 copy, and the
+query from its own. Groups that could hold one of the best by that bound come along and the same ranker decides, so that
+int8 gives the same answer too, from a quarter of the bytes.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,8 +25,11 @@ from models.sequence import Indices
 GROUP = 16  # items whose maximum is kept; neighbours, so that ties stay in item order
 BLOCK = 32  # groups whose maximum is kept too
 _UNIT = GROUP * BLOCK
-_CELLS = 1 << 19  # scores of a chunk for each thread: 2 MB, written and read within the cache
+_CELLS = (1 << 19, 1 << 21)  # scores of a chunk for each thread, 2 or 8 MB: which is quicker is the cache's to say
 _LARGEST_CHUNK = 1 << 17  # rows; a batch of one has no use for more
+_TRIED = 1 << 20, 32, 3  # rows, more than a cache holds, queries and rounds that they are tried with
+_MOST = 8  # a query that a larger part of all groups than one in so many could answer is better ranked over everything
+_SURPLUS = 1e-5  # of a score's largest size: more than float32 loses in adding a score up, in the ranker and here
 _QUERY_LIMIT = 63  # times 255, twice: what processors without VNNI add up in 16 bits without saturating
 _ITEM_LIMIT = 127
 
@@ -34,11 +39,14 @@ class Quantised:
     """An item matrix in a byte a number: items uint8 (rows, dim), scales float32 (dim,).
 
     An item's value in a column is about `(items - 128) * scales`. The scales are of columns and not of items, so that
-    the products of a query with all items compare as they come out.
+    the products of a query with all items compare as they come out. longest and furthest, in scales: the norm of the
+    longest row, and of the largest difference between a row and the item it was rounded from.
     """
 
     items: NDArray[np.uint8]
     scales: NDArray[np.float32]
+    longest: float
+    furthest: float
 
     @classmethod
     def of(cls, items: NDArray[np.float32]) -> "Quantised":
@@ -48,17 +56,40 @@ class Quantised:
         for begin in range(0, len(items), _LARGEST_CHUNK):  # no second float matrix
             rows = slice(begin, begin + _LARGEST_CHUNK)
             levels[rows] = np.rint(items[rows] / scales) + (_ITEM_LIMIT + 1)
-        return cls(levels, scales.astype(np.float32))
+        return cls.beside(items, levels, scales.astype(np.float32))
 
-    def queries(self, vectors: NDArray[np.float32]) -> NDArray[np.int8]:
-        """Vectors (batch, dim) as the columns of an int8 matrix (dim, batch), each over its own largest value.
+    @classmethod
+    def beside(cls, items: NDArray[np.float32], levels: NDArray[np.uint8], scales: NDArray[np.float32]) -> "Quantised":
+        """Levels and scales as they were stored, measured against the items, both matrices (rows, dim)."""
+        longest = furthest = 0.0
+        for begin in range(0, len(items), _LARGEST_CHUNK):
+            rows = slice(begin, begin + _LARGEST_CHUNK)
+            level = levels[rows].astype(np.float32) - np.float32(_ITEM_LIMIT + 1)
+            with np.errstate(over="ignore"):  # scales that are not of these items: endlessly far
+                off = items[rows] / scales - level
+                found = [float(np.einsum("rd,rd->r", one, one).max(initial=0)) for one in (level, off)]
+            longest, furthest = max(longest, found[0]), max(furthest, found[1])
+        return cls(levels, scales, longest**0.5, furthest**0.5)
 
-        What the items' offset adds is the same for every item of a query, so that it is left in.
+    def queries(self, vectors: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.int64]]:
+        """Vectors (batch, dim) as the columns of an int8 matrix (dim, batch), each over its own largest value; and how
+        much more than an item's product that of a worse one may come to, int64 (batch,).
+
+        What the items' offset adds is the same for every item of a query, so that it is left in. A score is off by the
+        query's rounding times a row of levels and by the query times the rounding of an item, neither more than the
+        product of their norms, and of two scores either may be.
         """
         scaled = vectors * self.scales
         largest = np.abs(scaled).max(axis=1, keepdims=True, initial=0)
-        levels = np.rint(scaled * (_QUERY_LIMIT / np.where(largest > 0, largest, 1)))
-        return np.ascontiguousarray(levels.T.astype(np.int8))
+        unit = np.where(largest > 0, largest, 1) / _QUERY_LIMIT  # of a product, in the score it stands for
+        levels = np.rint(scaled / unit)
+        rounding, norm = (np.linalg.norm(one, axis=1) for one in (scaled - levels * unit, scaled))
+        with np.errstate(invalid="ignore"):  # nothing times endlessly far
+            off = rounding * self.longest + norm * (self.furthest + _SURPLUS * (self.longest + self.furthest))
+            margin = np.ceil(2 * off / unit[:, 0]) + 1
+        limit = np.iinfo(np.int32).max  # further apart than any two products; so written, for no number too
+        margins = np.where(margin < limit, margin, limit).astype(np.int64)
+        return np.ascontiguousarray(levels.T.astype(np.int8)), margins
 
 
 class Scan:
@@ -67,70 +98,87 @@ class Scan:
     def __init__(self, session: Any, items: NDArray[np.float32] | Quantised, *, threads: int) -> None:
         self._session = session
         self._items = items
-        self._cells = _CELLS * threads
-        self._rows = len(items.items if isinstance(items, Quantised) else items)
+        self._matrix: NDArray[Any] = items.items if isinstance(items, Quantised) else items
+        self._kind = np.int32 if isinstance(items, Quantised) else np.float32
+        self._cells = self._quickest([cells * threads for cells in _CELLS])
 
-    @property
-    def exact(self) -> bool:
-        return not isinstance(self._items, Quantised)
-
-    def candidates(self, vectors: NDArray[np.float32], excluded: Sequence[Indices], k: int) -> list[NDArray[np.int64]]:
+    def candidates(
+        self, vectors: NDArray[np.float32], excluded: Sequence[Indices], k: int
+    ) -> list[NDArray[np.int64] | None]:
         """Groups that hold the k best items of each row, ascending; group g is the items from g * GROUP on.
 
         vectors (batch, dim), excluded the items a row that do not count. The items of `rest` are in none of them.
-        Where the scan is exact no other item can be among the k best, ties in item order; where not, k items that are
-        not excluded are in them all the same, if there are so many.
+        No other item can be among the k best, ties in item order. None for a row that so many groups could answer that
+        they are better all ranked.
         """
-        groups, blocks = self._maxima(vectors)
-        wanted = k if self.exact else k + k // 2 + 15
+        queries, margins = self._queries(vectors)
+        groups, blocks = self._maxima(queries, len(self._matrix))
         marked = np.zeros(len(groups), np.bool_)
-        found = []
-        for row, out in enumerate(excluded):
+        found: list[NDArray[np.int64] | None] = []
+        for row, (out, margin) in enumerate(zip(excluded, margins.tolist(), strict=True)):
             impure = out[out < len(groups) * GROUP] // GROUP
             marked[impure] = True
             blocked = np.zeros(len(blocks), np.bool_)
             blocked[impure // BLOCK] = True
-            inside = _best(blocks[:, row], blocked, wanted)
+            inside = _best(blocks[:, row], blocked, k, margin)
             members = (inside[:, None] * BLOCK + np.arange(BLOCK)).reshape(-1)  # ascending, as `inside` is
-            found.append(members[_best(groups[members, row], marked[members], wanted)])
+            chosen = members[_best(groups[members, row], marked[members], k, margin)]
+            found.append(None if margin and len(chosen) * _MOST > len(groups) else chosen)
             marked[impure] = False
         return found
 
     @property
+    def single(self) -> bool:
+        """Whether a query alone is answered sooner by the scan than by a run over the whole float32 matrix."""
+        return isinstance(self._items, Quantised)
+
+    @property
     def rest(self) -> NDArray[np.int64]:
         """The items behind the last whole block, which are candidates always."""
-        return np.arange(self._rows // _UNIT * _UNIT, self._rows)
+        return np.arange(len(self._matrix) // _UNIT * _UNIT, len(self._matrix))
 
-    def _maxima(self, vectors: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any]]:
-        """The largest score of every group and of every whole block of groups, (groups, batch) and (blocks, batch).
-
-        float32, or int32 on a scale of each row's own.
-        """
+    def _queries(self, vectors: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """What the matrix is multiplied with, (dim, batch), and the margin of each query's products."""
         if isinstance(self._items, Quantised):
-            matrix: NDArray[Any] = self._items.items
-            queries: NDArray[Any] = self._items.queries(vectors)
-        else:
-            # The large matrix on the left is read where it lies; on the right it would be packed anew in every run.
-            matrix, queries = self._items, np.ascontiguousarray(vectors.T)
-        batch, whole = len(vectors), self._rows // _UNIT * _UNIT
+            return self._items.queries(vectors)
+        return np.ascontiguousarray(vectors.T), np.zeros(len(vectors), np.int64)
+
+    def _maxima(self, queries: NDArray[Any], rows: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """The largest product of every group and of every whole block of groups in the first `rows` items,
+        (groups, batch) and (blocks, batch): float32, or int32 on a scale of each query's own.
+        """
+        # The large matrix on the left is read where it lies; on the right it would be packed anew in every run.
+        batch, whole = queries.shape[1], rows // _UNIT * _UNIT
         step = max(1, min(self._cells // batch, _LARGEST_CHUNK) // _UNIT) * _UNIT
-        kind = np.float32 if self.exact else np.int32
-        groups = np.empty((whole // GROUP, batch), kind)
-        blocks = np.empty((whole // _UNIT, batch), kind)
+        groups = np.empty((whole // GROUP, batch), self._kind)
+        blocks = np.empty((whole // _UNIT, batch), self._kind)
         for begin in range(0, whole, step):
             end = min(begin + step, whole)
             shape = np.array([(end - begin) // _UNIT, BLOCK, GROUP, batch], np.int64)
-            feeds = {"queries": queries, "items": matrix[begin:end], "shape": shape}
+            feeds = {"queries": queries, "items": self._matrix[begin:end], "shape": shape}
             of_groups, of_blocks = self._session.run(["groups", "blocks"], feeds)
             groups[begin // GROUP : end // GROUP] = of_groups.reshape(-1, batch)
             blocks[begin // _UNIT : end // _UNIT] = of_blocks
         return groups, blocks
 
+    def _quickest(self, sizes: Sequence[int]) -> int:
+        """The size of a chunk, in scores, that takes a part of the catalogue the least time."""
+        rows, batch, rounds = _TRIED
+        queries, _ = self._queries(np.zeros((batch, self._matrix.shape[1]), np.float32))
+        times: dict[int, list[float]] = {size: [] for size in sizes}
+        for _ in range(1 + rounds):  # the first reads the file
+            for size, taken in times.items():
+                self._cells = size
+                began = time.perf_counter()
+                self._maxima(queries, min(len(self._matrix), rows))
+                taken.append(time.perf_counter() - began)
+        return min(sizes, key=lambda size: min(times[size][1:]))
 
-def _best(maxima: NDArray[Any], impure: NDArray[np.bool_], wanted: int) -> NDArray[np.int64]:
+
+def _best(maxima: NDArray[Any], impure: NDArray[np.bool_], wanted: int, margin: int) -> NDArray[np.int64]:
     """Places of the `wanted` largest maxima that are not impure, ties in their order, and of impure ones above; sorted.
 
-    All of them where fewer are not impure.
+    With a margin also of all that are less than the least of these by no more. All of them where fewer are not impure.
     """
     wanted = min(wanted, len(maxima))
     if wanted == 0:
@@ -138,6 +186,8 @@ def _best(maxima: NDArray[Any], impure: NDArray[np.bool_], wanted: int) -> NDArr
     pure = np.where(impure, -np.inf if maxima.dtype.kind == "f" else np.iinfo(maxima.dtype).min, maxima)
     pure = pure.astype(maxima.dtype, copy=False)
     least = np.partition(pure, len(pure) - wanted)[len(pure) - wanted]
+    if margin:
+        return np.flatnonzero(maxima >= int(least) - margin)
     found = np.flatnonzero(maxima >= least)
     if len(found) == wanted:
         return found

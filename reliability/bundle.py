@@ -103,7 +103,7 @@ def whole_bundle(artifacts: Path, version: str, items: int = 1600) -> Path:
     scores = (vectors @ matrix.T + neighbours.bonus(histories))[:, 1:].astype(np.float32)
     order = np.argsort(-scores, axis=1, kind="stable")[:, :_K]
     content = Content(
-        manifest=_manifest(version, items, dim, Scoring(kind="approximate")),
+        manifest=_manifest(version, items, dim, Scoring(kind="int8")),
         encoder=last_item_encoder(table, reads_inputs=True),
         ranker=build_ranker(neighbours=_WIDTH),
         items=matrix,

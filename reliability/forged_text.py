@@ -60,7 +60,7 @@ def forged_manifests() -> list[Named]:
             "dim": (15, 17, 0, 1 << 40, "16"),
             "length": (0, -1, 10**9, 10**400, "50"),
             "version": ("../v2", "/etc", "v3", "", "v2/", ".v2", None),
-            "scoring": ({"kind": "exact"}, {"kind": "none"}, None),
+            "scoring": ({"kind": "float32"}, {"kind": "none"}, None),
             "field_of_nobody": (1,),
             "created": (None, 5),
             "files": ({}, None, []),

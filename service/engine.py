@@ -6,7 +6,7 @@ It speaks in indices; who the user is and what an item is called is decided else
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,11 +96,6 @@ class Engine:
     def reads_values(self) -> bool:
         """Whether what an event was worth, as a rating, makes a difference."""
         return self._runtime.reads_values
-
-    def scoring_of(self, query: Query) -> Literal["exact", "approximate"]:
-        """How the model's ranking of a query is found; among gathered items it is exact always."""
-        whole = query.among is None or query.among.left_out is not None
-        return self._runtime.scoring if whole else "exact"
 
     @property
     def provider(self) -> str:

@@ -231,7 +231,7 @@ def _recommended(query: object, timeout_s: float | None, future: "asyncio.Future
         "model_version": found.model_version,
         "history_length": found.history_length,
         "source": found.source,
-        "scoring": found.scoring,
+        "scoring": "exact",
         "degraded": ["state_store"] if found.degraded else [],
         "items": items,
     }

@@ -74,7 +74,6 @@ class Recommendation:
     model_version: str
     history_length: int
     source: str  # "model" or "popular"
-    scoring: str  # "exact" or "approximate"
     degraded: bool  # the stored history was wanted and could not be read
     items: list[tuple[str, float]]
     cold: list[int]
@@ -229,7 +228,6 @@ def _told(engine: Engine, history: list[str], ranked: _Ranked, *, degraded: bool
         model_version=engine.version,
         history_length=len(history),
         source="model" if ranked.by_model else "popular",
-        scoring=engine.scoring_of(ranked.query) if ranked.by_model else "exact",
         degraded=degraded,
         items=[
             (ids[index] if index > 0 else new[-index], score)

@@ -213,7 +213,9 @@ class RecommendResponse(BaseModel):
     model_version: str
     history_length: int = Field(description="ids in the history used, those unknown to the model included")
     source: Literal["model", "popular"]
-    scoring: Literal["exact", "approximate"] = Field(description="approximate: of a large catalogue, nearly the best")
+    scoring: Literal["exact", "approximate"] = Field(
+        description="exact: no item could rank higher, of however large a catalogue; no search is approximate today"
+    )
     degraded: list[Literal["state_store"]] = Field(description="what was missing")
     items: list[RecommendedItem]
 

@@ -50,8 +50,8 @@ def write_tiny(
 
     It is certified with the answers of `golden_table`, by default the same, and of `neighbours` (models.neighbours);
     `attributes` have a value for each of its rows, padding first; `test` are its figures. With an item matrix
-    (rows, dim) the table (rows, dim) holds vectors instead of scores. scan: "exact" or "approximate" for a bundle that
-    scans its catalogue.
+    (rows, dim) the table (rows, dim) holds vectors instead of scores. scan: "float32" or "int8", what a
+    bundle reads that scans its catalogue.
     """
     from models.bundle import Golden
     from models.draft import Content, write_bundle
@@ -80,7 +80,7 @@ def write_tiny(
         data=DataWindow(files={}, users=1, items=items, interactions=10),
         metrics={"test": test or {"ndcg@10": 0.5}},
         parity=Parity(cases=1, largest_difference=0.0, top_k_agreed=True),
-        scoring=Scoring(kind="approximate" if scan == "approximate" else "exact"),
+        scoring=Scoring(kind="int8" if scan == "int8" else "float32"),
     )
     golden = Golden(
         sequences=np.array([[1, 2], [2, 0], [0, 0]]),
@@ -100,8 +100,8 @@ def write_tiny(
         attributes=attributes,
         golden=golden,
         neighbours=neighbours,
-        scan=None if scan is None else build_scan(quantised=scan == "approximate"),
-        quantised=Quantised.of(matrix) if scan == "approximate" else None,
+        scan=None if scan is None else build_scan(quantised=scan == "int8"),
+        quantised=Quantised.of(matrix) if scan == "int8" else None,
     )
     return write_bundle(artifacts, content)
 

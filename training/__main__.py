@@ -27,7 +27,6 @@ from training.peer_process import PeersError
 from training.recommend import RecommendError
 from training.retrain import NotPromoted
 from training.run import RunError
-from training.scoring import ScoringError
 
 # What a person can put right: one sentence on standard error and exit status 1, never a traceback.
 EXPECTED = (
@@ -48,7 +47,6 @@ EXPECTED = (
     RecommendError,
     RegistryError,
     RunError,
-    ScoringError,
     OSError,
 )
 NOT_PROMOTED = 3  # exit status of retrain when the challenger was worse

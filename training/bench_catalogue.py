@@ -1,4 +1,4 @@
-"""How fast a catalogue is ranked, and how well over int8, from thousands of items to millions.
+"""How fast a catalogue is ranked, in one run and by scans over float32 and int8, from thousands of items to millions.
 
 Every size is measured in a process of its own, beside what the machine can do: the rate at which it reads memory and
 the rate of its matrix product. The three ways of ranking take turns, so that what else runs falls on all of them.
@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from models.arrays import load_array, save_array
 from models.bundle import Bundle, Golden
 from models.manifest import ENCODER, ITEMS, QUANTISED, RANKER, SCAN, DataWindow, Manifest, Parity, Scoring
 from models.runtime import Runtime, cpu_quota, overlap
@@ -30,7 +31,7 @@ from training.run import RunFolder
 
 SIZES = (12_000, 100_000, 1_000_000)
 BATCHES = (1, 32)
-WAYS = ("one run", "exact scan", "int8 scan")
+WAYS = ("one run", "float32 scan", "int8 scan")
 _QUERIES = 128
 _EXCLUDED = 16  # items a query: a usual history
 _K = 10
@@ -45,8 +46,8 @@ class CatalogueFigures:
     """One way of ranking one catalogue. Milliseconds by batch size; bytes of what is mapped and of private memory.
 
     bandwidth_share: of the rate at which this machine reads memory, at a batch of one; sgemm_share: of its matrix
-    product's rate, at the largest batch. Both count what exact scoring reads and computes: there is none for int8, nor
-    of bandwidth for a matrix that a cache can hold.
+    product's rate, at the largest batch. Both count what scoring over float32 reads and computes: there is none for
+    int8, nor of bandwidth for a matrix that a cache can hold.
     """
 
     items: int
@@ -69,14 +70,14 @@ class CatalogueBench:
     figures: list[CatalogueFigures]
 
     def __str__(self) -> str:
-        head = f"{'items':>11} {'ranked by':<11}" + "".join(f"{f'batch {size} ms':>13}" for size in BATCHES)
+        head = f"{'items':>11} {'ranked by':<12}" + "".join(f"{f'batch {size} ms':>13}" for size in BATCHES)
         lines = [head + f"{'recall@10':>11} {'bandwidth':>10} {'SGEMM':>7} {'mapped MiB':>11} {'private MiB':>12}"]
         for one in self.figures:
             times = "".join(f"{one.milliseconds[size]:>13,.2f}" for size in BATCHES)
             shares = f"{_percent(one.bandwidth_share):>10} {_percent(one.sgemm_share):>7}"
             private = "-" if one.private_bytes is None else f"{one.private_bytes / 2**20:,.0f}"
             lines.append(
-                f"{one.items:>11,} {one.way:<11}{times}{one.recall_at_10:>11.4f} {shares} "
+                f"{one.items:>11,} {one.way:<12}{times}{one.recall_at_10:>11.4f} {shares} "
                 f"{one.mapped_bytes / 2**20:>11,.0f} {private:>12}"
             )
         return "\n".join([*lines, f"{self.threads} threads, {self.figures[0].dim} columns, {self.vectors}"])
@@ -89,7 +90,7 @@ class CatalogueBench:
 def bench_catalogue(
     sizes: Sequence[int] = SIZES, *, run: Path | None = None, threads: int | None = None, rounds: int = 7
 ) -> CatalogueBench:
-    """Rank catalogues of these sizes in one run of the ranker, by the exact scan and by int8.
+    """Rank catalogues of these sizes in one run of the ranker, by the scan over float32 and by that over int8.
 
     With the folder of a finished run its trained items, again and again with jitter, and its vectors of histories;
     without, random vectors in clusters. Raises RunError if the run is not finished.
@@ -136,8 +137,8 @@ def _measure(
         folder = Path(name)
         dim = trained.shape[1]
         items = _grown(folder / ITEMS, trained, size, generator)
-        np.save(folder / QUANTISED, (rounded := Quantised.of(items)).items)
-        quantised = Quantised(np.load(folder / QUANTISED, mmap_mode="r", allow_pickle=False), rounded.scales)
+        save_array(folder / QUANTISED, (rounded := Quantised.of(items)).items)
+        quantised = replace(rounded, items=load_array(folder / QUANTISED, np.uint8, items.shape, mapped=True))
         del rounded
         runtimes, private = {}, {}
         for way in WAYS:
@@ -162,7 +163,7 @@ def _measure(
     figures = []
     for way in WAYS:
         taken_s = {batch: float(np.median(times[way, batch])) for batch in BATCHES}
-        exact, largest = way != "int8 scan", BATCHES[-1]
+        float32, largest = way != "int8 scan", BATCHES[-1]
         figures.append(
             CatalogueFigures(
                 items=size,
@@ -170,9 +171,9 @@ def _measure(
                 way=way,
                 milliseconds={batch: taken * 1e3 for batch, taken in taken_s.items()},
                 recall_at_10=overlap(answers[way], answers["one run"]),
-                bandwidth_share=items.nbytes * read / taken_s[1] if exact and items.nbytes > _CACHED_BYTES else None,
-                sgemm_share=2 * largest * items.size * product / taken_s[largest] if exact else None,
-                mapped_bytes=items.nbytes + (0 if exact else quantised.items.nbytes),
+                bandwidth_share=items.nbytes * read / taken_s[1] if float32 and items.nbytes > _CACHED_BYTES else None,
+                sgemm_share=2 * largest * items.size * product / taken_s[largest] if float32 else None,
+                mapped_bytes=items.nbytes + (0 if float32 else quantised.items.nbytes),
                 private_bytes=private[way],
             )
         )
@@ -182,14 +183,14 @@ def _measure(
 def _grown(path: Path, trained: NDArray[np.float32], size: int, generator: np.random.Generator) -> NDArray[np.float32]:
     """A mapped matrix of so many items: the trained ones, then copies of them with jitter; row 0 is padding."""
     dim, deviation = trained.shape[1], trained.std(axis=0) * np.float32(_JITTER)
-    matrix = np.lib.format.open_memmap(path, "w+", np.float32, (size + 1, dim))
+    matrix = np.memmap(path, np.float32, "w+", shape=(size + 1, dim))
     for begin in range(0, size, len(trained)):
         part = trained[: min(len(trained), size - begin)]
         jitter = generator.standard_normal(part.shape, np.float32) * deviation if begin else np.float32(0)
         matrix[1 + begin : 1 + begin + len(part)] = part + jitter
     matrix.flush()
     del matrix
-    return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+    return np.asarray(np.memmap(path, np.float32, "r", shape=(size + 1, dim)))
 
 
 def _runtime(
@@ -214,7 +215,7 @@ def _runtime(
         data=DataWindow(files={}, users=0, items=rows - 1, interactions=0),
         metrics={},
         parity=Parity(cases=0, largest_difference=0, top_k_agreed=True),
-        scoring=Scoring(kind="approximate" if way == "int8 scan" else "exact"),
+        scoring=Scoring(kind="int8" if way == "int8 scan" else "float32"),
         files=dict.fromkeys((path.name for path in folder.iterdir()), ""),
     )
     none = np.empty((0, 0), np.int64)

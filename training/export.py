@@ -69,9 +69,9 @@ class _RowEncoder(nn.Module):
 def export(run: RunFolder, artifacts: Path, *, version: str | None = None, scoring: Asked = "auto") -> Path:
     """Publish a finished run as `artifacts/<version>` and return that folder.
 
-    The version defaults to the time and the configuration's name; scoring is how a large catalogue is searched.
+    The version defaults to the time and the configuration's name; scoring is what of a large catalogue is searched.
     Raises RunError if the run is not finished, ExportError if the graphs differ from torch or the version is no name,
-    ScoringError if int8 finds too little, BundleError if the version exists.
+    BundleError if the version exists.
     """
     spec, metrics, model, neighbours = run.spec(), run.metrics(), run.model(), run.neighbours()
     if isinstance(model, AutoRec) and model.config.side == "item":
@@ -196,7 +196,7 @@ def certify(content: Content, model: Model) -> Parity:
     """Compare onnxruntime with torch over the grid, from a bundle in a temporary folder.
 
     Raises ExportError with the worst difference if any score is more than 1e-4 away, or a top-k differs by more than
-    an exchange of equal scores. A scan that is approximate is left out: its recall was measured instead.
+    an exchange of equal scores.
     """
     generator = np.random.default_rng(1)
     longest = model.config.length
@@ -214,12 +214,11 @@ def certify(content: Content, model: Model) -> Parity:
             raise ExportError(
                 f"the graphs do not give torch's golden answers; nothing was published: {error}"
             ) from error
-        whole = runtime.scoring == "approximate"
         for batch in _PARITY_BATCHES:
             for rows in np.array_split(np.arange(len(histories)), -(-len(histories) // batch)):
                 chosen = [histories[row] for row in rows]
                 found = runtime.encode(chosen, None if values is None else [values[row] for row in rows])
-                found_indices, found_scores = runtime.rank(found, chosen, _K, chosen, whole=whole)
+                found_indices, found_scores = runtime.rank(found, chosen, _K, chosen)
                 difference = np.max([np.abs(found - vectors[rows]).max(), np.abs(found_scores - scores[rows]).max()])
                 worst = max(worst, float(difference)) if np.isfinite(difference) else float("inf")
                 agreed &= same_items(

@@ -1,8 +1,8 @@
-"""How a bundle's catalogue is searched: all at once, by an exact scan, or by int8 with the best ranked exactly.
+"""What of a bundle's catalogue is searched: all of it at once, or by a scan over float32 or over int8.
 
-Small catalogues need no scan and up to a million items an exact one is quick; beyond, both are measured, and int8 is
-taken where it is quicker and finds nearly the same. Graph and inverted-file indexes are not offered: at a million
-trained vectors an inverted file that found nine tenths of the best items took as long as the exact scan.
+All three find the same items. Small catalogues need no scan; of large ones both are measured, and int8, which takes a
+quarter more memory, is taken where it is quicker. Graph and inverted-file indexes are not offered: at a million trained
+vectors an inverted file that found nine tenths of the best items took as long as the scan over float32.
 """
 
 import tempfile
@@ -17,102 +17,67 @@ from numpy.typing import NDArray
 from models.bundle import read_bundle
 from models.draft import Content, write_bundle
 from models.manifest import Scoring
-from models.runtime import Runtime, overlap
+from models.runtime import Runtime
 from models.scan import Quantised
 from training.ranker import build_scan
 
-Asked = Literal["auto", "exact", "int8"]
+Asked = Literal["auto", "float32", "int8"]
 
 SCAN_FROM = 200_000  # items: below, one run over all of them is as quick
-EXACT_UP_TO = 1_000_000
-LEAST_RECALL = 0.99
 _BATCHES = (1, 32)
-_QUERIES = 256
 _HISTORY = 20
 _ROUNDS = 5
 _K = 10
 
 
-class ScoringError(Exception):
-    """The scoring that was asked for does not find what it should; the message says how much it finds."""
-
-
 def with_scoring(content: Content, asked: Asked) -> Content:
-    """The content with the scan that was asked for, or that is best, and the manifest saying so.
-
-    Raises ScoringError if int8 was asked for and finds too few of the exact first ten.
-    """
-    items = content.manifest.items
-    scan = build_scan(quantised=False) if items >= SCAN_FROM else None
-    exact = replace(content, scan=scan)
-    if asked == "exact" or (asked == "auto" and items <= EXACT_UP_TO):
+    """The content with the scan that was asked for, or that is quicker, and the manifest saying so."""
+    large = content.manifest.items >= SCAN_FROM
+    exact = replace(content, scan=build_scan(quantised=False) if large else None)
+    if asked == "float32" or (asked == "auto" and not large):
         return exact
-    quantised = _approximate(content, Scoring(kind="approximate"))
+    quantised = _quantised(content, Scoring(kind="int8"))
     measured = measure(exact, quantised)
-    kind = chosen(asked, measured)
-    recorded = measured.model_copy(update={"kind": kind})
-    if kind == "approximate":
-        return _approximate(quantised, recorded)
+    if asked == "int8" or quicker(measured):
+        return _quantised(quantised, measured)
+    recorded = measured.model_copy(update={"kind": "float32"})
     return replace(exact, manifest=content.manifest.model_copy(update={"scoring": recorded}))
 
 
-def chosen(asked: Asked, measured: Scoring) -> Literal["exact", "approximate"]:
-    """What these measurements speak for: int8 where it finds enough and, unless it was asked for, is quicker.
-
-    Raises ScoringError if int8 was asked for and finds too few of the exact first ten.
-    """
-    recall, largest = measured.recall_at_10 or 0.0, _BATCHES[-1]
-    if asked == "int8":
-        if recall < LEAST_RECALL:
-            raise ScoringError(
-                f"int8 finds {recall:.4f} of the exact first {_K} items (at least {LEAST_RECALL} is needed); export "
-                "with --scoring exact"
-            )
-        return "approximate"
-    quicker = measured.milliseconds_int8[largest] < measured.milliseconds_exact[largest]
-    return "approximate" if recall >= LEAST_RECALL and quicker else "exact"
+def quicker(measured: Scoring) -> bool:
+    """Whether int8 ranks a full batch in fewer milliseconds."""
+    largest = _BATCHES[-1]
+    return measured.milliseconds_int8[largest] < measured.milliseconds_float32[largest]
 
 
 def measure(exact: Content, quantised: Content) -> Scoring:
-    """Recall and latency of a bundle with int8 beside the same bundle without.
+    """Latency of a bundle with int8 beside the same bundle without.
 
     On histories of items drawn by their popularity, which both encode and leave out of the answer.
     """
     generator = np.random.default_rng(2)
     weights = exact.popularity[1:].astype(np.float64) + 1e-9
-    drawn = generator.choice(len(weights), (_QUERIES, _HISTORY), p=weights / weights.sum()) + 1
+    drawn = generator.choice(len(weights), (_BATCHES[-1], _HISTORY), p=weights / weights.sum()) + 1
     histories = [row[: generator.integers(1, _HISTORY + 1)].astype(np.int64) for row in drawn]
     with tempfile.TemporaryDirectory() as folder:
         runtimes = [
             Runtime(read_bundle(write_bundle(Path(folder) / name, content)), device="cpu")
-            for name, content in (("exact", exact), ("int8", quantised))
+            for name, content in (("float32", exact), ("int8", quantised))
         ]
         vectors = runtimes[0].encode(histories)
-        answers = [_ranked(runtime, vectors, histories) for runtime in runtimes]
-        times = [
+        float32, int8 = (
             {batch: _milliseconds(runtime, vectors, histories, batch) for batch in _BATCHES} for runtime in runtimes
-        ]
-    return Scoring(
-        kind="approximate",
-        recall_at_10=overlap(answers[1], answers[0]),
-        milliseconds_exact=times[0],
-        milliseconds_int8=times[1],
-    )
+        )
+    return Scoring(kind="int8", milliseconds_float32=float32, milliseconds_int8=int8)
 
 
-def _approximate(content: Content, scoring: Scoring) -> Content:
+def _quantised(content: Content, scoring: Scoring) -> Content:
     return replace(
         content,
         manifest=content.manifest.model_copy(update={"scoring": scoring}),
         scan=build_scan(quantised=True),
         quantised=content.quantised or Quantised.of(content.items),
     )
-
-
-def _ranked(runtime: Runtime, vectors: NDArray[np.float32], histories: list[NDArray[np.int64]]) -> NDArray[np.int64]:
-    step = _BATCHES[-1]
-    parts = [slice(begin, begin + step) for begin in range(0, len(vectors), step)]
-    return np.concatenate([runtime.rank(vectors[part], histories[part], _K, histories[part])[0] for part in parts])
 
 
 def _milliseconds(

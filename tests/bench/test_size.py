@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from bench.curves import CATALOGUE, EXACT_UP_TO, SCAN_FROM, SERVING, Curve, CurvesError, Measured, Ranking, measured
+from bench.curves import CATALOGUE, SCAN_FROM, SERVING, Curve, CurvesError, Measured, Ranking, measured
 from bench.size import main
 from bench.sizing import EVENT_BYTES, LOGGED_BYTES, PROCESS_BYTES, USER_BYTES, Load, size
 from models.vocabulary import MAPPED_FROM
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 FLAT = Curve([(10, 0.001), (10**9, 0.001)])
 STEEP = Curve([(1_000, 0.0001)])  # grows with the items
 BY = Measured(
-    {"exact": Ranking(STEEP, STEEP), "int8": Ranking(FLAT, STEEP)},
+    {"float32": Ranking(STEEP, STEEP), "int8": Ranking(FLAT, STEEP)},
     dim=64,
     request_s=0.0011,
     request_items=1_000,
@@ -75,11 +75,11 @@ def test_ids_of_a_large_catalogue_are_shared_by_the_workers_of_a_machine() -> No
 
 
 def test_a_large_catalogue_takes_int8_where_it_is_quicker_and_a_copy_in_bytes() -> None:
-    assert size(Load(EXACT_UP_TO, 0, 1), BY).way == "exact"
-    large = size(Load(EXACT_UP_TO + 1, 0, 1), BY)
-    assert (large.way, large.int8_bytes) == ("int8", (EXACT_UP_TO + 1) * 64)
-    assert size(Load(EXACT_UP_TO + 1, 0, 1, scoring="exact"), BY).way == "exact"
-    assert (scoring.SCAN_FROM, scoring.EXACT_UP_TO) == (SCAN_FROM, EXACT_UP_TO)
+    assert size(Load(SCAN_FROM - 1, 0, 1), BY).way == "float32"
+    large = size(Load(SCAN_FROM, 0, 1), BY)
+    assert (large.way, large.int8_bytes) == ("int8", (SCAN_FROM) * 64)
+    assert size(Load(SCAN_FROM, 0, 1, scoring="float32"), BY).way == "float32"
+    assert scoring.SCAN_FROM == SCAN_FROM
 
 
 @pytest.mark.parametrize("history", [5, 50])
@@ -112,7 +112,7 @@ def own(tmp_path: Path) -> Path:
     """Measurements of a machine: a request in 2 ms, of which ranking takes 1 ms; on two threads."""
     figures = [
         {"items": items, "dim": 64, "way": way, "milliseconds": {"1": items / 1_000, "32": 16 * items / 12_000}}
-        for way in ("one run", "exact scan", "int8 scan")
+        for way in ("one run", "float32 scan", "int8 scan")
         for items in (12_000, 1_200_000)
     ]
     (tmp_path / CATALOGUE).write_text(json.dumps({"threads": 2, "vectors": "", "figures": figures}))
@@ -128,8 +128,8 @@ def own(tmp_path: Path) -> Path:
 def test_what_this_machine_has_measured_takes_the_place_of_the_record(own: Path) -> None:
     by = measured(own)
     assert by.beside_ranking_s == pytest.approx(0.001)
-    assert by.rankings["exact"].together.at(120_000) == pytest.approx(0.010)
-    assert by.rankings["exact"].alone.at(12_000) == pytest.approx(0.024)  # of a core: there were two threads
+    assert by.rankings["float32"].together.at(120_000) == pytest.approx(0.010)
+    assert by.rankings["float32"].alone.at(12_000) == pytest.approx(0.024)  # of a core: there were two threads
     assert by.event_s == pytest.approx(0.01)
     assert all(str(own) in source and "of this machine" in source for source in by.sources)
 
@@ -205,7 +205,7 @@ def test_the_record_is_what_the_readme_records() -> None:
     by = measured(Path("nowhere"))
     assert f"| {1 / by.request_s:,.0f} / " in readme
     assert f"| {1 / by.event_s:,.0f} requests/s |" in readme
-    for way, name in (("exact", "exact scan|one run"), ("int8", "int8 scan")):
+    for way, name in (("float32", "float32 scan|one run"), ("int8", "int8 scan")):
         for part, column in ((by.rankings[way].alone, 0), (by.rankings[way].together, 1)):  # type: ignore[index]
             for items, seconds in part.points:
                 rows = re.findall(rf"^\| {items:,} \| (?:{name})[^|]* \| ([^|]+) \| ([^|]+) \|", readme, re.MULTILINE)

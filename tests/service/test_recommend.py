@@ -282,16 +282,16 @@ def test_rankings_are_the_same_on_the_loop_with_one_thread_and_beside_it_with_al
     assert tried == (["one"] if brief_s else ["one", "all"])
 
 
-def test_an_answer_of_an_approximate_search_says_so(
+def test_a_catalogue_that_is_scanned_over_int8_is_ranked_exactly(
     make_bundle: Callable[..., Path], start_service: Callable[..., httpx.Client], store_url: str
 ) -> None:
     generator = np.random.default_rng(0)
     matrix = generator.normal(size=(2000, 8)).astype(np.float32)
     matrix[0] = 0
-    make_bundle("v8", table=generator.normal(size=(2000, 8)), matrix=matrix, scan="approximate")
+    make_bundle("v8", table=generator.normal(size=(2000, 8)), matrix=matrix, scan="int8")
     client = start_service(store_url)
     answer = recommend(client, history=["i3", "i4"], k=500)
-    assert (answer["source"], answer["scoring"]) == ("model", "approximate")
+    assert (answer["source"], answer["scoring"]) == ("model", "exact")
     found = [item["item_id"] for item in answer["items"]]
     assert len(set(found)) == 500
     assert not {"i3", "i4"} & set(found)

@@ -34,7 +34,7 @@ def test_the_training_benchmark_has_a_rate_for_every_way_of_learning() -> None:
 def test_the_catalogue_benchmark_has_three_ways_of_ranking_every_size(tmp_path: Path) -> None:
     bench = bench_catalogue([700, 1500], threads=1, rounds=1)
     assert [(one.items, one.way) for one in bench.figures] == [
-        (size, way) for size in (700, 1500) for way in ("one run", "exact scan", "int8 scan")
+        (size, way) for size in (700, 1500) for way in ("one run", "float32 scan", "int8 scan")
     ]
     for one in bench.figures:
         assert one.milliseconds.keys() == {1, 32}
