@@ -10,6 +10,7 @@ import ssl
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
+import hiredis
 import redis.asyncio
 from redis.asyncio.client import Pipeline
 from redis.asyncio.connection import AbstractConnection, SSLConnection, parse_url
@@ -174,6 +175,12 @@ class _Tls:
         return self._context
 
 
+def _packed(*command: Any) -> list[bytes]:
+    """A command as bytes: what the client does in Python, a fifth as quick, though it parses replies with hiredis."""
+    words = command[0].encode().split() if isinstance(command[0], str) else [command[0]]  # as in "SCRIPT LOAD"
+    return [hiredis.pack_command((*words, *command[1:]))]
+
+
 class _Pool(redis.asyncio.ConnectionPool):
     """Connections of which none is used again once they are left: those in use are closed when their calls end."""
 
@@ -184,6 +191,7 @@ class _Pool(redis.asyncio.ConnectionPool):
 
     def make_connection(self) -> Any:
         connection: Any = super().make_connection()  # type: ignore[no-untyped-call]
+        connection.pack_command = _packed
         if self._tls is not None:
             connection.ssl_context = self._tls
         return connection
