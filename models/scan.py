@@ -39,13 +39,14 @@ class Quantised:
     """An item matrix in a byte a number: items uint8 (rows, dim), scales float32 (dim,).
 
     An item's value in a column is about `(items - 128) * scales`. The scales are of columns and not of items, so that
-    the products of a query with all items compare as they come out. longest and furthest, in scales: the norm of the
-    longest row, and of the largest difference between a row and the item it was rounded from.
+    the products of a query with all items compare as they come out. longest float64 (groups,) and furthest, in scales:
+    the norm of the longest row of each group, and of the largest difference between a row and the item it was rounded
+    from.
     """
 
     items: NDArray[np.uint8]
     scales: NDArray[np.float32]
-    longest: float
+    longest: NDArray[np.float64]
     furthest: float
 
     @classmethod
@@ -61,35 +62,35 @@ class Quantised:
     @classmethod
     def beside(cls, items: NDArray[np.float32], levels: NDArray[np.uint8], scales: NDArray[np.float32]) -> "Quantised":
         """Levels and scales as they were stored, measured against the items, both matrices (rows, dim)."""
-        longest = furthest = 0.0
+        norms, furthest = np.empty(len(items)), 0.0
         for begin in range(0, len(items), _LARGEST_CHUNK):
             rows = slice(begin, begin + _LARGEST_CHUNK)
             level = levels[rows].astype(np.float32) - np.float32(_ITEM_LIMIT + 1)
+            norms[rows] = np.einsum("rd,rd->r", level, level)
             with np.errstate(over="ignore"):  # scales that are not of these items: endlessly far
                 off = items[rows] / scales - level
-                found = [float(np.einsum("rd,rd->r", one, one).max(initial=0)) for one in (level, off)]
-            longest, furthest = max(longest, found[0]), max(furthest, found[1])
-        return cls(levels, scales, longest**0.5, furthest**0.5)
+                furthest = max(furthest, float(np.einsum("rd,rd->r", off, off).max(initial=0)))
+        longest = np.sqrt(norms[: len(items) // GROUP * GROUP].reshape(-1, GROUP).max(axis=1, initial=0))
+        return cls(levels, scales, longest, furthest**0.5)
 
-    def queries(self, vectors: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.int64]]:
-        """Vectors (batch, dim) as the columns of an int8 matrix (dim, batch), each over its own largest value; and how
-        much more than an item's product that of a worse one may come to, int64 (batch,).
+    def queries(
+        self, vectors: NDArray[np.float32]
+    ) -> tuple[NDArray[np.int8], NDArray[np.float64], NDArray[np.float64]]:
+        """Vectors (batch, dim) as the columns of an int8 matrix (dim, batch), each over its own largest value; and, in
+        units of their products, what rounding the query and the items costs: both (batch,).
 
         What the items' offset adds is the same for every item of a query, so that it is left in. A score is off by the
         query's rounding times a row of levels and by the query times the rounding of an item, neither more than the
-        product of their norms, and of two scores either may be.
+        product of their norms: no more than the first figure times the norm of the row, and the second.
         """
         scaled = vectors * self.scales
         largest = np.abs(scaled).max(axis=1, keepdims=True, initial=0)
-        unit = np.where(largest > 0, largest, 1) / _QUERY_LIMIT  # of a product, in the score it stands for
-        levels = np.rint(scaled / unit)
-        rounding, norm = (np.linalg.norm(one, axis=1) for one in (scaled - levels * unit, scaled))
-        with np.errstate(invalid="ignore"):  # nothing times endlessly far
-            off = rounding * self.longest + norm * (self.furthest + _SURPLUS * (self.longest + self.furthest))
-            margin = np.ceil(2 * off / unit[:, 0]) + 1
-        limit = np.iinfo(np.int32).max  # further apart than any two products; so written, for no number too
-        margins = np.where(margin < limit, margin, limit).astype(np.int64)
-        return np.ascontiguousarray(levels.T.astype(np.int8)), margins
+        scaled /= np.where(largest > 0, largest, 1) / _QUERY_LIMIT
+        levels = np.rint(scaled)
+        norm, rounding = (np.linalg.norm(one, axis=1).astype(np.float64) for one in (scaled, scaled - levels))
+        with np.errstate(invalid="ignore"):  # nothing times endlessly far is no number
+            beside = norm * (self.furthest + _SURPLUS * (self.longest.max(initial=0) + self.furthest)) + 1
+        return np.ascontiguousarray(levels.T.astype(np.int8)), rounding, beside
 
 
 class Scan:
@@ -100,6 +101,10 @@ class Scan:
         self._items = items
         self._matrix: NDArray[Any] = items.items if isinstance(items, Quantised) else items
         self._kind = np.int32 if isinstance(items, Quantised) else np.float32
+        self._longest_of_blocks = np.empty(0)
+        if isinstance(items, Quantised):
+            whole = len(self._matrix) // _UNIT * BLOCK
+            self._longest_of_blocks = items.longest[:whole].reshape(-1, BLOCK).max(axis=1, initial=0)
         self._cells = self._quickest([cells * threads for cells in _CELLS])
 
     def candidates(
@@ -111,19 +116,21 @@ class Scan:
         No other item can be among the k best, ties in item order. None for a row that so many groups could answer that
         they are better all ranked.
         """
-        queries, margins = self._queries(vectors)
+        queries, bounds = self._queries(vectors)
         groups, blocks = self._maxima(queries, len(self._matrix))
         marked = np.zeros(len(groups), np.bool_)
         found: list[NDArray[np.int64] | None] = []
-        for row, (out, margin) in enumerate(zip(excluded, margins.tolist(), strict=True)):
+        for row, out in enumerate(excluded):
             impure = out[out < len(groups) * GROUP] // GROUP
             marked[impure] = True
             blocked = np.zeros(len(blocks), np.bool_)
             blocked[impure // BLOCK] = True
-            inside = _best(blocks[:, row], blocked, k, margin)
+            off = None if bounds is None else bounds.of_blocks(row)
+            inside = _best(blocks[:, row], blocked, k, off)
             members = (inside[:, None] * BLOCK + np.arange(BLOCK)).reshape(-1)  # ascending, as `inside` is
-            chosen = members[_best(groups[members, row], marked[members], k, margin)]
-            found.append(None if margin and len(chosen) * _MOST > len(groups) else chosen)
+            off = None if bounds is None else bounds.of_groups(row, members)
+            chosen = members[_best(groups[members, row], marked[members], k, off)]
+            found.append(None if bounds is not None and len(chosen) * _MOST > len(groups) else chosen)
             marked[impure] = False
         return found
 
@@ -137,11 +144,12 @@ class Scan:
         """The items behind the last whole block, which are candidates always."""
         return np.arange(len(self._matrix) // _UNIT * _UNIT, len(self._matrix))
 
-    def _queries(self, vectors: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[np.int64]]:
-        """What the matrix is multiplied with, (dim, batch), and the margin of each query's products."""
+    def _queries(self, vectors: NDArray[np.float32]) -> tuple[NDArray[Any], "_Bounds | None"]:
+        """What the matrix is multiplied with, (dim, batch), and how far the products may be off, if they are."""
         if isinstance(self._items, Quantised):
-            return self._items.queries(vectors)
-        return np.ascontiguousarray(vectors.T), np.zeros(len(vectors), np.int64)
+            queries, rounding, beside = self._items.queries(vectors)
+            return queries, _Bounds(self._items.longest, self._longest_of_blocks, rounding, beside)
+        return np.ascontiguousarray(vectors.T), None
 
     def _maxima(self, queries: NDArray[Any], rows: int) -> tuple[NDArray[Any], NDArray[Any]]:
         """The largest product of every group and of every whole block of groups in the first `rows` items,
@@ -175,19 +183,43 @@ class Scan:
         return min(sizes, key=lambda size: min(times[size][1:]))
 
 
-def _best(maxima: NDArray[Any], impure: NDArray[np.bool_], wanted: int, margin: int) -> NDArray[np.int64]:
+@dataclass(frozen=True, slots=True)
+class _Bounds:
+    """How far the maxima of groups and blocks may be from what they stand for, for each query."""
+
+    groups: NDArray[np.float64]  # the longest row of each
+    blocks: NDArray[np.float64]
+    rounding: NDArray[np.float64]
+    beside: NDArray[np.float64]
+
+    def of_blocks(self, row: int) -> NDArray[np.float64]:
+        """Of every block: (blocks,)."""
+        return self._off(row, self.blocks)
+
+    def of_groups(self, row: int, members: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Of these groups: (members,)."""
+        return self._off(row, self.groups[members])
+
+    def _off(self, row: int, longest: NDArray[np.float64]) -> NDArray[np.float64]:
+        return longest * float(self.rounding[row]) + float(self.beside[row])
+
+
+def _best(
+    maxima: NDArray[Any], impure: NDArray[np.bool_], wanted: int, off: NDArray[np.float64] | None
+) -> NDArray[np.int64]:
     """Places of the `wanted` largest maxima that are not impure, ties in their order, and of impure ones above; sorted.
 
-    With a margin also of all that are less than the least of these by no more. All of them where fewer are not impure.
+    off: how far each may be from the truth, by which all that could be among them come along. All of them where fewer
+    are not impure.
     """
     wanted = min(wanted, len(maxima))
     if wanted == 0:
         return np.empty(0, np.int64)
-    pure = np.where(impure, -np.inf if maxima.dtype.kind == "f" else np.iinfo(maxima.dtype).min, maxima)
-    pure = pure.astype(maxima.dtype, copy=False)
+    lowest = maxima if off is None else maxima - off  # float64, which holds every int32
+    pure = np.where(impure, lowest.dtype.type(-np.inf), lowest)
     least = np.partition(pure, len(pure) - wanted)[len(pure) - wanted]
-    if margin:
-        return np.flatnonzero(maxima >= int(least) - margin)
+    if off is not None:
+        return np.flatnonzero(~(maxima + off < least))  # so written, what is off by no number comes along
     found = np.flatnonzero(maxima >= least)
     if len(found) == wanted:
         return found
