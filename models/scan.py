@@ -30,7 +30,8 @@ _LARGEST_CHUNK = 1 << 17  # rows; a batch of one has no use for more
 _TRIED = 1 << 20, 32, 3  # rows, more than a cache holds, queries and rounds that they are tried with
 _MOST = 8  # a query that a larger part of all groups than one in so many could answer is better ranked over everything
 _SURPLUS = 1e-5  # of a score's largest size: more than float32 loses in adding a score up, in the ranker and here
-_QUERY_LIMIT = 63  # times 255, twice: what processors without VNNI add up in 16 bits without saturating
+_QUERY_LIMIT = 127
+_SATURATING_LIMIT = 63  # times 255, twice: what processors without VNNI add up in 16 bits and do not cut
 _ITEM_LIMIT = 127
 
 
@@ -74,10 +75,10 @@ class Quantised:
         return cls(levels, scales, longest, furthest**0.5)
 
     def queries(
-        self, vectors: NDArray[np.float32]
+        self, vectors: NDArray[np.float32], limit: int
     ) -> tuple[NDArray[np.int8], NDArray[np.float64], NDArray[np.float64]]:
-        """Vectors (batch, dim) as the columns of an int8 matrix (dim, batch), each over its own largest value; and, in
-        units of their products, what rounding the query and the items costs: both (batch,).
+        """Vectors (batch, dim) as the columns of an int8 matrix (dim, batch), each with `limit` for its largest value;
+        and, in units of their products, what rounding the query and the items costs: both (batch,).
 
         What the items' offset adds is the same for every item of a query, so that it is left in. A score is off by the
         query's rounding times a row of levels and by the query times the rounding of an item, neither more than the
@@ -85,7 +86,7 @@ class Quantised:
         """
         scaled = vectors * self.scales
         largest = np.abs(scaled).max(axis=1, keepdims=True, initial=0)
-        scaled /= np.where(largest > 0, largest, 1) / _QUERY_LIMIT
+        scaled /= np.where(largest > 0, largest, 1) / limit
         levels = np.rint(scaled)
         norm, rounding = (np.linalg.norm(one, axis=1).astype(np.float64) for one in (scaled, scaled - levels))
         with np.errstate(invalid="ignore"):  # nothing times endlessly far is no number
@@ -105,6 +106,7 @@ class Scan:
         if isinstance(items, Quantised):
             whole = len(self._matrix) // _UNIT * BLOCK
             self._longest_of_blocks = items.longest[:whole].reshape(-1, BLOCK).max(axis=1, initial=0)
+        self._limit = self._finest()
         self._cells = self._quickest([cells * threads for cells in _CELLS])
 
     def candidates(
@@ -147,7 +149,7 @@ class Scan:
     def _queries(self, vectors: NDArray[np.float32]) -> tuple[NDArray[Any], "_Bounds | None"]:
         """What the matrix is multiplied with, (dim, batch), and how far the products may be off, if they are."""
         if isinstance(self._items, Quantised):
-            queries, rounding, beside = self._items.queries(vectors)
+            queries, rounding, beside = self._items.queries(vectors, self._limit)
             return queries, _Bounds(self._items.longest, self._longest_of_blocks, rounding, beside)
         return np.ascontiguousarray(vectors.T), None
 
@@ -168,6 +170,14 @@ class Scan:
             groups[begin // GROUP : end // GROUP] = of_groups.reshape(-1, batch)
             blocks[begin // _UNIT : end // _UNIT] = of_blocks
         return groups, blocks
+
+    def _finest(self) -> int:
+        """The largest number of a query that this machine multiplies with bytes and does not cut."""
+        most = np.full((_UNIT, self._matrix.shape[1]), 255, self._matrix.dtype)
+        queries = np.full((most.shape[1], 1), _QUERY_LIMIT, np.int8 if self.single else np.float32)
+        feeds = {"items": most, "queries": queries, "shape": np.array([1, BLOCK, GROUP, 1], np.int64)}
+        (products,) = self._session.run(["groups"], feeds)
+        return _QUERY_LIMIT if (products == 255 * _QUERY_LIMIT * most.shape[1]).all() else _SATURATING_LIMIT
 
     def _quickest(self, sizes: Sequence[int]) -> int:
         """The size of a chunk, in scores, that takes a part of the catalogue the least time."""

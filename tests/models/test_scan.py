@@ -221,19 +221,20 @@ def test_rounding_to_a_byte_is_off_by_half_a_level_at_most() -> None:
     back = (quantised.items.astype(np.float32) - 128) * quantised.scales
     assert (np.abs(back - items) <= 0.501 * quantised.scales).all()
     assert (Quantised.of(np.zeros((3, 2), np.float32)).items == 128).all()
-    levels, rounding, beside = quantised.queries(np.zeros((2, DIM), np.float32))
+    levels, rounding, beside = quantised.queries(np.zeros((2, DIM), np.float32), 63)
     assert (levels == 0).all()
     assert (rounding.tolist(), beside.tolist()) == ([0, 0], [1, 1])
-    assert np.abs(quantised.queries(items[:50])[0]).max() <= 63
+    assert np.abs(quantised.queries(items[:50], 63)[0]).max() <= 63
 
 
-def test_no_product_is_further_off_than_the_bound_says() -> None:
+@pytest.mark.parametrize("limit", [63, 127])
+def test_no_product_is_further_off_than_the_bound_says(limit: int) -> None:
     items, vectors = clusters(5)
     quantised = Quantised.of(items)
-    levels, rounding, beside = quantised.queries(vectors[:100])
+    levels, rounding, beside = quantised.queries(vectors[:100], limit)
     products = (quantised.items.astype(np.int64) - 128) @ levels.astype(np.int64)  # (items, queries)
     scaled = vectors[:100].astype(np.float64) * quantised.scales
-    scores = items.astype(np.float64) @ vectors[:100].astype(np.float64).T / (np.abs(scaled).max(axis=1) / 63)
+    scores = items.astype(np.float64) @ vectors[:100].astype(np.float64).T / (np.abs(scaled).max(axis=1) / limit)
     off = np.abs(products - scores)[: len(quantised.longest) * GROUP].reshape(-1, GROUP, 100).max(axis=1)
     bound = quantised.longest[:, None] * rounding + beside  # (groups, queries)
     assert (off <= bound).all()
