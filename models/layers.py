@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+_FADING = 0.7  # of a filter's average: what an item counts, of what the one after it does
 MASKED = -1e9  # finite: a softmax over nothing but minus infinity is NaN, and runtimes disagree on infinities
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU}
@@ -62,11 +63,42 @@ class Attention(nn.Module):
         return x.view(x.shape[0], x.shape[1], self.heads, -1).transpose(1, 2)  # (batch, heads, length, head_dim)
 
 
-class Block(nn.Module):
-    """Pre-norm attention and feed-forward, each with dropout and a residual."""
+class Filter(nn.Module):
+    """A moving average of the past and, rescaled in each column, what differs from it: (batch, length, dim).
 
-    def __init__(self, dim: int, heads: int, inner: int, dropout: float, activation: str) -> None:
+    That the newest items tell the most, and slow changes of taste more than single items, is what attention has to
+    learn from each log anew. Source: the frequency rescaler of Shin et al., AAAI 2024 (BSARec), whose low frequencies
+    are taken from the whole sequence; here from what came before, so that every position can be learned from.
+    """
+
+    def __init__(self, dim: int) -> None:
         super().__init__()
+        self.rescale = nn.Parameter(torch.full((dim,), 0.7))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """At every position."""
+        positions = torch.arange(x.shape[1], device=x.device)
+        return self._filtered(_fading(positions[:, None], positions) @ x, x)
+
+    def last(self, x: Tensor, newest: Tensor, lengths: Tensor) -> Tensor:
+        """At each row's last position, where x is newest (batch, dim): (batch, dim)."""
+        positions = torch.arange(x.shape[1], device=x.device)
+        shares = _fading(last_positions(lengths)[:, None], positions)  # (batch, length)
+        return self._filtered((shares[:, None] @ x)[:, 0], newest)
+
+    def _filtered(self, low: Tensor, x: Tensor) -> Tensor:
+        return low + self.rescale**2 * (x - low)
+
+
+class Block(nn.Module):
+    """Pre-norm attention and feed-forward, each with dropout and a residual; filtered: the share that is a filter's."""
+
+    def __init__(
+        self, dim: int, heads: int, inner: int, *, dropout: float, activation: str, filtered: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.filtered = filtered
+        self.filter = Filter(dim) if filtered else None
         self.attention_norm = nn.LayerNorm(dim)
         self.attention = Attention(dim, heads, dropout)
         self.feed_forward_norm = nn.LayerNorm(dim)
@@ -78,15 +110,21 @@ class Block(nn.Module):
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
         """x (batch, length, dim), bias broadcasts to (batch, heads, length, length) -> (batch, length, dim)."""
         normed = self.attention_norm(x)
-        return self._feed(x + self.dropout(self.attention(normed, normed, bias)))
+        mixed = self.attention(normed, normed, bias)
+        if self.filter is not None:
+            mixed = self.filtered * self.filter(normed) + (1 - self.filtered) * mixed
+        return self._feed(x + self.dropout(mixed))
 
     def last(self, x: Tensor, lengths: Tensor) -> Tensor:
         """What `forward` gives at each row's last position, computing one query a row: (batch, dim)."""
         normed = self.attention_norm(x)
         last = last_positions(lengths)  # (batch,)
         rows = torch.arange(x.shape[0], device=x.device)
-        attended = self.attention(normed[rows, last][:, None], normed, padding_bias(lengths, x.shape[1]))[:, 0]
-        return self._feed(x[rows, last] + self.dropout(attended))
+        newest = normed[rows, last]  # (batch, dim)
+        mixed = self.attention(newest[:, None], normed, padding_bias(lengths, x.shape[1]))[:, 0]
+        if self.filter is not None:
+            mixed = self.filtered * self.filter.last(normed, newest, lengths) + (1 - self.filtered) * mixed
+        return self._feed(x[rows, last] + self.dropout(mixed))
 
     def _feed(self, x: Tensor) -> Tensor:
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))  # type: ignore[no-any-return]
@@ -95,6 +133,13 @@ class Block(nn.Module):
 def last_positions(lengths: Tensor) -> Tensor:
     """Index of each row's last item, (batch,); 0 for an empty row, whose padding then stands for it."""
     return lengths.sub(1).clamp(min=0)
+
+
+def _fading(newest: Tensor, positions: Tensor) -> Tensor:
+    """What each position counts in the average up to the newest: (..., length), 0 beyond it, together 1."""
+    gaps = newest - positions
+    weights = torch.where(gaps >= 0, _FADING ** gaps.clamp(min=0).float(), 0.0)
+    return weights / weights.sum(dim=-1, keepdim=True)
 
 
 def causal_bias(length: int, device: torch.device) -> Tensor:

@@ -26,6 +26,8 @@ class EncoderConfig(BaseModel):
     length: int = Field(50, ge=1)
     dropout: float = Field(0.2, ge=0, lt=1)
     activation: Literal["gelu", "relu"] = "gelu"
+    # Share of a block's mixing that is not attention's but a moving average of the past, and what differs from it.
+    filter: float = Field(0.0, ge=0, lt=1)
     initial_deviation: float = Field(0.02, gt=0)
 
     @model_validator(mode="after")
@@ -52,7 +54,14 @@ class SASRec(nn.Module):
         self.position_embedding = nn.Embedding(config.length, config.dim)
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(
-            Block(config.dim, config.heads, config.inner, config.dropout, config.activation)
+            Block(
+                config.dim,
+                config.heads,
+                config.inner,
+                dropout=config.dropout,
+                activation=config.activation,
+                filtered=config.filter,
+            )
             for _ in range(config.blocks)
         )
         self.norm = nn.LayerNorm(config.dim)

@@ -20,6 +20,7 @@ MODELS: dict[str, Any] = {
     "autorec": AutoRecConfig(hidden=(12,), length=8, dropout=0.1),
     "autorec-implicit": AutoRecConfig(feedback="implicit", hidden=(12,), length=8),
     "autorec-deep": AutoRecConfig(hidden=(12, 6), encoder="relu", centre="mean", presence=1.0, length=8),
+    "sasrec-filter": SASRecConfig(dim=16, blocks=2, heads=2, inner=16, length=8, dropout=0.1, filter=0.4),
     "sasrec-relu": SASRecConfig(dim=15, blocks=1, heads=3, inner=8, length=8, dropout=0.3, activation="relu"),
 }
 ITEMS = 25

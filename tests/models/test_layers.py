@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from models.layers import Attention, Dropout, causal_bias, initialise
+from models.layers import Attention, Block, Dropout, Filter, causal_bias, initialise
 
 
 @pytest.mark.parametrize("probability", [0.1, 0.3, 0.5, 0.9])
@@ -56,6 +56,31 @@ def test_attention_equals_torchs_own_with_the_same_weights() -> None:
     mask = torch.ones(5, 5, dtype=torch.bool).triu(1)
     expected = theirs(x, x, x, attn_mask=mask, need_weights=False)[0]
     torch.testing.assert_close(ours(x, x, causal_bias(5, x.device)), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_a_filter_is_a_fading_average_and_a_part_of_what_differs_from_it() -> None:
+    layer = Filter(2)
+    with torch.no_grad():
+        layer.rescale.copy_(torch.tensor([0.0, 0.5]))
+    x = torch.tensor([[[1.0, 1.0], [2.0, 2.0], [4.0, 4.0]]])
+    low = [1.0, (2 + 0.7) / 1.7, (4 + 0.7 * 2 + 0.49) / (1 + 0.7 + 0.49)]
+    expected = [[one, one + 0.25 * (own - one)] for one, own in zip(low, [1.0, 2.0, 4.0], strict=True)]
+    torch.testing.assert_close(layer(x), torch.tensor([expected]))
+    last = layer.last(x, x[:, 1], torch.tensor([2]))  # what stands behind the last position does not count
+    torch.testing.assert_close(last, torch.tensor([expected[1]]))
+
+
+def test_a_block_mixes_by_its_filter_for_the_share_it_is_given() -> None:
+    torch.manual_seed(0)
+    x, bias = torch.randn(3, 5, 8), causal_bias(5, torch.device("cpu"))
+    mixed = Block(8, 2, 8, dropout=0.0, activation="gelu", filtered=0.25)
+    for weights in (*mixed.attention.output.parameters(), *mixed.feed_forward[3].parameters()):
+        torch.nn.init.zeros_(weights)  # attention and feed-forward give nothing
+    assert mixed.filter is not None
+    torch.testing.assert_close(mixed(x, bias), x + 0.25 * mixed.filter(mixed.attention_norm(x)))
+    lengths = torch.tensor([1, 3, 5])
+    torch.testing.assert_close(mixed.last(x, lengths), mixed(x, bias)[torch.arange(3), lengths - 1])
+    assert Block(8, 2, 8, dropout=0.0, activation="gelu").filter is None
 
 
 def test_weights_are_initialised_by_the_type_of_their_module() -> None:

@@ -118,6 +118,7 @@ MODEL_OPTIONS: dict[str, Any] = {
     "length": 4,
     "dropout": 0.5,
     "activation": "relu",
+    "filter": 0.5,
     "initial_deviation": 0.1,
 }
 TRAINING_OPTIONS: dict[str, Any] = {
