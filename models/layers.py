@@ -39,15 +39,26 @@ class Dropout(nn.Module):
         return x * kept.to(x.dtype).mul_(1 / (1 - self.probability))
 
 
+class Linear(nn.Linear):
+    """The same over rows (..., features), laid under each other while it computes.
+
+    So it is exported as one Gemm, which adds the bias too: a tenth of a whole encoder's time in onnxruntime.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in features) -> (..., out features)."""
+        return super().forward(x.flatten(0, -2)).reshape(*x.shape[:-1], -1)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention over (batch, length, dim)."""
 
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.heads = heads
-        self.query = nn.Linear(dim, dim)
-        self.key_value = nn.Linear(dim, 2 * dim)
-        self.output = nn.Linear(dim, dim)
+        self.query = Linear(dim, dim)
+        self.key_value = Linear(dim, 2 * dim)
+        self.output = Linear(dim, dim)
         self.dropout = Dropout(dropout)
 
     def forward(self, queries: Tensor, keys: Tensor, bias: Tensor) -> Tensor:
@@ -103,7 +114,7 @@ class Block(nn.Module):
         self.attention = Attention(dim, heads, dropout)
         self.feed_forward_norm = nn.LayerNorm(dim)
         self.feed_forward = nn.Sequential(
-            nn.Linear(dim, inner), ACTIVATIONS[activation](), Dropout(dropout), nn.Linear(inner, dim)
+            Linear(dim, inner), ACTIVATIONS[activation](), Dropout(dropout), Linear(inner, dim)
         )
         self.dropout = Dropout(dropout)
 
