@@ -104,9 +104,9 @@ def _way(load: Load, by: Measured) -> Way:
 
 
 def _scores_bytes(load: Load, way: Way) -> int:
-    """Scores that one worker holds at once, at most: of a whole batch, or the maxima of a scan and, over float32, of
-    a query alone."""
+    """Scores that one worker holds at once: of a whole batch at most, or the maxima of a scan and as a rule those of no
+    more than one query that is ranked over everything."""
     one = 4 * load.items
     if way == "float32" and load.items < SCAN_FROM:
         return min(one * load.batch, max(one, _CELLS_BYTES))
-    return int(one * load.batch * _GROUPS) + (one if way == "float32" else 0)
+    return int(one * load.batch * _GROUPS) + one

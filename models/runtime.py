@@ -121,7 +121,7 @@ class Runtime:
         # Alone, a query's scores are few to write, and a run over the whole matrix reads it at the memory's own rate.
         if among is not None or self._scan is None or whole or (len(vectors) == 1 and not self._scan.single):
             subset = None if among is None else among.subset
-            step = max(1, _CELLS // len(self.bundle.items if subset is None else subset.rows))
+            step = _at_once(len(self.bundle.items if subset is None else subset.rows))
             parts = ((slice(begin, begin + step), subset) for begin in range(0, len(vectors), step))
         else:
             parts = self._subsets(self._scan, vectors, excluded, k, sequences)
@@ -180,9 +180,11 @@ class Runtime:
         neighbours = self.bundle.neighbours
         begin = 0
         while begin < len(groups):
-            if groups[begin] is None:
-                yield slice(begin, begin + 1), None
-                begin += 1
+            whole = next((at for at, one in enumerate(groups[begin:]) if one is not None), len(groups) - begin)
+            if whole:
+                part = slice(begin, begin + min(whole, _at_once(len(self.bundle.items))))
+                yield part, None
+                begin = part.stop
                 continue
             chosen: list[NDArray[np.int64]] = []
             for one in groups[begin:]:
@@ -289,6 +291,11 @@ def cpu_quota(limit: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
     except (OSError, ValueError):
         return allowed
     return allowed if quota == "max" else max(1, min(allowed, int(quota) // int(period)))
+
+
+def _at_once(items: int) -> int:
+    """Queries of one run of the ranker over so many items."""
+    return max(1, _CELLS // items)
 
 
 def _distance(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:

@@ -29,7 +29,8 @@ _CELLS = (1 << 19, 1 << 21)  # scores of a chunk for each thread, 2 or 8 MB: whi
 _LARGEST_CHUNK = 1 << 17  # rows; a batch of one has no use for more
 _TRIED = 1 << 20, 32, 3  # rows, more than a cache holds, queries and rounds that they are tried with
 _MOST = 8  # a query that a larger part of all groups than one in so many could answer is better ranked over everything
-_SURPLUS = 1e-5  # of a score's largest size: more than float32 loses in adding a score up, in the ranker and here
+_SURPLUS = 1e-5, 2.0**-23  # of a score's size, and for each column of it: what float32 may lose in adding it up
+_MEASURED = 1 << 23  # numbers of a matrix that are measured at once
 _QUERY_LIMIT = 127
 _SATURATING_LIMIT = 63  # times 255, twice: what processors without VNNI add up in 16 bits and do not cut
 _ITEM_LIMIT = 127
@@ -64,8 +65,9 @@ class Quantised:
     def beside(cls, items: NDArray[np.float32], levels: NDArray[np.uint8], scales: NDArray[np.float32]) -> "Quantised":
         """Levels and scales as they were stored, measured against the items, both matrices (rows, dim)."""
         norms, furthest = np.empty(len(items)), 0.0
-        for begin in range(0, len(items), _LARGEST_CHUNK):
-            rows = slice(begin, begin + _LARGEST_CHUNK)
+        step = max(1, _MEASURED // items.shape[1])
+        for begin in range(0, len(items), step):
+            rows = slice(begin, begin + step)
             level = levels[rows].astype(np.float32) - np.float32(_ITEM_LIMIT + 1)
             norms[rows] = np.einsum("rd,rd->r", level, level)
             with np.errstate(over="ignore"):  # scales that are not of these items: endlessly far
@@ -89,8 +91,11 @@ class Quantised:
         scaled /= np.where(largest > 0, largest, 1) / limit
         levels = np.rint(scaled)
         norm, rounding = (np.linalg.norm(one, axis=1).astype(np.float64) for one in (scaled, scaled - levels))
+        surplus = max(_SURPLUS[0], _SURPLUS[1] * vectors.shape[1])
         with np.errstate(invalid="ignore"):  # nothing times endlessly far is no number
-            beside = norm * (self.furthest + _SURPLUS * (self.longest.max(initial=0) + self.furthest)) + 1
+            beside = norm * (self.furthest + surplus * (self.longest.max(initial=0) + self.furthest)) + 1
+        # So close to nothing float32 keeps no digits: the query says which items are best, and its levels do not.
+        beside[(largest[:, 0] > 0) & (largest[:, 0] < np.finfo(np.float32).tiny)] = np.inf
         return np.ascontiguousarray(levels.T.astype(np.int8)), rounding, beside
 
 

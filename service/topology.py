@@ -10,7 +10,6 @@ import ssl
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
-import hiredis
 import redis.asyncio
 from redis.asyncio.client import Pipeline
 from redis.asyncio.connection import AbstractConnection, SSLConnection, parse_url
@@ -22,6 +21,7 @@ from redis.asyncio.sentinel import (
     SentinelManagedSSLConnection,
 )
 from redis.backoff import NoBackoff
+from redis.connection import HiredisRespSerializer
 from redis.exceptions import AskError, RedisError, TryAgainError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
@@ -175,12 +175,6 @@ class _Tls:
         return self._context
 
 
-def _packed(*command: Any) -> list[bytes]:
-    """A command as bytes: what the client does in Python, a fifth as quick, though it parses replies with hiredis."""
-    words = command[0].encode().split() if isinstance(command[0], str) else [command[0]]  # as in "SCRIPT LOAD"
-    return [hiredis.pack_command((*words, *command[1:]))]
-
-
 class _Pool(redis.asyncio.ConnectionPool):
     """Connections of which none is used again once they are left: those in use are closed when their calls end."""
 
@@ -191,7 +185,7 @@ class _Pool(redis.asyncio.ConnectionPool):
 
     def make_connection(self) -> Any:
         connection: Any = super().make_connection()  # type: ignore[no-untyped-call]
-        connection.pack_command = _packed
+        connection.pack_command = HiredisRespSerializer().pack  # five times as quick as the asynchronous client's own
         if self._tls is not None:
             connection.ssl_context = self._tls
         return connection

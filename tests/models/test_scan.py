@@ -143,6 +143,15 @@ def test_a_query_that_int8_cannot_tell_apart_is_ranked_whole(int8: Runtime) -> N
     assert found.tolist() == expected.tolist()
 
 
+def test_numbers_too_small_for_float32_are_ranked_whole(int8: Runtime) -> None:
+    vectors, none = int8.bundle.items[[7, 9]] * np.float32(1e-41), [np.array([1])] * 2
+    assert int8._scan is not None
+    assert int8._scan.candidates(vectors, none, 5) == [None, None]
+    found, _ = int8.rank(vectors, none, 10)
+    expected, _ = int8.rank(vectors, none, 10, whole=True)
+    assert found.tolist() == expected.tolist()
+
+
 def test_an_int8_copy_of_other_items_costs_time_and_no_answer(int8: Runtime) -> None:
     bundle, vectors = int8.bundle, int8.bundle.items[1:9]
     of_others = Quantised.of(-bundle.items)

@@ -39,7 +39,7 @@ def test_the_catalogue_benchmark_has_three_ways_of_ranking_every_size(tmp_path: 
     for one in bench.figures:
         assert one.milliseconds.keys() == {1, 32}
         assert min(one.milliseconds.values()) > 0
-        assert one.recall_at_10 == 1.0 if one.way != "int8 scan" else one.recall_at_10 > 0.98
+        assert one.recall_at_10 > 0.999  # of two equals float32 may take either
         assert (one.sgemm_share is None) == (one.way == "int8 scan")
         assert one.bandwidth_share is None  # so few items are in a cache
     assert str(bench).endswith("1 threads, 64 columns, random vectors in clusters")
