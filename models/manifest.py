@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from models import VERSION
 
-FORMAT = 1  # raised when an older reader could misread a newer bundle
+FORMAT = 2  # raised when an older reader could misread a newer bundle, or a newer one cannot read an older
 READER = "0.1.0"  # oldest version that reads what this one writes
 MANIFEST = "manifest.json"
 ENCODER = "encoder.onnx"

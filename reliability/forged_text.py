@@ -54,7 +54,7 @@ def forged_manifests() -> list[Named]:
     changes: dict[str, dict[str, Any]] = {
         f"{field} is {str(value)[:20]}": {field: value}
         for field, values in {
-            "format": (2, 0, True, "1", 1.5, None, [1]),
+            "format": (3, 1, 0, True, "2", 1.5, None, [2]),
             "reader": ("0.1.1", "99.0.0", "9" * 5000 + ".0.0", "latest", None),
             "items": (1599, 1601, 0, -1, 10**30, "1600", 1600.5, None),
             "dim": (15, 17, 0, 1 << 40, "16"),
@@ -76,7 +76,7 @@ def forged_manifests() -> list[Named]:
         "deep": "[" * 100_000,
         "NaN": '{"format": NaN}',
         "a list": "[]",
-        "half": '{"format": 1,',
+        "half": '{"format": 2,',
         "huge": " " * (1 << 25),
     }
     return found + [Named(f"{MANIFEST}: {how}", _raw(text)) for how, text in texts.items()]

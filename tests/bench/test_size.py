@@ -65,7 +65,7 @@ def test_scores_are_bounded_and_of_a_scan_only_maxima() -> None:
     one_run = size(Load(SCAN_FROM - 1, 0, 1, batch=1_000), BY).worker_bytes - PROCESS_BYTES
     assert one_run == 16 * (SCAN_FROM - 1) + 2**28
     scan = size(Load(512_000, 0, 1, batch=64, scoring="int8"), BY).worker_bytes - PROCESS_BYTES
-    assert scan == 16 * 512_000 + 4 * 64 * (512_000 // 16 + 512_000 // 512)
+    assert scan == 16 * 512_000 + 4 * 64 * (512_000 // 16 + 512_000 // 512) + 4 * 512_000
 
 
 def test_ids_of_a_large_catalogue_are_shared_by_the_workers_of_a_machine() -> None:
