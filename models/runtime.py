@@ -68,7 +68,10 @@ class Runtime:
             if bundle.neighbours is not None and bundle.neighbours.affinities.min(initial=0) < 0:
                 raise BundleError(f"{bundle.folder}: neighbours that lower a score need a bundle without a scan")
             session = open_session(bundle.scan, "cpu", self.threads)
-            self._scan = Scan(session, bundle.quantised or bundle.items, threads=self.threads)
+            try:
+                self._scan = Scan(session, bundle.quantised or bundle.items, threads=self.threads)
+            except Exception as error:  # onnxruntime's own errors share no other base class
+                raise BundleError(f"{bundle.scan}: cannot search the bundle's items: {error}") from error
         self._neighbour_feeds: dict[str, NDArray[Any]] = {}
         if bundle.neighbours is not None:
             flat = bundle.neighbours.items.reshape(-1), bundle.neighbours.affinities.reshape(-1)

@@ -250,6 +250,15 @@ def test_no_product_is_further_off_than_the_bound_says(limit: int) -> None:
     assert (bound < 10 * off.max(axis=0)).mean() > 0.9  # and it is no bound that everything keeps
 
 
+def test_a_graph_that_is_no_scan_is_refused(int8: Runtime) -> None:
+    folder = int8.bundle.folder
+    (folder / "scan.onnx").chmod(0o644)
+    (folder / "scan.onnx").write_bytes((folder / "ranker.onnx").read_bytes())
+    resealed(folder)
+    with pytest.raises(BundleError, match=r"scan\.onnx: cannot search"):
+        Runtime(read_bundle(folder), device="cpu")
+
+
 def resealed(folder: Path, **changes: object) -> None:
     """Recompute every digest, as somebody would who wants to be believed."""
     raw = json.loads((folder / "manifest.json").read_text())
