@@ -19,7 +19,7 @@ SERVING, CATALOGUE = "serving.json", "catalogue.json"
 SCAN_FROM = 200_000  # items from which export gives a bundle a scan, over int8 if that is quicker
 _BATCH = 32  # queries that are ranked together when a worker has more to do than it can
 _TRIAL = 1_000  # items of a benchmark that only tries whether everything runs
-_MACHINE = "two cores of an AMD EPYC (family 25), the README's figures"
+_MACHINE = "two cores of an Intel Xeon with VNNI and AMX, the README's figures"
 
 
 class CurvesError(Exception):
@@ -83,11 +83,11 @@ class Measured:
 
 # Milliseconds on one core, (batch of 1, batch of 32), 64 columns: `./run bench catalogue --threads 1`.
 _RECORDED: dict[str, dict[int, tuple[float, float]]] = {
-    "one run": {12_000: (0.12, 0.98), 100_000: (1.35, 11.5)},
-    "float32 scan": {1_000_000: (10.9, 50.7), 10_000_000: (102, 550)},
-    "int8 scan": {100_000: (1.45, 7.8), 1_000_000: (10.0, 22.4), 10_000_000: (80, 198)},
+    "one run": {12_000: (0.22, 0.80), 100_000: (1.11, 5.76)},
+    "float32 scan": {1_000_000: (18.25, 61.31), 10_000_000: (181.94, 662.47)},
+    "int8 scan": {100_000: (0.84, 4.74), 1_000_000: (9.62, 33.01), 10_000_000: (119.27, 345.72)},
 }
-_RECORDED_RATES = 12_000, 4_216.0, 7_434.0  # items, requests and events a second of a worker: `./run bench serving`
+_RECORDED_RATES = 12_000, 5_743.0, 10_209.0  # items, requests and events a second of a worker: `./run bench serving`
 
 
 def measured(folder: Path) -> Measured:

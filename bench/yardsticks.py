@@ -92,7 +92,7 @@ def straightforward(bundle_folder: Path, store_url: str, *, threads: int = 1) ->
         history = await store.lrange(LIST_KEY % ask.user_id, 0, -1)
         sequence = np.array([bundle.index_of[str(item)] for item in history], np.int64)
         vectors = runtime.encode([sequence])
-        indices, scores = runtime.rank(vectors, [sequence], ask.k)
+        indices, scores = runtime.rank(vectors, [sequence], ask.k, whole=True)  # one run: a scan is our own idea
         items = [
             Item(item_id=bundle.ids[index], score=score)
             for index, score in zip(indices[0].tolist(), scores[0].tolist(), strict=True)
