@@ -84,9 +84,10 @@ class _ChunkedSoftmax(torch.autograd.Function):
         rows = max(1, min(_CHUNK_ROWS, _CHUNK_SCORES // len(items)))
         vectors_grad, items_grad = torch.empty_like(vectors), torch.zeros_like(items)
         total = vectors.new_zeros(())
+        memory = vectors.new_empty(min(rows, count), len(items))  # one for all chunks: new pages cost more than sums
         for begin in range(0, count, rows):
             chunk, target = vectors[begin : begin + rows], targets[begin : begin + rows, None]
-            scores = chunk @ items.T  # (rows, items)
+            scores = torch.mm(chunk, items.T, out=memory[: len(chunk)])  # (rows, items)
             own = scores.gather(1, target)
             largest = scores.amax(1, keepdim=True)
             exponentials = scores.sub_(largest).exp_()
