@@ -46,7 +46,8 @@ class FittingConfig(_Section):
     # Decay of the running mean of the weights, which is then what is judged and kept: 0.999 is a mean over about the
     # last thousand steps. None: the weights as they are.
     average: float | None = Field(None, gt=0, lt=1)
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on a GPU, float32 on CPU
+    # auto: bfloat16 on a GPU; float32 on CPU, but for the products of the full softmax where the processor has AMX.
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
 
 class TrainingConfig(FittingConfig):

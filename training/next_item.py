@@ -87,7 +87,7 @@ class NextItem:
         targets = torch.from_numpy(batch.windows.targets[present]).to(matrix.device)  # (targets,)
         vectors = self._model(torch.from_numpy(batch.windows.inputs).to(matrix.device))[mask]  # (targets, dim)
         if batch.negatives is None:
-            return losses.full_softmax(vectors, matrix, targets)
+            return losses.full_softmax(vectors, matrix, targets, bfloat16=self._config.precision != "float32")
         negatives = torch.from_numpy(batch.negatives).to(matrix.device)
         if self._config.loss == "sampled_softmax":
             return losses.sampled_softmax(vectors, matrix, targets, negatives, self._log_draws.to(matrix.device))

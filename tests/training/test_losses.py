@@ -141,3 +141,27 @@ def test_popular_negatives_come_in_proportion_to_their_interactions_plus_one() -
     assert counts[0] == 0
     assert counts[1:] / 10_000 == pytest.approx([4, 2, 1], abs=0.1)
     assert np.exp(sampler.log_expected_draws(7))[1:] == pytest.approx([4, 2, 1])
+
+
+@pytest.mark.skipif(not torch.cpu.get_capabilities().get("amx_bf16"), reason="the processor has no AMX for bfloat16")
+@pytest.mark.parametrize("targets", [1, 128, 1300])
+def test_full_softmax_of_rounded_factors_is_that_of_the_factors_to_rounding(targets: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.randn(targets, 64, generator=generator, requires_grad=True)
+    matrix = (torch.randn(5001, 64, generator=generator) / 8).requires_grad_()
+    wanted = torch.randint(1, 5001, (targets,), generator=generator)
+    found = []
+    for bfloat16 in (False, True):
+        vectors.grad = matrix.grad = None
+        loss = full_softmax(vectors, matrix, wanted, bfloat16=bfloat16)
+        loss.backward()
+        assert vectors.grad is not None
+        assert matrix.grad is not None
+        found.append((loss.item(), vectors.grad.clone(), matrix.grad.clone()))
+    (loss, *grads), (rounded_loss, *rounded_grads) = found
+    assert rounded_loss != loss  # it did round
+    assert rounded_loss == pytest.approx(loss, rel=1e-3)
+    for grad, rounded in zip(grads, rounded_grads, strict=True):
+        assert (grad - rounded).norm() < 0.01 * grad.norm()
+    one, other = torch.randn(2, 512, 64, generator=generator)
+    torch.testing.assert_close(one @ other.T, (one.double() @ other.T.double()).float())  # no other product rounds
