@@ -87,7 +87,7 @@ def _has_amx(device: torch.device) -> bool:
 @contextmanager
 def _products(*, bfloat16: bool) -> Iterator[None]:
     """Products of float32 matrices on CPU by numbers rounded to bfloat16, while the block runs."""
-    backend = torch.backends.mkldnn.matmul
+    backend = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = backend.fp32_precision
     if bfloat16:
         backend.fp32_precision = "bf16"
