@@ -13,7 +13,7 @@ from models.layers import MASKED
 
 _CHUNK_ROWS = 512  # targets scored at once: enough for the matrix products to run at full speed
 _CHUNK_SCORES = 1 << 23  # and at most 32 MiB of scores, whatever the catalogue
-_ROUNDED_ROWS = 128  # targets whose products are rounded come in multiples of this
+_ROUNDED_ROWS = 128  # targets whose products are rounded come in multiples of this, or of a chunk
 
 
 def bce(positive: Tensor, negative: Tensor) -> Tensor:
@@ -87,10 +87,12 @@ def _has_amx(device: torch.device) -> bool:
 @contextmanager
 def _products(*, bfloat16: bool) -> Iterator[None]:
     """Products of float32 matrices on CPU by numbers rounded to bfloat16, while the block runs."""
+    if not bfloat16:
+        yield
+        return
     backend = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = backend.fp32_precision
-    if bfloat16:
-        backend.fp32_precision = "bf16"
+    backend.fp32_precision = "bf16"
     try:
         yield
     finally:
@@ -103,11 +105,13 @@ class _ChunkedSoftmax(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, vectors: Tensor, items: Tensor, targets: Tensor, bfloat16: bool) -> Tensor:
         count = len(vectors)
-        # The library that rounds makes code for each shape of a product: few shapes, by targets that weigh nothing.
-        spare = -count % _ROUNDED_ROWS if bfloat16 else 0
+        rows, spare = max(1, min(_CHUNK_ROWS, _CHUNK_SCORES // len(items))), 0
+        if bfloat16:  # by a library that makes code for each shape of a product: few, by targets that weigh nothing
+            unit = min(rows, _ROUNDED_ROWS)
+            rows, spare = rows // unit * unit, -count % unit
         vectors, targets = functional.pad(vectors, (0, 0, 0, spare)), functional.pad(targets, (0, spare))
-        weights = (torch.arange(count + spare, device=vectors.device)[:, None] < count) / count  # (targets, 1)
-        rows = max(1, min(_CHUNK_ROWS, _CHUNK_SCORES // len(items)))
+        # The mean is taken at the end: -1 has a bfloat16, most shares of a count do not.
+        weights = (torch.arange(len(vectors), device=vectors.device)[:, None] < count).float()  # (targets, 1)
         vectors_grad, items_grad = torch.empty_like(vectors), torch.zeros_like(items)
         total = vectors.new_zeros(())
         memory = vectors.new_empty(min(rows, len(vectors)), len(items))  # one for all: new pages cost more than sums
@@ -126,8 +130,8 @@ class _ChunkedSoftmax(torch.autograd.Function):
             with _products(bfloat16=bfloat16):
                 torch.mm(grad, items, out=vectors_grad[part])
                 items_grad.addmm_(grad.T, chunk)
-        ctx.save_for_backward(vectors_grad[:count], items_grad)
-        return total
+        ctx.save_for_backward(vectors_grad[:count].div_(count), items_grad.div_(count))
+        return total / count
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:

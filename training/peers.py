@@ -280,7 +280,12 @@ def _job(subject: Subject, data: Data, file: Path, seconds: float) -> dict[str, 
 
 def _train(subject: Subject, data: Data, seconds: float) -> Trained:
     model = build(SHAPE.model_copy(update={"length": data.length}), data.items)
-    options = {"loss": subject.loss, "negatives": subject.negatives, "batch": BATCH, "precision": "float32"}  # as theirs
+    options = {
+        "loss": subject.loss,
+        "negatives": subject.negatives,
+        "batch": BATCH,
+        "precision": "float32",  # as theirs
+    }
     config = TrainingConfig.model_validate(options)
     own = subject.loss == "sampled_softmax" and not subject.shared
     kind = _OwnNegatives if own else NextItem

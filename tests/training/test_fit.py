@@ -97,6 +97,19 @@ def same(one: SASRec, two: SASRec) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
 
 
+@pytest.mark.skipif(not torch.cpu.get_capabilities().get("amx_bf16"), reason="the processor has no AMX for bfloat16")
+def test_the_precision_float32_rounds_no_factor_and_the_default_does(split: Any) -> None:
+    def loss(precision: str) -> float:
+        torch.manual_seed(0)
+        config = Config.model_validate({"model": {"dropout": 0.0}, "training": {"precision": precision}})
+        task = NextItem(build(config.model, ITEMS), split.train, split.validation, config.training, seed=0)
+        return task.loss(next(iter(task.batches(1)))).item()
+
+    assert loss("auto") == loss("bfloat16")  # nothing but these products where fit() begins no autocast
+    assert loss("auto") != loss("float32")
+    assert loss("auto") == pytest.approx(loss("float32"), rel=1e-3)
+
+
 EVERYTHING = {
     "dropout": 0.3,
     "loss": "bce",
