@@ -150,7 +150,7 @@ def test_full_softmax_of_rounded_factors_is_that_of_the_factors_to_rounding(targ
     vectors = torch.randn(targets, 64, generator=generator, requires_grad=True)
     matrix = (torch.randn(5001, 64, generator=generator) / 8).requires_grad_()
     wanted = torch.randint(1, 5001, (targets,), generator=generator)
-    found = []
+    found: list[tuple[float, torch.Tensor, torch.Tensor]] = []
     for bfloat16 in (False, True):
         vectors.grad = matrix.grad = None
         loss = full_softmax(vectors, matrix, wanted, bfloat16=bfloat16)
