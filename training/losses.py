@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 
 from models.layers import MASKED
@@ -68,14 +67,16 @@ def full_softmax(vectors: Tensor, item_matrix: Tensor, targets: Tensor, *, bfloa
     """Mean cross-entropy of the target among all items, in nats; the padding row is no candidate.
 
     vectors (targets, dim), item_matrix (items + 1, dim) with row 0 padding, targets int64 (targets,) from 1.
-    With `bfloat16` what a CPU's matrix products multiply is rounded to it and summed in float32, where the processor
-    has AMX for that: a third of their time. Elsewhere it does nothing.
+    With `bfloat16` what its matrix products multiply is rounded to that and summed in float32, on a CPU that has AMX to
+    do it faster; elsewhere it changes nothing.
     Computed in chunks of targets together with its gradient, so that the (targets, items) scores are never all in
-    memory: four times as fast as torch's own at 12,000 items on two cores. Not twice differentiable.
+    memory. Not twice differentiable.
     """
-    with torch.autocast(vectors.device.type, enabled=False):  # sums over a catalogue need all of float32
+    rounded = bfloat16 and _has_amx(vectors.device)
+    # Sums over a catalogue need all of float32, and keep it.
+    with torch.autocast(vectors.device.type, enabled=False), _products(bfloat16=rounded):
         loss: Tensor = _ChunkedSoftmax.apply(  # type: ignore[no-untyped-call]
-            vectors.float(), item_matrix[1:].float(), targets - 1, bfloat16 and _has_amx(vectors.device)
+            vectors.float(), item_matrix[1:].float(), targets - 1, rounded
         )
     return loss
 
@@ -103,14 +104,13 @@ class _ChunkedSoftmax(torch.autograd.Function):
     """Cross-entropy over vectors @ items.T whose gradient is ready when the forward pass is."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, vectors: Tensor, items: Tensor, targets: Tensor, bfloat16: bool) -> Tensor:
+    def forward(ctx: Any, vectors: Tensor, items: Tensor, targets: Tensor, rounded: bool) -> Tensor:
         count = len(vectors)
-        rows, spare = max(1, min(_CHUNK_ROWS, _CHUNK_SCORES // len(items))), 0
-        if bfloat16:  # by a library that makes code for each shape of a product: few, by targets that weigh nothing
+        rows = max(1, min(_CHUNK_ROWS, _CHUNK_SCORES // len(items)))
+        if rounded:  # by a library that makes code for each shape of a product: few, by targets that weigh nothing
             unit = min(rows, _ROUNDED_ROWS)
             rows, spare = rows // unit * unit, -count % unit
-        vectors, targets = functional.pad(vectors, (0, 0, 0, spare)), functional.pad(targets, (0, spare))
-        # The mean is taken at the end: -1 has a bfloat16, most shares of a count do not.
+            vectors, targets = functional.pad(vectors, (0, 0, 0, spare)), functional.pad(targets, (0, spare))
         weights = (torch.arange(len(vectors), device=vectors.device)[:, None] < count).float()  # (targets, 1)
         vectors_grad, items_grad = torch.empty_like(vectors), torch.zeros_like(items)
         total = vectors.new_zeros(())
@@ -118,8 +118,7 @@ class _ChunkedSoftmax(torch.autograd.Function):
         for begin in range(0, len(vectors), rows):
             part = slice(begin, begin + rows)
             chunk, target, weight = vectors[part], targets[part, None], weights[part]
-            with _products(bfloat16=bfloat16):
-                scores = torch.mm(chunk, items.T, out=memory[: len(chunk)])  # (rows, items)
+            scores = torch.mm(chunk, items.T, out=memory[: len(chunk)])  # (rows, items)
             own = scores.gather(1, target)
             largest = scores.amax(1, keepdim=True)
             exponentials = scores.sub_(largest).exp_()
@@ -127,16 +126,18 @@ class _ChunkedSoftmax(torch.autograd.Function):
             total += ((normaliser.log() + largest - own) * weight).sum()
             grad = exponentials.mul_(weight / normaliser)
             grad.scatter_add_(1, target, -weight)
-            with _products(bfloat16=bfloat16):
-                torch.mm(grad, items, out=vectors_grad[part])
-                items_grad.addmm_(grad.T, chunk)
-        ctx.save_for_backward(vectors_grad[:count].div_(count), items_grad.div_(count))
+            torch.mm(grad, items, out=vectors_grad[part])
+            items_grad.addmm_(grad.T, chunk)
+        # The mean is taken after the products: -1 is a number in bfloat16, most shares of a count are none.
+        ctx.count = count
+        ctx.save_for_backward(vectors_grad[:count], items_grad)
         return total / count
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         vectors_grad, items_grad = ctx.saved_tensors
-        return vectors_grad * grad, items_grad * grad, None, None
+        share = grad / ctx.count
+        return vectors_grad * share, items_grad * share, None, None
 
 
 def dots(vectors: Tensor, item_matrix: Tensor, items: Tensor) -> Tensor:
