@@ -73,7 +73,6 @@ async def running(settings: Settings, store_url: str, metrics: Metrics | None = 
         metrics.model_loaded(engine.version, manifest.model, engine.provider)
         items.catch_up(engine)
         # A vocabulary has a million strings that live as long as the engine: no collection need look at them again.
-        gc.unfreeze()
         gc.collect()
         gc.freeze()
         if manifest.length > settings.history_length:

@@ -1,28 +1,29 @@
 """Several workers on one port: started together, replaced when they end, told to drain together, counted as one.
 
-Workers are programs started anew, never forks, which onnxruntime's sessions do not survive. The supervisor answers no
-request and loads no model; it holds the port, so that nobody else takes it, and the counts of workers that have ended.
+Workers are forks of the supervisor, so that the interpreter and its libraries, the most of what a worker needs beside
+the mapped model, are in memory once for all. onnxruntime, whose sessions and threads no fork survives, each loads by
+itself. The supervisor answers no request and loads no model; it holds the port, so that nobody else takes it, and the
+counts of workers that have ended.
 """
 
 import asyncio
 import contextlib
 import logging
+import os
 import socket
-import subprocess
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import orjson
 
+from service.fork import Fork
 from service.settings import Settings
 from service.totals import Snapshot, Totals
+from service.worker import LINE_BYTES, Assignment, work
 
 logger = logging.getLogger(__name__)
 
-LINE_BYTES = 1 << 24  # of a message between the two; a worker's counts are some tens of kilobytes
 _POLL_S = 1.0  # how old the counts of a worker that is killed can be
 _COLLECT_S = 1.0  # for all workers' counts; of one that is late the last known ones do
 _START_S = 120.0  # or twice what the first start took: then a worker that does not serve yet is replaced
@@ -35,34 +36,12 @@ class WorkersCannotStart(Exception):  # noqa: N818 - the message is the whole of
     """A worker ended before it served for the first time; the message is what it said."""
 
 
-@dataclass(frozen=True, slots=True)
-class Assignment:
-    """What a worker is told at its start. address and family: where all of them listen."""
-
-    number: int
-    settings: Settings
-    store_url: str
-    family: int
-    address: tuple[Any, ...]
-
-    def line(self) -> bytes:
-        """As a line of JSON."""
-        fields = {field: getattr(self, field) for field in ("number", "store_url", "family", "address")}
-        return orjson.dumps(fields | {"settings": self.settings.model_dump(mode="json")}) + b"\n"
-
-    @classmethod
-    def read(cls, line: bytes) -> "Assignment":
-        """What `line` gave."""
-        fields = orjson.loads(line)
-        return cls(**fields | {"settings": Settings(**fields["settings"]), "address": tuple(fields["address"])})
-
-
 @dataclass(eq=False)
 class _Worker:
     """A process and the line to it."""
 
     number: int
-    process: subprocess.Popen[bytes]
+    process: Fork
     writer: asyncio.StreamWriter
     started_at: float = field(default_factory=time.monotonic)
     ready: bool = False
@@ -80,7 +59,7 @@ class _Worker:
     def how(self) -> str:
         """How its process ended."""
         status = self.process.returncode
-        return f"by signal {-status}" if status < 0 else f"with status {status}"
+        return f"by signal {-status}" if status is not None and status < 0 else f"with status {status}"
 
     def send(self, message: dict[str, object]) -> None:
         self.writer.write(orjson.dumps(message) + b"\n")
@@ -184,28 +163,20 @@ class Supervisor:
 
     async def _live(self, number: int) -> _Worker:
         """Start a worker and listen to it until it has ended. Raises OSError if none can be started."""
-        process, connection = _start()
-        reader, writer = await asyncio.open_unix_connection(sock=connection, limit=LINE_BYTES)
-        worker = self._workers[number] = _Worker(number, process, writer)
-        if self.stopping:  # meanwhile
-            process.terminate()
         assignment = Assignment(number, self._settings, self._store_url, self._listener.family, self._address)
-        stdin = process.stdin
-        if stdin is not None:
-            with contextlib.suppress(OSError):  # it ended already
-                stdin.write(assignment.line())
-                stdin.flush()
-        with contextlib.suppress(OSError):
-            async for line in reader:
-                if line.endswith(b"\n"):  # or it was killed meanwhile
-                    self._heard(worker, orjson.loads(line))
-        for answer in worker.asked.values():
-            answer.cancel()
-        await _ended(process)
-        writer.close()
-        if stdin is not None:
+        with _started(assignment) as (process, connection):
+            reader, writer = await asyncio.open_unix_connection(sock=connection, limit=LINE_BYTES)
+            worker = self._workers[number] = _Worker(number, process, writer)
+            if self.stopping:  # meanwhile
+                process.terminate()
             with contextlib.suppress(OSError):
-                stdin.close()
+                async for line in reader:
+                    if line.endswith(b"\n"):  # or it was killed meanwhile
+                        self._heard(worker, orjson.loads(line))
+            for answer in worker.asked.values():
+                answer.cancel()
+            await _ended(process)
+            writer.close()
         del self._workers[number]
         self._totals.retire(worker.counts)
         return worker
@@ -265,20 +236,22 @@ class Supervisor:
                     self._ask(worker)
 
 
-def _start() -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """A worker that waits for its assignment on stdin, and our end of the line to it."""
-    ours, theirs = socket.socketpair()
-    with theirs:
-        process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-            [sys.executable, "-m", "service.worker", str(theirs.fileno())],
-            stdin=subprocess.PIPE,
-            pass_fds=[theirs.fileno()],
-            start_new_session=True,  # Ctrl-C in a terminal reaches the supervisor alone
-        )
-    return process, ours
+@contextlib.contextmanager
+def _started(assignment: Assignment) -> Iterator[tuple[Fork, socket.socket]]:
+    """A worker, and our end of the line to it. Within the block it can tell that this process lives."""
+    with contextlib.ExitStack() as both:
+        with contextlib.ExitStack() as its:
+            ours, theirs = socket.socketpair()
+            both.callback(ours.close)
+            its.callback(theirs.close)
+            lifeline, held = os.pipe()
+            its.callback(os.close, lifeline)
+            both.callback(os.close, held)
+            process = Fork(lambda: work(assignment, theirs, lifeline), keep=(theirs.fileno(), lifeline))
+        yield process, ours
 
 
-async def _ended(process: subprocess.Popen[bytes]) -> None:
+async def _ended(process: Fork) -> None:
     """Wait for a process that has hung up, and kill it if it does not end. A thread for that may not be to be had."""
     until = time.monotonic() + _STOP_S
     while process.poll() is None:

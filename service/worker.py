@@ -1,8 +1,7 @@
-"""One of several processes that answer on one port; supervisor.py starts it, as a program of its own.
+"""One of several processes that answer on one port: a fork of the supervisor, which starts and replaces it.
 
-Its settings come by stdin, since a store's URL may hold a password and command lines are everybody's to read. Stdin
-then stays open for as long as the supervisor lives, and the worker drains and ends when it closes. Over a socket, in
-lines of JSON, it says when it serves, gives its counts when asked, and asks for everybody's.
+Over a socket, in lines of JSON, it says when it serves, gives its counts when asked, and asks for everybody's. It
+drains and ends when the supervisor is there no more.
 """
 
 import asyncio
@@ -10,9 +9,10 @@ import contextlib
 import os
 import signal
 import socket
-import sys
 import threading
 import time
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -24,12 +24,24 @@ from service import logs
 from service.app import running
 from service.metrics import Metrics
 from service.server import CannotListen, Server
-from service.settings import BadSettings
-from service.supervisor import LINE_BYTES, Assignment
+from service.settings import BadSettings, Settings
 from service.totals import snapshot
+
+LINE_BYTES = 1 << 24  # of a message between the two; a worker's counts are some tens of kilobytes
 
 _TOTALS_S = 5.0
 _GRACE_S = 2.0  # beyond the drain, for a worker whose supervisor has died
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """What a worker is told at its start. address and family: where all of them listen."""
+
+    number: int
+    settings: Settings
+    store_url: str
+    family: int
+    address: tuple[Any, ...]
 
 
 class Link:
@@ -90,12 +102,17 @@ class Link:
             self._writer.write(orjson.dumps(message) + b"\n")
 
 
-def main(descriptor: int) -> int:
-    assignment = Assignment.read(sys.stdin.buffer.readline())
+def work(assignment: Assignment, connection: socket.socket, lifeline: int) -> int:
+    """Serve until told to stop, and give the exit status.
+
+    connection: to the supervisor. lifeline: a file to read from that ends when the supervisor does.
+    """
     settings = assignment.settings
-    threading.Thread(target=_end_with_supervisor, args=(settings.drain_s,), daemon=True).start()
+    with contextlib.suppress(OSError):  # what ps and top call it
+        Path("/proc/self/comm").write_text(f"recserve-w{assignment.number}")
+    threading.Thread(target=_end_with_supervisor, args=(lifeline, settings.drain_s), daemon=True).start()
     logs.configure(settings.log_level, worker=assignment.number)
-    link = Link(socket.socket(fileno=descriptor))
+    link = Link(connection)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_run(assignment, link))
 
@@ -131,14 +148,10 @@ def _listener(assignment: Assignment) -> socket.socket:
     return listener
 
 
-def _end_with_supervisor(drain_s: float) -> None:
+def _end_with_supervisor(lifeline: int, drain_s: float) -> None:
     """Wait for the supervisor's end, however it ends; then drain, or leave if that does not come to its end either."""
-    while os.read(0, 1):
+    while os.read(lifeline, 1):
         pass
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(drain_s + _GRACE_S)
     os._exit(1)
-
-
-if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1])))

@@ -101,7 +101,7 @@ def _replaced(folder: Path) -> list[Finding]:
 def _workers(service: Service) -> list[int]:
     def is_worker(pid: int) -> bool:
         try:
-            return b"service.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+            return Path(f"/proc/{pid}/comm").read_text().startswith("recserve-w")
         except OSError:
             return False
 

@@ -55,8 +55,11 @@ class Process:
 
 
 @contextlib.contextmanager
-def serving(*arguments: str, environment: dict[str, str] | None = None) -> Iterator[Process]:
-    command = [sys.executable, "-m", "service", "serve", "--port", "0", "--device", "cpu", *arguments]
+def serving(
+    *arguments: str, environment: dict[str, str] | None = None, program: tuple[str, ...] = ("-m", "service")
+) -> Iterator[Process]:
+    """program: what the interpreter is to run instead, with the same arguments."""
+    command = [sys.executable, *program, "serve", "--port", "0", "--device", "cpu", *arguments]
     process = subprocess.Popen(
         command, cwd=ROOT, env={**os.environ, **(environment or {})}, stderr=subprocess.PIPE, text=True
     )

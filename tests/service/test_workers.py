@@ -1,12 +1,10 @@
 """Several workers on one port, as processes: they share the load, are replaced, end together and count as one."""
 
-import asyncio
 import contextlib
 import os
 import re
 import resource
 import signal
-import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,9 +14,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.keyfile import KeyFolder
-from service.settings import Settings
-from service.supervisor import Assignment, Supervisor
-from tests.service.processes import Process, refused, serving
+from tests.service.processes import ROOT, Process, refused, serving
 from tests.service.sockets import PLAIN
 
 WAIT_S = 20.0
@@ -46,7 +42,7 @@ def workers_of(service: Process) -> list[int]:
 def workers_below(pid: int) -> list[int]:
     """Process ids of a process's children that are workers."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(child) for child in children if b"service.worker" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    return [int(child) for child in children if Path(f"/proc/{child}/comm").read_text().startswith("recserve-w")]
 
 
 def running(pid: int) -> bool:
@@ -131,35 +127,37 @@ def test_a_worker_that_answers_no_more_is_replaced(
         assert any("has not answered for 2 s" in line["message"] for line in service.records())
 
 
-@pytest.mark.anyio
-async def test_a_replacement_that_hangs_in_its_start_is_replaced_too(
-    make_bundle: Callable[..., Path],
-    artifacts: Path,
-    store_url: str,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+_IMPATIENT = """
+import os, signal, sys
+from pathlib import Path
+from service import supervisor
+from service.__main__ import main
+
+def hang():
+    if (sign := Path(__file__).with_name("hang")).exists():
+        sign.unlink()
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+os.register_at_fork(after_in_child=hang)
+supervisor._START_S = 1.0  # instead of two minutes; or twice what the first start took
+sys.exit(main())
+"""
+
+
+def test_a_replacement_that_hangs_in_its_start_is_replaced_too(
+    make_bundle: Callable[..., Path], artifacts: Path, store_url: str, tmp_path: Path
 ) -> None:
     make_bundle("v1")
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        ready = asyncio.Event()
-        settings = Settings(workers=2, artifacts=artifacts, redis=store_url, device="cpu")
-        supervisor = Supervisor(settings, store_url, listener, ready.set)
-        running_all = asyncio.create_task(supervisor.run())
-        async with asyncio.timeout(60):
-            await ready.wait()
-            before = workers_below(os.getpid())
-            os.kill(before[0], signal.SIGKILL)
-            await asyncio.to_thread(eventually, lambda: workers_below(os.getpid())[1:] not in ([], before[1:]))
-            os.kill(workers_below(os.getpid())[1], signal.SIGSTOP)
-            with monkeypatch.context() as impatient:
-                impatient.setattr(supervisor, "_start_s", 1.0)  # instead of two minutes
-                await asyncio.to_thread(eventually, lambda: "did not serve within 1 s" in caplog.text)
-            await asyncio.to_thread(eventually, lambda: len(workers_below(os.getpid())) == 2)
-            supervisor.stop()
-            await running_all
-    assert supervisor.status == 0
+    (tmp_path / "impatient.py").write_text(_IMPATIENT)
+    options = ("--workers", "2", "--artifacts", str(artifacts), "--redis", store_url)
+    path = {"PYTHONPATH": str(ROOT)}
+    with serving(*options, environment=path, program=(str(tmp_path / "impatient.py"),)) as service:
+        (tmp_path / "hang").touch()
+        os.kill(workers_of(service)[0], signal.SIGKILL)
+        eventually(lambda: any("did not serve within" in line for line in service.lines))
+        eventually(lambda: counted(service.url, "recserve_workers") == 2)
+        assert service.stop() == 0
+    assert not (tmp_path / "hang").exists()
 
 
 def test_what_stands_in_the_way_of_a_replacement_leaves_the_others_alone(two: Process) -> None:
@@ -175,12 +173,18 @@ def test_what_stands_in_the_way_of_a_replacement_leaves_the_others_alone(two: Pr
 
 
 _CUT_OFF = """
-import os, signal, sys
-if "service.worker" in sys.orig_argv:
-    def end(*_):
-        os.write(int(sys.orig_argv[-1]), b'{"kind":"counted","number":0,"healthy":tr')
-        os.kill(os.getpid(), signal.SIGKILL)
-    signal.signal(signal.SIGUSR2, end)
+import os, signal, socket, stat
+
+def end(*_):
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if stat.S_ISSOCK(os.fstat(int(name)).st_mode) and socket.socket(fileno=int(name)).family == socket.AF_UNIX:
+                os.write(int(name), b'{"kind":"counted","number":0,"healthy":tr')
+        except OSError:
+            pass
+    os.kill(os.getpid(), signal.SIGKILL)
+
+os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGUSR2, end))
 """
 
 
@@ -276,18 +280,6 @@ def test_the_item_matrix_is_mapped_by_all_and_copied_by_none(two: Process) -> No
         sizes = dict(re.findall(r"^(\w+): +(\d+) kB$", smaps.partition("/items.npy\n")[2][:1000], re.MULTILINE)[:20])
         assert int(sizes["Rss"]) > 0
         assert sizes["Shared_Clean"] == sizes["Rss"]
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        Settings(embedded=True),
-        Settings(redis="redis://:secret@host:1/0", workers=2, keys=Path("/keys")),
-    ],
-)
-def test_a_worker_is_told_all_settings_as_they_are(settings: Settings) -> None:
-    assignment = Assignment(1, settings, "unix:///tmp/store.sock", socket.AF_INET6, ("::1", 8000, 0, 0))
-    assert Assignment.read(assignment.line()) == assignment
 
 
 def test_a_worker_that_is_replaced_after_the_last_key_was_revoked_answers_nobody(
