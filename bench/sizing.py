@@ -10,7 +10,8 @@ from typing import Literal
 from bench.curves import SCAN_FROM, Measured, Way
 from models.vocabulary import MAPPED_FROM
 
-PROCESS_BYTES = 72_000_000  # of a worker with a tiny bundle, what it shares with others aside
+SHARED_BYTES = 94_000_000  # interpreter and libraries of a service, once for all its workers, and their supervisor
+PROCESS_BYTES = 35_000_000  # of each worker with a tiny bundle beside them
 ITEM_BYTES = 235  # of a worker for each item: its id twice, as a key and in a list, and its place by popularity
 MAPPED_ITEM_BYTES = 16  # the same where ids are mapped: 15.4 from 12,000 items to a million, the scores below aside
 MAPPED_ID_BYTES = 30  # of what workers share for each item then, with an id of ten characters
@@ -74,6 +75,7 @@ def size(load: Load, by: Measured) -> Size:
     listed = load.items < MAPPED_FROM
     of_version = (ITEM_BYTES if listed else MAPPED_ITEM_BYTES) * load.items + _scores_bytes(load, way)
     ids = 0 if listed else MAPPED_ID_BYTES * load.items
+    mapped = matrix + int8 + ids
     return Size(
         way=way,
         beyond=not ranking.together.covers(load.items),
@@ -87,8 +89,8 @@ def size(load: Load, by: Measured) -> Size:
         matrix_bytes=matrix,
         int8_bytes=int8,
         worker_bytes=PROCESS_BYTES + of_version,
-        replica_bytes=matrix + int8 + ids + workers * (PROCESS_BYTES + of_version),
-        loading_bytes=VERSIONS * (matrix + int8 + ids) + workers * (PROCESS_BYTES + VERSIONS * of_version),
+        replica_bytes=SHARED_BYTES + workers * PROCESS_BYTES + mapped + workers * of_version,
+        loading_bytes=SHARED_BYTES + workers * PROCESS_BYTES + VERSIONS * (mapped + workers * of_version),
         histories_bytes=load.users * (USER_BYTES + EVENT_BYTES * load.history),
         log_bytes=LOGGED_BYTES * load.logged,
     )

@@ -11,7 +11,7 @@ import redis
 
 from bench.curves import CATALOGUE, SCAN_FROM, SERVING, Curve, CurvesError, Measured, Ranking, measured
 from bench.size import main
-from bench.sizing import EVENT_BYTES, LOGGED_BYTES, PROCESS_BYTES, USER_BYTES, Load, size
+from bench.sizing import EVENT_BYTES, LOGGED_BYTES, PROCESS_BYTES, SHARED_BYTES, USER_BYTES, Load, size
 from models.vocabulary import MAPPED_FROM
 from service.embedded import EmbeddedStore
 from service.sequences import Event, SequenceStore, StoreSettings
@@ -57,7 +57,7 @@ def test_memory_is_shared_by_the_workers_of_a_machine_and_three_versions_are_the
     assert (found.matrix_bytes, found.int8_bytes) == (128_000, 0)
     of_version = 235 * 1_000 + 4 * 1_000 * 10
     assert found.worker_bytes == PROCESS_BYTES + of_version
-    assert found.replica_bytes == 128_000 + 2 * found.worker_bytes
+    assert found.replica_bytes == SHARED_BYTES + 128_000 + 2 * found.worker_bytes
     assert found.loading_bytes == found.replica_bytes + 2 * 128_000 + 2 * 2 * of_version
 
 
@@ -71,7 +71,8 @@ def test_scores_are_bounded_and_of_a_scan_only_maxima() -> None:
 def test_ids_of_a_large_catalogue_are_shared_by_the_workers_of_a_machine() -> None:
     found = size(Load(MAPPED_FROM, 0, 15_000, columns=32, batch=10, share=1), BY)
     assert found.workers > 1
-    assert found.replica_bytes == MAPPED_FROM * (4 * 32 + 30) + found.workers * found.worker_bytes
+    beside = SHARED_BYTES + found.workers * found.worker_bytes
+    assert found.replica_bytes == beside + MAPPED_FROM * (4 * 32 + 30)
 
 
 def test_a_large_catalogue_takes_int8_where_it_is_quicker_and_a_copy_in_bytes() -> None:

@@ -282,6 +282,17 @@ def test_the_item_matrix_is_mapped_by_all_and_copied_by_none(two: Process) -> No
         assert sizes["Shared_Clean"] == sizes["Rss"]
 
 
+def test_the_interpreter_and_its_libraries_are_in_memory_once(two: Process) -> None:
+    with clients(two.url, 8) as opened:
+        for client in opened:
+            assert client.post("/recommend", json={"history": ["i1"]}).status_code == 200
+    for pid in workers_of(two):
+        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        sizes = {name: int(kilobytes) for name, kilobytes in re.findall(r"^(\w+): +(\d+) kB$", rollup, re.MULTILINE)}
+        assert sizes["Shared_Dirty"] > sizes["Private_Dirty"] * 0.8
+        assert sizes["Shared_Dirty"] > 20_000
+
+
 def test_a_worker_that_is_replaced_after_the_last_key_was_revoked_answers_nobody(
     make_bundle: Callable[..., Path], artifacts: Path, store_url: str
 ) -> None:
