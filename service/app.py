@@ -72,9 +72,6 @@ async def running(settings: Settings, store_url: str, metrics: Metrics | None = 
         manifest = engine.bundle.manifest
         metrics.model_loaded(engine.version, manifest.model, engine.provider)
         items.catch_up(engine)
-        # A vocabulary has a million strings that live as long as the engine: no collection need look at them again.
-        gc.collect()
-        gc.freeze()
         if manifest.length > settings.history_length:
             logger.warning(
                 "%s reads %d events and %d are kept for each user; raise RECSERVE_HISTORY_LENGTH",
@@ -157,7 +154,12 @@ async def running(settings: Settings, store_url: str, metrics: Metrics | None = 
         keys = await stack.enter_async_context(Keys(settings, on_change=limits.keep))
         erasure = Erasure(store.connection, log_length=store.settings.log_max_events)
         services = Services(keys, limits, slot, batcher, aside, similar, intake, items, store, erasure, metrics)
-        yield Application(create_app(services), HotRoutes(services).routes)
+        application = Application(create_app(services), HotRoutes(services).routes)
+        # All this lives as long as the process: no collection need look at it again. Engines come and go, and what
+        # they hold the most of, the ids of large catalogues, is no Python object.
+        gc.collect()
+        gc.freeze()
+        yield application
 
 
 def _store_settings(settings: Settings) -> StoreSettings:

@@ -111,14 +111,13 @@ _freeze = gc.freeze
 
 @pytest.fixture(scope="session", autouse=True)
 def _only_files_freeze() -> Iterator[None]:
-    """Turns gc.freeze and gc.unfreeze off in this process, whose heap is that of all tests and their libraries.
+    """Turns gc.freeze off in this process, whose heap is that of all tests and their libraries.
 
-    A service lets a full collection look at everything whenever it loads a model: that is half a second here, hundreds
-    of times. The services that are processes of their own do freeze.
+    A service freezes all that is there when it has started, which here would be what tests have made. The services that
+    are processes of their own do freeze.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gc, "freeze", lambda: None)
-        patch.setattr(gc, "unfreeze", lambda: None)
         yield
 
 

@@ -239,7 +239,6 @@ def test_the_bundle_before_stays_in_memory_and_older_ones_are_let_go(
         client.post("/models/v3/promote")
         client.post("/models/v1/promote")
         first(client)
-    gc.unfreeze()  # what the service has frozen is not listed
     gc.collect()
     alive = [
         thing
