@@ -23,8 +23,7 @@ class Fork:
         self.returncode: int | None = None
         gc.collect()
         gc.freeze()  # or the first collection in the child would write to every object, and so copy them all
-        sys.stdout.flush()
-        sys.stderr.flush()
+        _flush()
         # A signal in the child, until it has handlers of its own, would wake this process's event loop.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
@@ -37,7 +36,10 @@ class Fork:
     def poll(self) -> int | None:
         """The status it ended with, that of a signal below 0; None while it runs."""
         if self.returncode is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            try:
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+            except ChildProcessError:  # where SIGCHLD is ignored nobody is told the status, nor is subprocess.Popen
+                pid, status = self.pid, 0
             if pid:
                 self.returncode = os.waitstatus_to_exitcode(status)
         return self.returncode
@@ -57,20 +59,26 @@ def _become(body: Callable[[], int], keep: Collection[int], mask: Collection[int
     """What the child does, on top of the stack of whoever forked it, to which it never returns."""
     status = 1
     try:
-        os.setsid()
-        signal.set_wakeup_fd(-1)
-        for number in signal.valid_signals():
-            if callable(signal.getsignal(number)):
-                signal.signal(number, signal.SIG_DFL)
-        _let_go_of_files(keep)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        status = body()
-    except BaseException:  # noqa: BLE001 - nothing may get past this frame
-        traceback.print_exc()
+        try:
+            os.setsid()
+            signal.set_wakeup_fd(-1)
+            for number in signal.valid_signals():
+                if callable(signal.getsignal(number)):
+                    signal.signal(number, signal.SIG_DFL)
+            _let_go_of_files(keep)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            status = body()
+        except BaseException:  # noqa: BLE001 - nothing may get past this frame
+            traceback.print_exc()
+        _flush()
     finally:
-        with contextlib.suppress(OSError, ValueError):
-            sys.stderr.flush()
         os._exit(status)
+
+
+def _flush() -> None:
+    """Write what is left for stderr, if there is one and it can be written to."""
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        sys.stderr.flush()
 
 
 def _let_go_of_files(keep: Collection[int]) -> None:
@@ -79,8 +87,11 @@ def _let_go_of_files(keep: Collection[int]) -> None:
     Not closed: their numbers would be given to files of the child's, which objects of the parent's would close.
     """
     empty = os.open(os.devnull, os.O_RDWR)
+    kept = {empty, *keep}
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # none, or one that is no file
+        kept.add(sys.stderr.fileno())
     for number in [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]:
-        if number not in (sys.stderr.fileno(), *keep, empty):
+        if number not in kept:
             with contextlib.suppress(OSError):  # the folder's own
                 os.fstat(number)
                 os.dup2(empty, number)

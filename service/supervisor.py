@@ -165,19 +165,24 @@ class Supervisor:
         """Start a worker and listen to it until it has ended. Raises OSError if none can be started."""
         assignment = Assignment(number, self._settings, self._store_url, self._listener.family, self._address)
         with _started(assignment) as (process, connection):
-            reader, writer = await asyncio.open_unix_connection(sock=connection, limit=LINE_BYTES)
-            worker = self._workers[number] = _Worker(number, process, writer)
-            if self.stopping:  # meanwhile
-                process.terminate()
-            with contextlib.suppress(OSError):
-                async for line in reader:
-                    if line.endswith(b"\n"):  # or it was killed meanwhile
-                        self._heard(worker, orjson.loads(line))
-            for answer in worker.asked.values():
-                answer.cancel()
-            await _ended(process)
-            writer.close()
-        del self._workers[number]
+            try:
+                reader, writer = await asyncio.open_unix_connection(sock=connection, limit=LINE_BYTES)
+                worker = self._workers[number] = _Worker(number, process, writer)
+                if self.stopping:  # meanwhile
+                    process.terminate()
+                with contextlib.suppress(OSError):
+                    async for line in reader:
+                        if line.endswith(b"\n"):  # or it was killed meanwhile
+                            self._heard(worker, orjson.loads(line))
+                for answer in worker.asked.values():
+                    answer.cancel()
+                await _ended(process)
+                writer.close()
+            finally:
+                self._workers.pop(number, None)
+                if process.poll() is None:  # what went wrong is ours
+                    process.kill()
+                    await _ended(process)
         self._totals.retire(worker.counts)
         return worker
 

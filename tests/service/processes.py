@@ -56,10 +56,13 @@ class Process:
 
 @contextlib.contextmanager
 def serving(
-    *arguments: str, environment: dict[str, str] | None = None, program: tuple[str, ...] = ("-m", "service")
+    *arguments: str,
+    environment: dict[str, str] | None = None,
+    before: tuple[str, ...] = (),
+    program: tuple[str, ...] = ("-m", "service"),
 ) -> Iterator[Process]:
-    """program: what the interpreter is to run instead, with the same arguments."""
-    command = [sys.executable, *program, "serve", "--port", "0", "--device", "cpu", *arguments]
+    """before: a command that starts it. program: what the interpreter is to run instead, with the same arguments."""
+    command = [*before, sys.executable, *program, "serve", "--port", "0", "--device", "cpu", *arguments]
     process = subprocess.Popen(
         command, cwd=ROOT, env={**os.environ, **(environment or {})}, stderr=subprocess.PIPE, text=True
     )

@@ -20,6 +20,16 @@ from tests.service.sockets import PLAIN
 WAIT_S = 20.0
 
 
+OURS = {"PYTHONPATH": str(ROOT)}  # for a program of another folder
+
+
+def program(folder: Path, text: str) -> tuple[str]:
+    """What the interpreter runs instead of the service."""
+    path = folder / "program.py"
+    path.write_text(text)
+    return (str(path),)
+
+
 @pytest.fixture
 def two(make_bundle: Callable[..., Path], artifacts: Path, store_url: str) -> Iterator[Process]:
     """A service with two workers on a bundle of 12 items."""
@@ -40,9 +50,16 @@ def workers_of(service: Process) -> list[int]:
 
 
 def workers_below(pid: int) -> list[int]:
-    """Process ids of a process's children that are workers."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(child) for child in children if Path(f"/proc/{child}/comm").read_text().startswith("recserve-w")]
+    """Process ids of a process's children that are workers, and have not ended."""
+    children = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    return [child for child in children if is_worker(child)]
+
+
+def is_worker(pid: int) -> bool:
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just been waited for
+        _, name, rest = re.split(r"[()]", Path(f"/proc/{pid}/stat").read_text(), maxsplit=2)
+        return name.startswith("recserve-w") and rest.split()[0] != "Z"
+    return False
 
 
 def running(pid: int) -> bool:
@@ -111,7 +128,7 @@ def test_a_killed_worker_is_replaced_refuses_nothing_and_its_counts_stay(two: Pr
     assert set(statuses) == {200}
     assert counted(two.url) == 20 + len(statuses)
     assert other in workers_of(two)
-    assert any("ended (by signal 9)" in line["message"] for line in two.records())
+    eventually(lambda: any("ended (by signal 9)" in line for line in two.lines))
     assert two.stop() == 0
 
 
@@ -124,7 +141,39 @@ def test_a_worker_that_answers_no_more_is_replaced(
         stuck = workers_of(service)[0]
         os.kill(stuck, signal.SIGSTOP)
         eventually(lambda: not running(stuck) and len(workers_of(service)) == 2)
-        assert any("has not answered for 2 s" in line["message"] for line in service.records())
+        eventually(lambda: any("has not answered for 2 s" in line for line in service.lines))
+
+
+@pytest.mark.parametrize("how", ["trap '' CHLD", "exec 1>&-"])
+def test_a_worker_is_replaced_whatever_the_service_was_started_by(
+    how: str, make_bundle: Callable[..., Path], artifacts: Path, store_url: str
+) -> None:
+    make_bundle("v1")
+    options = ("--workers", "2", "--artifacts", str(artifacts), "--redis", store_url)
+    shell = ("/bin/sh", "-c", f'{how}; exec "$0" "$@"')
+    with serving(*options, before=shell) as service:
+        before = workers_of(service)
+        os.kill(before[0], signal.SIGKILL)
+        eventually(lambda: before[0] not in workers_of(service) and len(workers_of(service)) == 2)
+        eventually(lambda: counted(service.url, "recserve_workers") == 2)
+        assert service.stop() == 0
+
+
+def test_a_worker_is_replaced_when_nobody_reads_the_log_any_more(
+    make_bundle: Callable[..., Path], artifacts: Path, store_url: str
+) -> None:
+    make_bundle("v1")
+    options = ("--workers", "2", "--artifacts", str(artifacts), "--redis", store_url)
+    with serving(*options, environment={"PYTHONUNBUFFERED": ""}) as service:
+        assert service.process.stderr is not None
+        with Path(os.devnull).open() as nothing:
+            os.dup2(nothing.fileno(), service.process.stderr.fileno())
+        for _ in range(2):  # what is said of the first still finds the reader in its last call
+            before = workers_of(service)
+            os.kill(before[0], signal.SIGKILL)
+            eventually(lambda before=before: before[0] not in workers_of(service) and len(workers_of(service)) == 2)  # type: ignore[misc]
+            eventually(lambda: counted(service.url, "recserve_workers") == 2)
+        assert asked(service.url) == 200
 
 
 _IMPATIENT = """
@@ -148,10 +197,8 @@ def test_a_replacement_that_hangs_in_its_start_is_replaced_too(
     make_bundle: Callable[..., Path], artifacts: Path, store_url: str, tmp_path: Path
 ) -> None:
     make_bundle("v1")
-    (tmp_path / "impatient.py").write_text(_IMPATIENT)
     options = ("--workers", "2", "--artifacts", str(artifacts), "--redis", store_url)
-    path = {"PYTHONPATH": str(ROOT)}
-    with serving(*options, environment=path, program=(str(tmp_path / "impatient.py"),)) as service:
+    with serving(*options, program=program(tmp_path, _IMPATIENT), environment=OURS) as service:
         (tmp_path / "hang").touch()
         os.kill(workers_of(service)[0], signal.SIGKILL)
         eventually(lambda: any("did not serve within" in line for line in service.lines))
@@ -173,18 +220,21 @@ def test_what_stands_in_the_way_of_a_replacement_leaves_the_others_alone(two: Pr
 
 
 _CUT_OFF = """
-import os, signal, socket, stat
+import os, signal, sys
+from service import supervisor
+from service.__main__ import main
 
-def end(*_):
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            if stat.S_ISSOCK(os.fstat(int(name)).st_mode) and socket.socket(fileno=int(name)).family == socket.AF_UNIX:
-                os.write(int(name), b'{"kind":"counted","number":0,"healthy":tr')
-        except OSError:
-            pass
-    os.kill(os.getpid(), signal.SIGKILL)
+work = supervisor.work
 
-os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGUSR2, end))
+def cut_off(assignment, connection, lifeline):
+    def end(*_):
+        os.write(connection.fileno(), b'{"kind":"counted","number":0,"healthy":tr')
+        os.kill(os.getpid(), signal.SIGKILL)
+    signal.signal(signal.SIGUSR2, end)
+    return work(assignment, connection, lifeline)
+
+supervisor.work = cut_off
+sys.exit(main())
 """
 
 
@@ -192,13 +242,13 @@ def test_a_worker_that_is_killed_in_the_middle_of_a_line_is_replaced(
     make_bundle: Callable[..., Path], artifacts: Path, store_url: str, tmp_path: Path
 ) -> None:
     make_bundle("v1")
-    (tmp_path / "sitecustomize.py").write_text(_CUT_OFF)
     options = ("--workers", "2", "--artifacts", str(artifacts), "--redis", store_url)
-    with serving(*options, environment={"PYTHONPATH": str(tmp_path)}) as service:
+    with serving(*options, program=program(tmp_path, _CUT_OFF), environment=OURS) as service:
         before = workers_of(service)
         os.kill(before[0], signal.SIGUSR2)
         eventually(lambda: not running(before[0]) and len(workers_of(service)) == 2)
         eventually(lambda: counted(service.url, "recserve_workers") == 2)
+        eventually(lambda: any("ended (by signal 9)" in line for line in service.lines))
         assert service.stop() == 0
 
 
