@@ -12,17 +12,20 @@ from typing import Any, Self
 class Callers:
     """Clients at work while entered, each sending the (path, body) in turn.
 
-    counts: answers by status; "lost": sent on a connection that had answered before and was not about to be closed,
-    and never answered; "not taken": a new connection that was refused, or closed before its first answer. A client
-    that is told that its connection will be closed opens another, and one that is not taken ends. errors: the answers
-    among them that were errors, by status and code.
+    counts: answers by status; "lost": sent on a connection that was not about to be closed, and never answered; "not
+    taken": a connection that was refused. A client that is told that its connection will be closed opens another, as
+    it does for every request if they are not `kept`, and one that is not taken ends. errors: the answers among them
+    that were errors, by status and code.
     """
 
-    def __init__(self, address: tuple[str, int], requests: Sequence[tuple[str, Any]], *, clients: int = 8) -> None:
+    def __init__(
+        self, address: tuple[str, int], requests: Sequence[tuple[str, Any]], *, clients: int = 8, kept: bool = True
+    ) -> None:
         self.counts: Counter[int | str] = Counter()
         self.errors: Counter[str] = Counter()
         self._address = address
         self._requests = [(path, json.dumps(body)) for path, body in requests]
+        self._headers = {"Content-Type": "application/json", **({} if kept else {"Connection": "close"})}
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._work, args=(n,), daemon=True) for n in range(clients)]
@@ -48,19 +51,24 @@ class Callers:
             pass
 
     def _connected(self, number: int) -> bool:
-        """Use one connection until it is closed; whether it was worth opening."""
+        """Use one connection until it is closed; whether there was one."""
         connection = http.client.HTTPConnection(*self._address, timeout=40)
         asked = 0
         try:
+            try:
+                connection.connect()
+            except OSError:
+                self._count("not taken")
+                return False
             while not self._stop.is_set():
                 path, body = self._requests[(number + asked) % len(self._requests)]
                 try:
-                    connection.request("POST", path, body, {"Content-Type": "application/json"})
+                    connection.request("POST", path, body, self._headers)
                     response = connection.getresponse()
                     answer = response.read()
                 except (OSError, http.client.HTTPException):
-                    self._count("lost" if asked else "not taken")
-                    return bool(asked)
+                    self._count("lost")
+                    return True
                 asked += 1
                 self._count(response.status)
                 if response.status >= 400:

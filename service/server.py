@@ -76,20 +76,38 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Drain: what is under way is answered, and on kept connections what is just being sent.
 
-        uvicorn alone closes idle connections at once, and a request that was on its way then is lost.
+        uvicorn alone closes idle connections at once, and a request that was on its way then is lost; so is that of a
+        client to whom the kernel has given a connection that the loop has not taken yet.
         """
-        await asyncio.sleep(0)  # connections that wait to be taken are
-        for server in self.servers:
-            server.close()
         farewell = [*self.server_state.default_headers, (b"connection", b"close")]  # so that clients let go
         self.server_state.default_headers = farewell
         loop = asyncio.get_running_loop()
+        listeners = [listener.dup() for listener in sockets or []]  # the loop closes its own
+        for closing in (*self.servers, *(sockets or [])):
+            closing.close()
+        arrived = [connection for listener in listeners for connection in _last_of(listener)]
+        for connection in arrived:
+            with contextlib.suppress(OSError):  # its client has left
+                await loop.connect_accepted_socket(self._protocol, connection)
         until = loop.time() + min(_LINGER_S, float(self.config.timeout_graceful_shutdown or 0))
         while self.server_state.connections and loop.time() < until and not self.force_exit:  # noqa: ASYNC110 - no event
             await asyncio.sleep(_LOOK_S)
         await super().shutdown(sockets)
 
+    def _protocol(self) -> asyncio.Protocol:
+        return self.config.http_protocol_class(config=self.config, server_state=self.server_state, app_state={})  # type: ignore[call-arg]
+
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         """Leaves signals to us: its own way ends the process by the signal instead of with status 0."""
         yield
+
+
+def _last_of(listener: socket.socket) -> list[socket.socket]:
+    """The connections that wait to be taken, and no more after them: closed at once, the listener would reset them."""
+    listener.setblocking(False)
+    arrived = []
+    with listener, contextlib.suppress(OSError):  # none, or no file for one
+        while True:
+            arrived.append(listener.accept()[0])
+    return arrived

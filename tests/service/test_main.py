@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -122,6 +123,37 @@ def test_told_to_stop_it_answers_who_is_waiting_and_exits_0(
             assert "Traceback" not in line
             assert set(json.loads(line)) >= {"time", "level", "logger", "message"}
     assert set(statuses) == {200}
+
+
+def test_told_to_stop_it_answers_every_connection_that_the_kernel_has_taken(
+    make_bundle: Callable[..., Path], artifacts: Path, store_url: str
+) -> None:
+    make_bundle("v1")
+    body = b'{"history": ["i1"]}'
+    request = b"POST /recommend HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    answers: list[bytes] = []
+
+    def ask(address: tuple[str, int]) -> None:
+        while True:
+            try:
+                connection = socket.create_connection(address, timeout=10)
+            except ConnectionRefusedError:
+                return
+            with connection:
+                connection.sendall(request)
+                answers.append(connection.recv(15))
+
+    for number in range(3):
+        with serving("--artifacts", str(artifacts), "--redis", store_url) as service:
+            url = httpx.URL(service.url)
+            with ThreadPoolExecutor(16) as clients:
+                asked = [clients.submit(ask, (url.host, url.port or 80)) for _ in range(16)]
+                while len(answers) < 100 * (number + 1):
+                    time.sleep(0.01)
+                assert service.stop() == 0
+            for one in asked:
+                one.result()  # or what a client met instead of an answer
+    assert set(answers) == {b"HTTP/1.1 200 OK"}
 
 
 def test_told_to_stop_it_answers_what_comes_on_a_kept_connection_and_says_goodbye(
