@@ -24,7 +24,7 @@ from models.subset import Subset, spoken_for
 
 TOLERANCE = 1e-4  # of a score, against torch: twenty times the noise seen between the two on one machine
 EXCLUDED_SCORE = float(np.finfo(np.float32).min)  # finite stand-in for minus infinity inside the graph
-_ENTRIES = 1 << 14  # of a run with values: 32 MB of gathered rows at 500 hidden units
+_ENTRIES = 1 << 14  # of one run of the encoder, padding included: 32 MB of rows that an AutoRec of 500 units gathers
 _CELLS = 1 << 26  # scores of one run of the ranker: 256 MB
 _CANDIDATES = 1 << 14  # of one run over a subset: rows that cost little to gather and to score for each other's queries
 _SMALL_BATCH = 8  # below this, one padded run costs less than several exact ones
@@ -81,21 +81,34 @@ class Runtime:
             resident = Resident("cuda" if self.provider == CUDA else "cpu", matrices)
             self._encoder, self._ranker = (BoundSession(one, resident) for one in (self._encoder, self._ranker))
 
+    @property
+    def scans(self) -> bool:
+        """Whether a catalogue is searched by a scan here."""
+        return self._scan is not None
+
     def encode(self, sequences: Sequence[Indices], values: Sequence[Values] | None = None) -> NDArray[np.float32]:
         """Last-position vectors of histories given as item indices, oldest first: float32 (batch, dim).
 
         values: beside the items, NaN where there is none; read where the bundle `reads_values`, and all NaN without.
         Only the newest `manifest.length` entries are read. Histories of like length share a run, since a batch
-        padded to its longest history spends most of its time on padding.
+        padded to its longest history spends most of its time on padding; and runs are bounded.
         """
-        newest = [truncate(sequence, self.bundle.manifest.length) for sequence in sequences]
+        longest = self.bundle.manifest.length
+        newest = [truncate(sequence, longest) for sequence in sequences]
+        beside = None
         if self.reads_values:
-            return self._encode_rated(newest, values)
+            given = [np.full(len(one), np.nan, np.float32) for one in newest] if values is None else values
+            beside = [truncate(one, longest) for one in given]
         if len(newest) <= _SMALL_BATCH:
-            return self._run_encoder(newest)
+            return self._run_encoder(newest, beside)
         vectors = np.empty((len(newest), self.bundle.manifest.dim), np.float32)
-        for rows in by_length(np.array([len(sequence) for sequence in newest])):
-            vectors[rows] = self._run_encoder([newest[row] for row in rows])
+        lengths = np.array([len(sequence) for sequence in newest])
+        for alike in by_length(lengths):
+            step = max(1, _ENTRIES // max(1, int(lengths[alike[-1]])))  # the longest is the last
+            for begin in range(0, len(alike), step):
+                rows = alike[begin : begin + step].tolist()
+                of_rows = None if beside is None else [beside[row] for row in rows]
+                vectors[rows] = self._run_encoder([newest[row] for row in rows], of_rows)
         return vectors
 
     def rank(
@@ -117,19 +130,28 @@ class Runtime:
         """
         if self.bundle.neighbours is not None and sequences is None:
             raise ValueError(f"{self.bundle.manifest.version} ranks by neighbours too: give the sequences")
-        if among is not None and among.left_out is not None:
-            excluded, among = [np.concatenate([one, among.left_out]) for one in excluded], None
         k = min(k, self.bundle.manifest.items if among is None else len(among))
+        out = None  # of every row, where the whole catalogue is ranked
+        if among is not None and among.left_out is not None:
+            out, among = among.left_out, None
         parts: Iterable[tuple[slice, Subset | None]]
         # Alone, a query's scores are few to write, and a run over the whole matrix reads it at the memory's own rate.
         if among is not None or self._scan is None or whole or (len(vectors) == 1 and not self._scan.single):
             subset = None if among is None else among.subset
-            step = _at_once(len(self.bundle.items if subset is None else subset.rows))
+            step = _at_once(len(self.bundle.items if subset is None else subset.rows), out)
             parts = ((slice(begin, begin + step), subset) for begin in range(0, len(vectors), step))
         else:
-            parts = self._subsets(self._scan, vectors, excluded, k, sequences)
+            parts = self._subsets(self._scan, vectors, excluded, out, k, sequences)
         found = [
-            self._run_ranker(vectors[part], excluded[part], k, None if sequences is None else sequences[part], subset)
+            self._run_ranker(
+                vectors[part],
+                excluded[part]
+                if out is None or subset is not None
+                else [np.append(row, out) for row in excluded[part]],
+                k,
+                None if sequences is None else sequences[part],
+                subset,
+            )
             for part, subset in parts
         ]
         if len(found) == 1:
@@ -171,21 +193,22 @@ class Runtime:
         scan: Scan,
         vectors: NDArray[np.float32],
         excluded: Sequence[Indices],
+        out: NDArray[np.int64] | None,
         k: int,
         sequences: Sequence[Indices] | None,
     ) -> Iterator[tuple[slice, Subset | None]]:
         """Rows of a batch with a part of the catalogue that holds the k best of each, None for the whole; few
-        candidates at once."""
+        candidates at once. out: items that are excluded for all rows and in no part."""
         if not len(vectors):
             return
         # Padding is excluded, so its group is never taken for one that has an item to give because of it.
-        groups = scan.candidates(vectors, [np.append(row, PADDING) for row in excluded], k)
+        groups = scan.candidates(vectors, [np.append(row, PADDING) for row in excluded], k, out)
         neighbours = self.bundle.neighbours
         begin = 0
         while begin < len(groups):
             whole = next((at for at, one in enumerate(groups[begin:]) if one is not None), len(groups) - begin)
             if whole:
-                part = slice(begin, begin + min(whole, _at_once(len(self.bundle.items))))
+                part = slice(begin, begin + min(whole, _at_once(len(self.bundle.items), out)))
                 yield part, None
                 begin = part.stop
                 continue
@@ -199,7 +222,7 @@ class Runtime:
             members = (together[:, None] * GROUP + np.arange(GROUP)).reshape(-1)
             # What neighbours raise may be anywhere; what they do not raise is as the scan found it.
             raised = [] if neighbours is None or sequences is None else [spoken_for(neighbours, sequences[part])]
-            yield part, Subset.of([members, scan.rest, *raised], len(self.bundle.items))
+            yield part, Subset.of([members, scan.rest, *raised], len(self.bundle.items), out)
             begin = part.stop
 
     def _run_ranker(
@@ -231,24 +254,6 @@ class Runtime:
             )
         indices, scores = self._ranker.run(["indices", "scores"], feeds)
         return indices if subset is None else subset.rows[indices], scores
-
-    def _encode_rated(self, newest: list[Indices], values: Sequence[Values] | None) -> NDArray[np.float32]:
-        """`encode` with values, the histories truncated already: those of like length together, a bounded number of
-        entries a run, since such an encoder gathers a row for every entry."""
-        longest = self.bundle.manifest.length
-        given = [np.full(len(one), np.nan, np.float32) for one in newest] if values is None else values
-        beside = [truncate(one, longest) for one in given]
-        order = np.argsort([len(one) for one in newest], kind="stable")
-        vectors = np.empty((len(newest), self.bundle.manifest.dim), np.float32)
-        begin = 0
-        while begin < len(order):
-            end = begin + 1
-            while end < len(order) and (end + 1 - begin) * max(1, len(newest[order[end]])) <= _ENTRIES:
-                end += 1
-            rows = order[begin:end]
-            vectors[rows] = self._run_encoder([newest[row] for row in rows], [beside[row] for row in rows])
-            begin = end
-        return vectors
 
     def _run_encoder(self, sequences: Sequence[Indices], values: Sequence[Values] | None = None) -> NDArray[np.float32]:
         padded, lengths = pad(sequences)
@@ -296,9 +301,9 @@ def cpu_quota(limit: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
     return allowed if quota == "max" else max(1, min(allowed, int(quota) // int(period)))
 
 
-def _at_once(items: int) -> int:
-    """Queries of one run of the ranker over so many items."""
-    return max(1, _CELLS // items)
+def _at_once(items: int, out: NDArray[np.int64] | None) -> int:
+    """Queries of one run of the ranker over so many items, with those excluded for each of them."""
+    return max(1, _CELLS // (items + 4 * (0 if out is None else len(out))))
 
 
 def _distance(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:

@@ -5,7 +5,9 @@ is scored in chunks that stay in the processor's cache, and only the maximum of 
 The k best items lie in the k groups with the largest maxima; a ranker that scores those groups alone gives the same
 answer as over the whole catalogue. The groups are found in the same way, by the maxima of BLOCK groups each. What is
 excluded is not masked: k groups that hold nothing excluded are looked for, and those with something excluded that rank
-above the last of them come along.
+above the last of them come along. Where items are out for everybody, as in a shop those that are sold, hardly a group may
+be left that holds none: then the products of single items are looked at, until k that are not out are known, and all
+groups come along that reach the k-th of them.
 
 Over int8 the maxima are off by what rounding did, which is bounded: by how far any item is from its int8 copy, and the
 query from its own. Groups that could hold one of the best by that bound come along and the same ranker decides, so that
@@ -29,6 +31,7 @@ _CELLS = (1 << 19, 1 << 21)  # scores of a chunk for each thread, 2 or 8 MB: whi
 _LARGEST_CHUNK = 1 << 17  # rows; a batch of one has no use for more
 _TRIED = 1 << 20, 32, 3  # rows, more than a cache holds, queries and rounds that they are tried with
 _MOST = 8  # a query that a larger part of all groups than one in so many could answer is better ranked over everything
+_LOOKED = 4  # groups for each item wanted, whose items are looked at one by one
 _SURPLUS = 1e-5, 2.0**-23  # of a score's size, and for each column of it: what float32 may lose in adding it up
 _MEASURED = 1 << 23  # numbers of a matrix that are measured at once
 _QUERY_LIMIT = 127
@@ -115,16 +118,23 @@ class Scan:
         self._cells = self._quickest([cells * threads for cells in _CELLS])
 
     def candidates(
-        self, vectors: NDArray[np.float32], excluded: Sequence[Indices], k: int
+        self, vectors: NDArray[np.float32], excluded: Sequence[Indices], k: int, out: NDArray[np.int64] | None = None
     ) -> list[NDArray[np.int64] | None]:
         """Groups that hold the k best items of each row, ascending; group g is the items from g * GROUP on.
 
-        vectors (batch, dim), excluded the items a row that do not count. The items of `rest` are in none of them.
-        No other item can be among the k best, ties in item order. None for a row that so many groups could answer that
-        they are better all ranked.
+        vectors (batch, dim), excluded the items a row that do not count, out those that count for none. The items of
+        `rest` are in none of them. No other item can be among the k best, ties in item order. None for a row that so
+        many groups could answer that they are better all ranked.
         """
         queries, bounds = self._queries(vectors)
         groups, blocks = self._maxima(queries, len(self._matrix))
+        if out is not None:
+            counts = np.ones(len(self._matrix), np.bool_)
+            counts[out] = False
+            return [
+                self._reaching(queries[:, row], groups[:, row], blocks[:, row], counts, theirs, k, bounds, row)
+                for row, theirs in enumerate(excluded)
+            ]
         marked = np.zeros(len(groups), np.bool_)
         found: list[NDArray[np.int64] | None] = []
         for row, out in enumerate(excluded):
@@ -140,6 +150,48 @@ class Scan:
             found.append(None if bounds is not None and len(chosen) * _MOST > len(groups) else chosen)
             marked[impure] = False
         return found
+
+    def _reaching(
+        self,
+        query: NDArray[Any],
+        groups: NDArray[Any],
+        blocks: NDArray[Any],
+        counts: NDArray[np.bool_],
+        excluded: Indices,
+        k: int,
+        bounds: "_Bounds | None",
+        row: int,
+    ) -> NDArray[np.int64] | None:
+        """Of one row, the groups that reach the k-th best of those items that count and are not excluded, as far as the
+        best groups show it; None if they are too many. query (dim,), groups (groups,), blocks (blocks,)."""
+        looked = _LOOKED * k
+        while looked * _MOST <= len(groups):
+            best = np.argpartition(blocks, max(0, len(blocks) - looked))[-looked:]
+            members = (best[:, None] * BLOCK + np.arange(BLOCK)).reshape(-1)
+            members = members[np.argpartition(groups[members], len(members) - looked)[-looked:]]
+            items = (members[:, None] * GROUP + np.arange(GROUP)).reshape(-1)
+            items = items[counts[items] & ~np.isin(items, excluded)]
+            if len(items) >= k:
+                lowest = self._products(items, query)
+                if bounds is not None:
+                    lowest = lowest - bounds.of_groups(row, items // GROUP)
+                least = np.partition(lowest, len(lowest) - k)[len(lowest) - k]
+                # So written, what is off by no number comes along.
+                inside = np.flatnonzero(~(blocks + (0 if bounds is None else bounds.of_blocks(row)) < least))
+                members = (inside[:, None] * BLOCK + np.arange(BLOCK)).reshape(-1)
+                below = groups[members] + (0 if bounds is None else bounds.of_groups(row, members)) < least
+                return None if (~below).sum() * _MOST > len(groups) else members[~below]
+            looked *= 4
+        return None
+
+    def _products(self, items: NDArray[np.int64], query: NDArray[Any]) -> NDArray[Any]:
+        """What the session would give for single items, (items,), or a little less where it rounds otherwise."""
+        rows = self._matrix[items].astype(np.float32)
+        products = rows @ query.astype(np.float32)  # of bytes exact: below 2^24
+        if isinstance(self._items, Quantised):
+            return products
+        longest = np.sqrt(np.einsum("rd,rd->r", rows, rows).max(initial=0) * (query @ query))
+        return products - longest * max(_SURPLUS[0], _SURPLUS[1] * len(query))
 
     @property
     def single(self) -> bool:

@@ -1,8 +1,8 @@
 """Some of a catalogue's items, to be ranked as if there were no others.
 
 Their rows are gathered into a matrix of their own, so that the same ranker graph finds the best among them, exactly,
-for the price of that many items; k is filled whenever so many are eligible. Where nearly all are chosen, the few others
-are excluded instead and nothing is copied.
+for the price of that many items; k is filled whenever so many are eligible. Where nearly all are chosen, or half of a
+catalogue that is scanned, the others are excluded instead and nothing is copied.
 """
 
 from __future__ import annotations
@@ -26,10 +26,13 @@ class Selection:
     left_out: NDArray[np.int64] | None = None
 
     @classmethod
-    def of(cls, mask: NDArray[np.bool_], items: NDArray[np.float32]) -> Selection:
-        """The items where mask (rows,) is True; items float32 (rows, dim) is what they are gathered from."""
+    def of(cls, mask: NDArray[np.bool_], items: NDArray[np.float32], *, scanned: bool = False) -> Selection:
+        """The items where mask (rows,) is True; items float32 (rows, dim) is what they are gathered from.
+
+        scanned: whether the catalogue has a scan, which passes over any number of items that are left out.
+        """
         rows, others = np.flatnonzero(mask[1:]) + 1, np.flatnonzero(~mask[1:]) + 1
-        if len(others) <= min(_FEW, len(rows)):
+        if len(others) <= (len(rows) if scanned else min(_FEW, len(rows))):
             return cls(Subset(np.concatenate(([PADDING], rows))), others)
         return cls.gathered(rows, items)
 
@@ -51,7 +54,7 @@ class Selection:
     def nbytes(self) -> int:
         """Memory it holds."""
         matrix = self.subset.matrix
-        return self.subset.rows.nbytes + (0 if matrix is None else matrix.nbytes)
+        return sum(part.nbytes for part in (self.subset.rows, matrix, self.left_out) if part is not None)
 
     def holds(self, items: Indices) -> NDArray[np.bool_]:
         """Which of some items are chosen."""

@@ -21,12 +21,14 @@ class Subset:
     matrix: NDArray[np.float32] | None = None
 
     @classmethod
-    def of(cls, items: Sequence[NDArray[np.int64]], rows: int) -> "Subset":
-        """Every item that occurs in any of the arrays, of a catalogue with so many rows."""
+    def of(cls, items: Sequence[NDArray[np.int64]], rows: int, without: NDArray[np.int64] | None = None) -> "Subset":
+        """Every item that occurs in any of the arrays and not in `without`, of a catalogue with so many rows."""
         chosen = np.zeros(rows, np.bool_)
-        chosen[PADDING] = True
         for some in items:
             chosen[some] = True
+        if without is not None:
+            chosen[without] = False
+        chosen[PADDING] = True
         return cls(np.flatnonzero(chosen))  # a tenth of the time of sorting
 
     def places(self, items: NDArray[np.integer]) -> NDArray[np.int64]:

@@ -26,17 +26,17 @@ _KEPT_SIZE = 64  # values in one that is kept
 class Catalogue:
     """The items of one bundle as they are now, and in `cold` those that came after it. Safe for threads.
 
-    cold_share: of an answer, that the latter may have.
+    cold_share: of an answer, that the latter may have. scanned: see Selection.of.
     """
 
-    def __init__(self, bundle: Bundle, *, cold_share: float = 0.0) -> None:
+    def __init__(self, bundle: Bundle, *, cold_share: float = 0.0, scanned: bool = False) -> None:
         self._items = bundle.items
+        self._scanned = scanned
         self._rows_of = bundle.rows_of
         self.cold = ColdItems(bundle, share=cold_share)
         self.attributes = ItemAttributes(bundle.attributes, len(bundle.items), elsewhere=self.cold.has_attribute)
         self._available = np.ones(len(bundle.items), np.bool_)
         self._available[PADDING] = False
-        self.unavailable = 0  # items
         self._here: Selection | None = None  # those that are available, if some are not
         self._kept: OrderedDict[Filter, Selection] = OrderedDict()
         self._bytes = 0  # of these
@@ -57,8 +57,8 @@ class Catalogue:
             for row, state in known.items():
                 available[row] = state.available
             self._available = available
-            self.unavailable = int(np.count_nonzero(~available[1:]))
-            self._here = Selection.of(available, self._items) if self.unavailable else None
+            all_here = available[1:].all()
+            self._here = None if all_here else Selection.of(available, self._items, scanned=self._scanned)
             self._kept.clear()
             self._bytes = 0
             self._changes += 1  # at the end, or what is evaluated meanwhile would pass for one state
@@ -89,7 +89,7 @@ class Catalogue:
         if wanted is not None:
             mask = mask & wanted.mask(self.attributes)
         if candidates is None:
-            return Selection.of(mask, self._items)
+            return Selection.of(mask, self._items, scanned=self._scanned)
         among = np.zeros(len(mask), np.bool_)
         among[candidates] = True
         return Selection.gathered(np.flatnonzero(among & mask), self._items)

@@ -77,7 +77,7 @@ class Engine:
 
     def __init__(self, runtime: Runtime, *, cold_share: float = 0.0) -> None:
         self._runtime = runtime
-        self.catalogue = Catalogue(runtime.bundle, cold_share=cold_share)
+        self.catalogue = Catalogue(runtime.bundle, cold_share=cold_share, scanned=runtime.scans)
         self._norms: NDArray[np.float32] | None = None
         popularity = self.bundle.popularity[1:]
         self.batch_s = float("inf")  # what the warm-up measured for its largest batch
@@ -211,7 +211,8 @@ class Engine:
         """The k available items that are nearest an item in the model's item space, by the cosine of the angle."""
         items = self.bundle.items
         if self._norms is None:
-            self._norms = np.maximum(np.linalg.norm(items, axis=1), np.finfo(np.float32).tiny)
+            norms = np.sqrt(np.einsum("rd,rd->r", items, items))  # np.linalg.norm would square a copy of the matrix
+            self._norms = np.maximum(norms, np.finfo(np.float32).tiny)
         cosines = (items @ (items[index] / self._norms[index])) / self._norms
         np.clip(cosines, -1, 1, out=cosines)  # what rounding adds is no cosine
         among = self.catalogue.selection(None)
@@ -237,7 +238,7 @@ class Engine:
             and len(queries) <= _WARM_UP_BATCHES[-1]
             and all(
                 query.k <= _BRIEF_K
-                and len(query.excluded) + self.catalogue.unavailable <= _BRIEF_WIDTH
+                and len(query.excluded) <= _BRIEF_WIDTH
                 and query.among is None
                 and (query.cold is None or len(query.cold.tail) <= _BRIEF_TAIL)
                 for query in queries

@@ -103,6 +103,27 @@ def test_long_histories_share_buckets_and_come_back_in_their_order(make_bundle: 
     assert found == expected
 
 
+def test_runs_of_the_encoder_are_of_like_lengths_and_bounded(
+    make_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = read_bundle(make_bundle("short", table=np.vstack([np.zeros(50), np.eye(50)])))
+    runtime = Runtime(replace(short, manifest=short.manifest.model_copy(update={"length": 500})), device="cpu")
+    shapes: list[tuple[int, int]] = []
+    run = runtime._encoder.run
+
+    def seen(outputs: list[str], feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+        shapes.append(feeds["sequences"].shape)
+        return run(outputs, feeds)
+
+    monkeypatch.setattr(runtime._encoder, "run", seen)
+    runtime.encode([np.ones(length, np.int64) for length in [3] * 60 + [50] * 4])
+    assert sorted(shapes) == [(4, 50), (60, 3)]
+    shapes.clear()
+    runtime.encode([np.ones(499, np.int64)] * 500)  # as for an explanation of 500 events
+    assert sum(rows for rows, _ in shapes) == 500
+    assert max(rows * width for rows, width in shapes) <= 1 << 14
+
+
 @pytest.mark.filterwarnings("ignore:Specified provider")  # onnxruntime's own word on it
 def test_a_gpu_that_is_asked_for_and_missing_is_an_error_and_not_a_cpu(runtime: Runtime) -> None:
     import onnxruntime

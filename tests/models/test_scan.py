@@ -17,6 +17,7 @@ from models.manifest import BundleError, Manifest, sealed
 from models.neighbours import Neighbours
 from models.runtime import EXCLUDED_SCORE, Runtime, overlap
 from models.scan import BLOCK, GROUP, Quantised
+from models.selection import Selection
 
 ITEMS = 3 * GROUP * BLOCK + 65  # three whole blocks and a rest
 DIM = 16
@@ -180,6 +181,69 @@ def test_where_all_or_nearly_all_is_excluded_the_rest_is_found(int8: Runtime) ->
     assert (scores > EXCLUDED_SCORE).sum(axis=1).tolist() == [0, 2, 1]
     assert set(indices[1, :2].tolist()) == {100, 801}
     assert indices[2, 0] == ITEMS
+
+
+@settings(settings.get_profile("scan"), max_examples=60)
+@given(
+    excluded=rows_of_excluded,
+    share=st.sampled_from([0.0, 0.01, 0.2, 0.5]),
+    k=st.one_of(st.integers(1, 5), st.integers(1, 500)),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_a_scan_passes_over_what_is_out_for_everybody(
+    tied: Runtime, excluded: list[list[int]], share: float, k: int, seed: int
+) -> None:
+    generator = np.random.default_rng(seed)
+    vectors = generator.integers(-2, 3, (len(excluded), 4)).astype(np.float32)
+    # The best of a row among them, so that whole groups of the best are out.
+    out = np.union1d(
+        1 + np.flatnonzero(generator.random(ITEMS) < share), ranked(tied.bundle.items @ vectors[0], set(), 40)
+    )
+    among = Selection.of(~np.isin(np.arange(ITEMS + 1), [0, *out]), tied.bundle.items, scanned=True)
+    indices, scores = tied.rank(vectors, [np.array(row, np.int64) for row in excluded], k, among=among)
+    for row, theirs in enumerate(excluded):
+        truth = tied.bundle.items @ vectors[row]
+        expected = ranked(truth, {*theirs, *out.tolist()}, k)
+        eligible = scores[row] > EXCLUDED_SCORE
+        assert indices[row][eligible].tolist() == expected
+        assert scores[row][eligible].tolist() == truth[expected].tolist()
+        assert not eligible[len(expected) :].any()
+
+
+@pytest.mark.parametrize("scan", ["float32", "int8"])
+@pytest.mark.parametrize("count", [1, 501, ITEMS // 2 - 1])
+def test_items_that_are_out_copy_no_matrix_and_leave_the_scan_on(
+    make_bundle: Callable[..., Path], scan: str, count: int
+) -> None:
+    items, table = clusters(3)
+    folder = make_bundle("v1", table=table, matrix=items, scan=scan, neighbours=some_neighbours())
+    runtime = Runtime(read_bundle(folder), device="cpu", threads=1)
+    generator = np.random.default_rng(count)
+    out = generator.permutation(ITEMS)[:count] + 1
+    among = Selection.of(~np.isin(np.arange(ITEMS + 1), [0, *out]), runtime.bundle.items, scanned=runtime.scans)
+    assert among.subset.matrix is None
+    assert among.left_out is not None
+    histories = [generator.integers(1, ITEMS + 1, length) for length in (1, 2, 5, 20) for _ in range(5)]
+    vectors = runtime.encode(histories)
+    found, scores = runtime.rank(vectors, histories, 5, histories, among=among)
+    expected, _ = runtime.rank(vectors, histories, 5, histories, among=among, whole=True)
+    assert found.tolist() == expected.tolist()
+    assert not np.isin(found, [0, *out]).any()
+    assert (scores > EXCLUDED_SCORE).all()
+    assert runtime._scan is not None
+    groups = runtime._scan.candidates(vectors, histories, 1, among.left_out)
+    assert not all(row is None for row in groups)
+
+
+def test_where_the_best_are_all_out_the_rest_is_ranked_whole(int8: Runtime) -> None:
+    vector = int8.encode([np.array([7])])
+    order = ranked(int8.bundle.items @ vector[0], set(), ITEMS)
+    out = np.sort(order[: ITEMS // 2])
+    among = Selection.of(~np.isin(np.arange(ITEMS + 1), [0, *out]), int8.bundle.items, scanned=True)
+    assert int8._scan is not None
+    assert int8._scan.candidates(vector, [np.array([0])], 3, out) == [None]
+    found, _ = int8.rank(vector, [np.array([order[ITEMS // 2]])], 3, among=among)
+    assert found.tolist() == [order[ITEMS // 2 + 1 : ITEMS // 2 + 4]]
 
 
 @pytest.mark.parametrize("scan", ["float32", "int8"])
