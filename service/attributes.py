@@ -25,6 +25,7 @@ _COMPARE: dict[Order, Callable[[NDArray[np.float64], float], Mask]] = {
     "gte": np.greater_equal,
 }
 _LISTED = 20  # names in a message
+_SPARE = 1000  # words beyond the entries of a column, before it forgets those that are gone
 _NOBODY = -1  # the code of a word that no item has
 
 
@@ -113,6 +114,7 @@ class _Column:
     def __init__(self, rows: int, values: Iterable[tuple[int, Any]]) -> None:
         self._rows = rows
         self._code_of: dict[tuple[type, Value], int] = {}  # with the type, because True == 1
+        self._next = 0  # code
         self._owners, self._codes, self._numbers = self._entries(values)
 
     def among(self, values: tuple[Value, ...]) -> Mask:
@@ -130,6 +132,9 @@ class _Column:
         self._owners = np.concatenate([self._owners[kept], owners])
         self._codes = np.concatenate([self._codes[kept], codes])
         self._numbers = np.concatenate([self._numbers[kept], numbers])
+        if len(self._code_of) > 2 * len(self._codes) + _SPARE:  # words that no item has any more
+            used = set(self._codes.tolist())
+            self._code_of = {word: code for word, code in self._code_of.items() if code in used}
 
     def _mask(self, entries: Mask) -> Mask:
         mask = np.zeros(self._rows, np.bool_)
@@ -144,7 +149,9 @@ class _Column:
         for row, value in values:
             for one in value if isinstance(value, list) else [value]:
                 if isinstance(one, bool | str):
-                    codes.append(self._code_of.setdefault((type(one), one), len(self._code_of)))
+                    code = self._code_of.setdefault((type(one), one), self._next)
+                    self._next += code == self._next
+                    codes.append(code)
                     numbers.append(np.nan)
                 elif isinstance(one, int | float):
                     codes.append(_NOBODY)

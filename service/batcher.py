@@ -25,6 +25,7 @@ Answer = TypeVar("Answer")
 
 logger = logging.getLogger(__name__)
 
+_LATE = "there is no answer in time"
 _SWEEP_S = 0.01  # between looks for calls that nobody waits for; one for each refusal would cost more than refusing
 
 
@@ -147,7 +148,7 @@ class Batcher(Generic[Call, Answer]):
         self._arrived.set()
         if timeout_s is not None:
             self._deadlines += 1
-            alarm = loop.call_later(timeout_s, _refuse, [future], Expired("there is no answer in time"))
+            alarm = loop.call_later(timeout_s, _refuse, [future], Expired(_LATE))
             future.add_done_callback(lambda _: alarm.cancel())
         return future
 
@@ -223,11 +224,14 @@ class Batcher(Generic[Call, Answer]):
             logger.error("a batch of %d failed: %s", len(batch), type(error).__name__)  # each member says more
             _refuse(futures, error)
             return
-        for future, answer in zip(futures, answers, strict=True):
+        now = time.monotonic()
+        for entry, answer in zip(batch, answers, strict=True):
             if isinstance(answer, Exception):
-                _refuse([future], answer)
-            elif not future.done():
-                future.set_result(answer)
+                _refuse([entry.future], answer)
+            elif entry.until < now:  # where the batch ran on the event loop, its alarm could not go off
+                _refuse([entry.future], Expired(_LATE))
+            elif not entry.future.done():
+                entry.future.set_result(answer)
 
 
 def _refuse(futures: Sequence[asyncio.Future[Answer]], error: Exception) -> None:

@@ -1,6 +1,7 @@
 """The batcher: what shares a batch, what is refused, and what a failure costs."""
 
 import asyncio
+import time
 from collections.abc import Sequence
 
 import pytest
@@ -101,6 +102,19 @@ async def test_those_whose_time_is_up_are_never_run_and_keep_nobody_out() -> Non
         work.gate.set()
         assert await asyncio.gather(*tasks) == [2, 8, 10]
     assert work.batches == [[1], [4, 5]]
+
+
+async def test_an_answer_that_comes_too_late_is_none_though_the_loop_could_not_tell() -> None:
+    async def run(calls: Sequence[int]) -> list[int]:
+        time.sleep(0.02)  # noqa: ASYNC251 - as a ranking on the event loop
+        return list(calls)
+
+    async with Batcher(run, max_batch=2, max_waiting=9, stuck_s=30) as batches:
+        late, answered = await asyncio.gather(
+            batches.submit(1, timeout_s=0.005), batches.submit(2, timeout_s=5), return_exceptions=True
+        )
+    assert isinstance(late, Expired)
+    assert answered == 2
 
 
 async def test_a_call_may_fail_alone() -> None:

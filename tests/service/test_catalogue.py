@@ -63,6 +63,36 @@ def test_nothing_is_selected_where_nothing_is_left_out(catalogue: Catalogue) -> 
     assert chosen.rows.tolist() == [3]
 
 
+def test_words_that_no_item_has_any_more_are_forgotten(catalogue: Catalogue) -> None:
+    def found(word: str) -> list[int]:
+        chosen = catalogue.selection(parse({"eq": {"word": word}}))
+        assert chosen is not None
+        return chosen.rows.tolist()
+
+    catalogue.change({"i1": ItemState(attributes={"word": "stays"}), "i2": ItemState(attributes={"word": "first"})})
+    assert found("first") == [2]  # from now on there is a column
+    for number in range(3000):
+        catalogue.change({"i2": ItemState(attributes={"word": f"word {number}"})})
+    assert (found("stays"), found("word 2999"), found("word 2998"), found("first")) == ([1], [2], [], [])
+    assert len(catalogue.attributes._columns["word"]._code_of) < 1100
+
+
+@pytest.mark.parametrize("unavailable", [1, 39])
+def test_a_large_catalogue_is_not_copied_while_half_of_it_is_there(
+    make_bundle: Callable[..., Path], unavailable: int
+) -> None:
+    bundle = read_bundle(make_bundle("large", items=80))
+    large = Catalogue(bundle, scanned=True)
+    large.change({f"i{number}": ItemState(available=False) for number in range(1, unavailable + 1)})
+    found = large.selection(None)
+    assert found is not None
+    assert found.subset.matrix is None
+    large.change({f"i{number}": ItemState(available=False) for number in range(1, 60)})
+    few = large.selection(None)
+    assert few is not None
+    assert few.subset.matrix is not None
+
+
 class Pause:
     """A filter that nothing matches, and that takes until it is let go."""
 
