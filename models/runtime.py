@@ -141,7 +141,7 @@ class Runtime:
             step = _at_once(len(self.bundle.items if subset is None else subset.rows), out)
             parts = ((slice(begin, begin + step), subset) for begin in range(0, len(vectors), step))
         else:
-            parts = self._subsets(self._scan, vectors, excluded, out, k, sequences)
+            parts = self._subsets(self._scan, vectors, excluded, k, sequences, out=out)
         found = [
             self._run_ranker(
                 vectors[part],
@@ -193,9 +193,10 @@ class Runtime:
         scan: Scan,
         vectors: NDArray[np.float32],
         excluded: Sequence[Indices],
-        out: NDArray[np.int64] | None,
         k: int,
         sequences: Sequence[Indices] | None,
+        *,
+        out: NDArray[np.int64] | None,
     ) -> Iterator[tuple[slice, Subset | None]]:
         """Rows of a batch with a part of the catalogue that holds the k best of each, None for the whole; few
         candidates at once. out: items that are excluded for all rows and in no part."""

@@ -5,9 +5,9 @@ is scored in chunks that stay in the processor's cache, and only the maximum of 
 The k best items lie in the k groups with the largest maxima; a ranker that scores those groups alone gives the same
 answer as over the whole catalogue. The groups are found in the same way, by the maxima of BLOCK groups each. What is
 excluded is not masked: k groups that hold nothing excluded are looked for, and those with something excluded that rank
-above the last of them come along. Where items are out for everybody, as in a shop those that are sold, hardly a group may
-be left that holds none: then the products of single items are looked at, until k that are not out are known, and all
-groups come along that reach the k-th of them.
+above the last of them come along. Where items are out for everybody, as in a shop those that are sold, hardly a group
+may be left that holds none: then the products of single items are looked at, until k that are not out are known, and
+all groups come along that reach the k-th of them.
 
 Over int8 the maxima are off by what rounding did, which is bounded: by how far any item is from its int8 copy, and the
 query from its own. Groups that could hold one of the best by that bound come along and the same ranker decides, so that
@@ -131,21 +131,28 @@ class Scan:
         if out is not None:
             counts = np.ones(len(self._matrix), np.bool_)
             counts[out] = False
-            return [
-                self._reaching(queries[:, row], groups[:, row], blocks[:, row], counts, theirs, k, bounds, row)
-                for row, theirs in enumerate(excluded)
-            ]
+            reaching = []
+            for row, theirs in enumerate(excluded):
+                before = counts[theirs]
+                counts[theirs] = False
+                maxima = groups[:, row], blocks[:, row]
+                reaching.append(
+                    self._reaching(queries[:, row], maxima, counts, k, None if bounds is None else bounds.of(row))
+                )
+                counts[theirs] = before
+            return reaching
         marked = np.zeros(len(groups), np.bool_)
         found: list[NDArray[np.int64] | None] = []
-        for row, out in enumerate(excluded):
-            impure = out[out < len(groups) * GROUP] // GROUP
+        for row, theirs in enumerate(excluded):
+            impure = theirs[theirs < len(groups) * GROUP] // GROUP
             marked[impure] = True
             blocked = np.zeros(len(blocks), np.bool_)
             blocked[impure // BLOCK] = True
-            off = None if bounds is None else bounds.of_blocks(row)
+            bound = None if bounds is None else bounds.of(row)
+            off = None if bound is None else bound.of_blocks()
             inside = _best(blocks[:, row], blocked, k, off)
             members = (inside[:, None] * BLOCK + np.arange(BLOCK)).reshape(-1)  # ascending, as `inside` is
-            off = None if bounds is None else bounds.of_groups(row, members)
+            off = None if bound is None else bound.of_groups(members)
             chosen = members[_best(groups[members, row], marked[members], k, off)]
             found.append(None if bounds is not None and len(chosen) * _MOST > len(groups) else chosen)
             marked[impure] = False
@@ -154,43 +161,42 @@ class Scan:
     def _reaching(
         self,
         query: NDArray[Any],
-        groups: NDArray[Any],
-        blocks: NDArray[Any],
+        maxima: tuple[NDArray[Any], NDArray[Any]],
         counts: NDArray[np.bool_],
-        excluded: Indices,
         k: int,
-        bounds: "_Bounds | None",
-        row: int,
+        bound: "_Bound | None",
     ) -> NDArray[np.int64] | None:
-        """Of one row, the groups that reach the k-th best of those items that count and are not excluded, as far as the
-        best groups show it; None if they are too many. query (dim,), groups (groups,), blocks (blocks,)."""
+        """Of one query (dim,), the groups that reach the k-th best of the items that count, as far as the best groups
+        show it; None if they are too many. maxima: of groups and of blocks, (groups,) and (blocks,); counts (items,).
+        """
+        groups, blocks = maxima
         looked = _LOOKED * k
         while looked * _MOST <= len(groups):
             best = np.argpartition(blocks, max(0, len(blocks) - looked))[-looked:]
             members = (best[:, None] * BLOCK + np.arange(BLOCK)).reshape(-1)
             members = members[np.argpartition(groups[members], len(members) - looked)[-looked:]]
             items = (members[:, None] * GROUP + np.arange(GROUP)).reshape(-1)
-            items = items[counts[items] & ~np.isin(items, excluded)]
+            items = items[counts[items]]
             if len(items) >= k:
                 lowest = self._products(items, query)
-                if bounds is not None:
-                    lowest = lowest - bounds.of_groups(row, items // GROUP)
+                if bound is not None:
+                    lowest = lowest - bound.of_groups(items // GROUP)
                 least = np.partition(lowest, len(lowest) - k)[len(lowest) - k]
                 # So written, what is off by no number comes along.
-                inside = np.flatnonzero(~(blocks + (0 if bounds is None else bounds.of_blocks(row)) < least))
+                inside = np.flatnonzero(~(blocks + (0 if bound is None else bound.of_blocks()) < least))
                 members = (inside[:, None] * BLOCK + np.arange(BLOCK)).reshape(-1)
-                below = groups[members] + (0 if bounds is None else bounds.of_groups(row, members)) < least
+                below = groups[members] + (0 if bound is None else bound.of_groups(members)) < least
                 return None if (~below).sum() * _MOST > len(groups) else members[~below]
             looked *= 4
         return None
 
-    def _products(self, items: NDArray[np.int64], query: NDArray[Any]) -> NDArray[Any]:
+    def _products(self, items: NDArray[np.int64], query: NDArray[Any]) -> NDArray[np.float64]:
         """What the session would give for single items, (items,), or a little less where it rounds otherwise."""
-        rows = self._matrix[items].astype(np.float32)
-        products = rows @ query.astype(np.float32)  # of bytes exact: below 2^24
+        rows = self._matrix[items].astype(np.float64)
+        products: NDArray[np.float64] = rows @ query.astype(np.float64)  # of bytes exact
         if isinstance(self._items, Quantised):
             return products
-        longest = np.sqrt(np.einsum("rd,rd->r", rows, rows).max(initial=0) * (query @ query))
+        longest = float(np.sqrt(np.einsum("rd,rd->r", rows, rows).max(initial=0) * (query @ query)))
         return products - longest * max(_SURPLUS[0], _SURPLUS[1] * len(query))
 
     @property
@@ -259,16 +265,27 @@ class _Bounds:
     rounding: NDArray[np.float64]
     beside: NDArray[np.float64]
 
-    def of_blocks(self, row: int) -> NDArray[np.float64]:
+    def of(self, row: int) -> "_Bound":
+        """For one query."""
+        return _Bound(self.groups, self.blocks, float(self.rounding[row]), float(self.beside[row]))
+
+
+@dataclass(frozen=True, slots=True)
+class _Bound:
+    """The same for one query."""
+
+    groups: NDArray[np.float64]
+    blocks: NDArray[np.float64]
+    rounding: float
+    beside: float
+
+    def of_blocks(self) -> NDArray[np.float64]:
         """Of every block: (blocks,)."""
-        return self._off(row, self.blocks)
+        return self.blocks * self.rounding + self.beside
 
-    def of_groups(self, row: int, members: NDArray[np.int64]) -> NDArray[np.float64]:
+    def of_groups(self, members: NDArray[np.int64]) -> NDArray[np.float64]:
         """Of these groups: (members,)."""
-        return self._off(row, self.groups[members])
-
-    def _off(self, row: int, longest: NDArray[np.float64]) -> NDArray[np.float64]:
-        return longest * float(self.rounding[row]) + float(self.beside[row])
+        return self.groups[members] * self.rounding + self.beside
 
 
 def _best(
