@@ -83,8 +83,10 @@ class Server(uvicorn.Server):
         self.server_state.default_headers = farewell
         loop = asyncio.get_running_loop()
         listeners = [listener.dup() for listener in sockets or []]  # the loop closes its own
-        for closing in (*self.servers, *(sockets or [])):
-            closing.close()
+        for server in self.servers:
+            server.close()
+        for sock in sockets or []:
+            sock.close()
         arrived = [connection for listener in listeners for connection in _last_of(listener)]
         for connection in arrived:
             with contextlib.suppress(OSError):  # its client has left

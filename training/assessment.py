@@ -158,7 +158,7 @@ def _data(
     rules = subject.config.data if subject.config else DataConfig()
     held_out = spec.held_out if spec else 0.1
     interactions = read_interactions(files, columns=columns, max_dropped=rules.max_dropped)
-    if isinstance(subject.config, AutoRecRunConfig):  # each pair of user and item once, as it was trained
+    if isinstance(subject.config, AutoRecRunConfig):  # only what counts for it, as it was trained
         prepared = prepare(interactions, subject.config, split=chosen, held_out=held_out)
         return prepared.interactions, prepared.dataset, prepared.split, chosen
     dataset, parts = split_data(interactions, rules, split=chosen, held_out=held_out)

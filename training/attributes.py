@@ -169,11 +169,13 @@ def _is_json(path: Path) -> bool:
 
 def _read_json(path: Path) -> tuple[list[str], dict[str, list[object]]]:
     try:
-        content = json.loads(formats.content_of(path))
-    except ValueError as error:
-        if isinstance(error, formats.FormatError):
-            raise
-        raise AttributesError(f"{path}: not JSON in UTF-8 ({error})") from error
+        content = json.loads(formats.content_of(path), object_pairs_hook=_unrepeated)
+    except formats.FormatError:
+        raise
+    except KeyError as error:
+        raise AttributesError(f"{path}: {error} occurs twice in one object; keep one of them") from error
+    except (ValueError, RecursionError) as error:
+        raise AttributesError(f"{path}: not JSON in UTF-8, or nested too deeply ({error})") from error
     if not isinstance(content, dict):
         raise AttributesError(f"{path}: must hold one JSON object, from item id to its attributes; for rows use .jsonl")
     if all(isinstance(entry, list) for entry in content.values()):
@@ -182,6 +184,14 @@ def _read_json(path: Path) -> tuple[list[str], dict[str, list[object]]]:
         if not isinstance(entry, dict):
             raise AttributesError(f"{path}: item {item_id!r} has {entry!r}; all items need an object, or all a list")
     return list(content), _by_column(path, content.items())
+
+
+def _unrepeated(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object; KeyError with a name it has twice, of which `json` would keep the last."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise KeyError(Counter(name for name, _ in pairs).most_common(1)[0][0])
+    return found
 
 
 def _read_table(path: Path, item_column: str) -> tuple[list[str], dict[str, list[object]]]:
@@ -236,8 +246,8 @@ def _read_json_lines(path: Path, item_column: str) -> tuple[list[str], dict[str,
     for number, line in enumerate(formats.read_lines(path).to_list(), start=1):
         try:
             row = json.loads(line)
-        except ValueError as error:
-            raise AttributesError(f"{path}: line {number} is not JSON ({error})") from error
+        except (ValueError, RecursionError) as error:
+            raise AttributesError(f"{path}: line {number} is not JSON, or nested too deeply ({error})") from error
         item_id = row.pop(ITEM_COLUMN if ITEM_COLUMN in row else item_column, None) if isinstance(row, dict) else None
         if not isinstance(item_id, str | int) or isinstance(item_id, bool):
             raise AttributesError(

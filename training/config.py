@@ -21,7 +21,7 @@ class ConfigError(ValueError):
 
 class _Section(BaseModel):
     # strict: TOML has types, so that a number in quotes is a mistake and not a number
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class DataConfig(_Section):
@@ -103,6 +103,18 @@ class PretrainingConfig(FittingConfig):
             raise ValueError("pretraining: every objective has weight 0; give one of them a weight, or train a sasrec")
         return self
 
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> "PretrainingConfig":
+        for name, readers in (
+            ("bounded", ("masked_items", "segments")),
+            ("mask_probability", ("associated_attributes", "masked_items", "masked_attributes")),
+        ):
+            if getattr(self, name) != type(self).model_fields[name].default and not any(
+                getattr(self, reader) for reader in readers
+            ):
+                raise ValueError(f"pretraining.{name} does nothing with weight 0 of {', '.join(readers)}; leave it out")
+        return self
+
 
 class ReconstructionConfig(FittingConfig):
     """How an autoencoder learns to fill in rows of a matrix."""
@@ -151,8 +163,8 @@ class Config(_NextItem):
     model: SASRecConfig
 
     @model_validator(mode="after")
-    def _said_once(self) -> "Config":
-        _said_once(self, self.model)
+    def _fits(self) -> "Config":
+        _fits(self, self.model)
         return self
 
 
@@ -168,8 +180,10 @@ class S3RecRunConfig(_NextItem):
         return self.model.item_attributes or self.pretraining.uses_attributes
 
     @model_validator(mode="after")
-    def _said_once(self) -> "S3RecRunConfig":
-        _said_once(self, self.model)
+    def _fits(self) -> "S3RecRunConfig":
+        _fits(self, self.model)
+        if self.pretraining.columns is not None and not self.uses_attributes:
+            raise ValueError("pretraining.columns does nothing where no attribute is learned from; leave it out")
         return self
 
 
@@ -193,7 +207,14 @@ def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _said_once(config: _NextItem, model: EncoderConfig) -> None:
+def _fits(config: _NextItem, model: EncoderConfig) -> None:
+    """Raise ValueError if the sections contradict each other."""
+    stride = config.training.stride
+    if stride is not None and stride > model.length:
+        raise ValueError(
+            f"training.stride {stride} is above model.length {model.length}: items between two windows would never be "
+            "predicted"
+        )
     for name in config.from_data:
         section = "model" if name in type(model).model_fields else "training"
         if name in (model if section == "model" else config.training).model_fields_set:

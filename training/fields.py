@@ -64,11 +64,15 @@ def timestamps(source: str, given: pl.Series) -> tuple[pl.Series, pl.Series]:
 
 
 def _days(numbers: pl.Series) -> pl.Series | None:
-    """Epoch milliseconds of dates written as numbers, as in 20240131; None unless all are such."""
-    if not _FIRST_DAY <= (numbers.min() or 0) <= (numbers.max() or 0) <= _LAST_DAY or (numbers % 1 != 0).any():  # type: ignore[operator]
-        return None
-    days = numbers.cast(pl.Int64).cast(pl.String).str.to_date("%Y%m%d", strict=False)
-    return None if days.null_count() > numbers.null_count() else days.cast(pl.Datetime("ms")).cast(pl.Int64)
+    """Epoch milliseconds of dates written as numbers, as in 20240131; None unless most are such.
+
+    The others, 20240230 and 0, are then no dates: null. As seconds all of them are two weeks of 1970.
+    """
+    written = numbers.is_between(_FIRST_DAY, _LAST_DAY) & (numbers % 1 == 0)
+    days = (
+        numbers.set(~written.fill_null(False), None).cast(pl.Int64).cast(pl.String).str.to_date("%Y%m%d", strict=False)
+    )
+    return days.cast(pl.Datetime("ms")).cast(pl.Int64) if 2 * days.count() > numbers.count() else None
 
 
 def _instants(text: pl.Series) -> pl.Series:

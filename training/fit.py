@@ -1,15 +1,16 @@
 """The training loop, the only one: what differs between models and losses is a Task, batch -> loss.
 
 Every epoch ends with validation, a line of `metrics.jsonl` and a checkpoint; training stops when the task's validation
-metric has not improved for `patience` epochs, and the weights of the best epoch are kept. Where the configuration asks
-for averaged weights, those are what is validated and kept, and training itself goes on with its own.
+metric has not improved for `patience` epochs, and the weights of the best epoch are kept, or of the last one where no
+epoch hit anything. Where the configuration asks for averaged weights, those are what is validated and kept, and
+training itself goes on with its own.
 """
 
 import json
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -72,7 +73,10 @@ class Task(Protocol[Batch]):
         """Figures of the model as it is."""
 
     def score(self, figures: dict[str, float]) -> float:
-        """One number from these figures, higher is better; NaN where nothing is validated, then the latest is best."""
+        """One number from these figures, higher is better; of a ranking 0 says that nothing was hit.
+
+        NaN where nothing is validated, then the latest is best.
+        """
 
 
 def fit(
@@ -122,10 +126,11 @@ def fit(
             figures = processes.from_leader(task.validate() if processes.leader else None)
             score = task.score(figures)
             better = not score <= progress.best  # so written, NaN is better than what was
-            if better:
-                best_weights = copied(model)
+            if better or score == progress.best == 0:  # nothing was hit so far, and what was learned longer knows more
+                best_weights, best_epoch = copied(model), epoch
+            else:
+                best_epoch = progress.best_epoch
         seconds = time.perf_counter() - began
-        best_epoch = epoch if better else progress.best_epoch
         progress = checkpoint.Progress(
             identity=identity,
             epoch=epoch,
@@ -133,8 +138,9 @@ def fit(
             best=score if better else progress.best,
             seconds=progress.seconds + seconds,
             sequences=progress.sequences + taken,
-            finished=epoch >= config.epochs or epoch - best_epoch >= config.patience,
+            finished=False,
         )
+        progress = replace(progress, finished=epoch >= config.epochs or _waited(progress) >= config.patience)
         record = {"epoch": epoch, "loss": loss, "seconds": seconds, "sequences_per_second": taken / seconds}
         record |= figures
         states = checkpoint.generators(processes.gathered)
@@ -150,8 +156,13 @@ def fit(
         best=progress.best,
         seconds=progress.seconds,
         sequences=progress.sequences,
-        stopped_early=progress.epoch - progress.best_epoch >= config.patience,
+        stopped_early=_waited(progress) >= config.patience,
     )
+
+
+def _waited(progress: checkpoint.Progress) -> int:
+    """Epochs since the last better validation figure, which a best of 0 has been from the first."""
+    return progress.epoch - (1 if progress.best == 0 else progress.best_epoch)
 
 
 def _epoch(

@@ -153,8 +153,8 @@ def read_lines(path: Path) -> pl.Series:
 def read_json_lines(path: Path, wanted: Sequence[str]) -> tuple[pl.DataFrame, list[str]]:
     """Those of the wanted fields that any line has, as String, and MALFORMED, True where a line is no JSON object.
 
-    Text and numbers come as they are written, an object or array as its JSON. The second value names the fields of
-    the first line that is an object; none is FormatError.
+    Text and numbers come as they are written, an object or array as its JSON, and so do true and false in brackets: as
+    text they could be ids. The second value names the fields of the first line that is an object; none is FormatError.
     """
     lines = read_lines(path)
     whole = lines.str.json_path_match("$")
@@ -225,11 +225,12 @@ def _unreadable(path: Path, error: Exception) -> FormatError:
 
 
 def _json_field(lines: pl.Series, name: str) -> pl.Series:
-    """A field of every line; an integer that 64 bits do not hold digit by digit, which polars would round."""
+    """A field of every line. Python reads what polars does not tell: integers beyond 64 bits, booleans from text."""
     found = lines.str.json_path_match(_json_path(name))
-    rounded = found.str.contains(r"^-?\d(\.\d+)?e\+?\d+$").fill_null(False)
-    exact = [json.loads(line, parse_int=str, parse_float=str)[name] for line in lines.filter(rounded)]
-    return found.scatter(rounded.arg_true(), exact) if exact else found
+    untold = found.str.contains(r"^(-?\d(\.\d+)?e\+?\d+|true|false)$").fill_null(False)
+    exact = [json.loads(line, parse_int=str, parse_float=str)[name] for line in lines.filter(untold)]
+    told = [json.dumps([value]) if isinstance(value, bool) else value for value in exact]
+    return found.scatter(untold.arg_true(), told) if told else found
 
 
 def _json_path(name: str) -> str:

@@ -105,7 +105,7 @@ def read_interactions(
 
     Ids are kept as written; integers become their decimal digits, and so do numbers with a fraction of zero in a
     Parquet column of floats (there 3.0 is item "3"; any other fraction is a wrong type). Timestamps are RFC 3339 or
-    ISO dates (UTC unless they say otherwise) or numbers: dates where all of the file are such (20240131), else seconds
+    ISO dates (UTC unless they say otherwise) or numbers: dates where most of the file are such (20240131), else seconds
     where their median is below 1e11, else milliseconds. Without a timestamp column the order of the rows counts.
 
     Dropped and counted: ids that are empty, blank, over 256 UTF-8 bytes or of a wrong type; timestamps that are

@@ -184,6 +184,9 @@ def results(
     console = terminal()
     kept = records or output.with_suffix("")
     for run in runs or ():
+        if not run.is_file():  # before any is kept: a record that can have no row would be in the way of every page
+            results_page([RunFolder(run)])
+    for run in runs or ():
         if run.is_file():  # runs/* matches what lies beside them too
             console.print(f"{run} is no folder and left out")
         elif not keep_record(RunFolder(run), kept / run.resolve().name):  # "." has no name

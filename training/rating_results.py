@@ -16,7 +16,7 @@ def rating_rows(
     configurations: Sequence[tuple[str, Runs]],
     *,
     wall_time: Callable[[Sequence[Mapping[str, Any]]], str],
-    command: Callable[[Sequence[RunSpec]], str],
+    command: Callable[[Sequence[RunSpec], Sequence[Mapping[str, Any]]], str],
 ) -> list[tuple[str, ...]]:
     """Lines under HEADINGS, the lowest test RMSE first, unfinished runs last.
 
@@ -31,13 +31,13 @@ def rating_rows(
         if done:
             recorded, specs = [metrics for metrics, _ in done], [spec for _, spec in done]
             seeds = ", ".join(str(spec.seed) for spec in specs)
-            found.append(_row(name, recorded, seeds, wall_time(recorded), command(specs)))
+            found.append(_row(name, recorded, seeds, wall_time(recorded), command(specs, recorded)))
             if len(recorded) > len(most):
                 most = recorded
         for run, spec in runs:
             if not (run.path / METRICS).exists():
                 state = f"not finished: {len(run.epochs())} epochs"
-                unfinished.append((name, state, "-", "-", str(spec.seed), "-", command([spec])))
+                unfinished.append((name, state, "-", "-", str(spec.seed), "-", command([spec], [])))
     for name in most[0]["baselines"] if most else ():
         found.append(_row(name, [metrics["baselines"][name] for metrics in most], "-", "-", "-"))
     return [cells for _, cells in sorted(found, key=lambda row: row[0])] + unfinished

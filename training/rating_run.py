@@ -250,7 +250,7 @@ def fitted_autorec(
             task,
             config.training,
             folder=run.path,
-            identity=spec.identity,
+            identity=spec.checkpoint_identity,
             watcher=bar,
             processes=processes,
         )

@@ -1,7 +1,7 @@
 """Ratings in: which interactions are one, each pair of user and item once, as a matrix, and what biases alone explain.
 
-An interaction log may hold a film twice, or events without a rating; a matrix has one number in a cell. What is left
-out on the way is counted and shown.
+An interaction log may hold a film twice, or events without a rating; a matrix has one number in a cell, the newest of
+what is learned from. What is left out on the way is counted and shown.
 """
 
 from dataclasses import dataclass, replace
@@ -55,17 +55,27 @@ def rated(
 ) -> Rated:
     """Interactions -> ratings of explicit feedback, or pairs of implicit -> data set -> split.
 
-    split: "loo" and "time" as for sequences, "random" for single ratings, "file" for those of `test`.
+    split: "loo" and "time" as for sequences, repeats included, "random" for single ratings, "file" for those of `test`.
     Raises DatasetError if too many interactions have no rating or one outside a configured scale
-    (`data.max_dropped`), if `test` is given without split "file" or the reverse, if a pair is in both, or if all
-    ratings are the same.
+    (`data.max_dropped`), if `test` is given without split "file" or the reverse, if a pair is in both, if all ratings
+    are the same, if there are none to hold out, or for a validation share that the split does not use.
     """
+    of_ratings = split in ("random", "file")
+    if of_ratings and config.model.feedback == "implicit":
+        raise DatasetError(
+            f"the split {split} holds out single ratings, and feedback 'implicit' predicts none; split loo or time"
+        )
+    shares = config.training.validation_share
+    if not of_ratings and shares != type(config.training).model_fields["validation_share"].default:
+        raise DatasetError(f"training.validation_share {shares} does nothing with the split {split}; leave it out")
     if (test is not None) != (split == "file"):
         raise DatasetError("a split by file needs the ratings to test on, --test FILE, and no other split takes them")
     notes: list[str] = []
     interactions = _usable(interactions, config, "", notes)
+    if of_ratings:  # of the others only the train part, or what is to be predicted would decide what is learned
+        interactions = _newest(interactions, "", notes)
     if test is not None:
-        test = _usable(test, config, "of the test: ", notes)
+        test = _newest(_usable(test, config, "of the test: ", notes), "of the test: ", notes)
         shared = test.frame.join(interactions.frame, on=["user_id", "item_id"], how="semi").height
         if shared:
             raise DatasetError(
@@ -77,7 +87,6 @@ def rated(
     dataset = build_dataset(
         whole, min_user_interactions=rules.min_user_interactions, min_item_interactions=rules.min_item_interactions
     )
-    shares = config.training.validation_share
     if split == "loo":
         parts = split_leave_one_out(dataset)
     elif split == "time":
@@ -85,6 +94,9 @@ def rated(
     else:
         chosen = held_out if test is None else _those_of(test, dataset)
         parts = split_ratings(dataset, test=chosen, validation_share=shares, seed=seed)
+    older = parts.train.interactions - len(_newest_cells(parts.train, dataset.vocabulary.items))
+    if older:
+        notes.append(f"{older:,} older train interactions of a user with the same item left out")
     if config.model.feedback == "explicit":
         low, high = scale_of(parts.train, config)
         held = parts.validation.values
@@ -108,11 +120,15 @@ def scale_of(train: Sequences, config: AutoRecRunConfig) -> tuple[float, float]:
 
 
 def matrix_of(sequences: Sequences, items: int, *, explicit: bool = True) -> Matrix:
-    """Users x items, float32: the ratings, or 1 if not explicit. Column i is item i + 1; a rating of 0 is an entry."""
+    """Users x items, float32: the ratings, of a pair the newest, or 1 if not explicit.
+
+    Column i is item i + 1; a rating of 0 is an entry.
+    """
     compact = sequences.compact()
     values = compact.values if explicit and compact.values is not None else np.ones(len(compact.items), np.float32)
-    pointers = np.concatenate([[0], compact.ends])
-    return sparse.csr_array((values, compact.items - 1, pointers), shape=(len(compact), items))
+    newest = _newest_cells(sequences, items)
+    pointers = np.searchsorted(newest, np.concatenate([[0], compact.ends]))
+    return sparse.csr_array((values[newest], compact.items[newest] - 1, pointers), shape=(len(compact), items))
 
 
 def biases_of(matrix: Matrix, shrinkage: float) -> Biases:
@@ -133,7 +149,7 @@ def biases_of(matrix: Matrix, shrinkage: float) -> Biases:
 
 
 def _usable(interactions: Interactions, config: AutoRecRunConfig, of: str, notes: list[str]) -> Interactions:
-    """Interactions that count, each pair of user and item once, and a note on the others."""
+    """Interactions that count, and a note on the others."""
     frame, rows = interactions.frame, interactions.frame.height
     if config.model.feedback == "explicit":
         scale = config.training.scale
@@ -147,13 +163,25 @@ def _usable(interactions: Interactions, config: AutoRecRunConfig, of: str, notes
                 f"{config.data.max_dropped:g} allowed (data.max_dropped): {'; '.join(notes)}. Name the ratings with "
                 "--value-column, set training.scale, or set model.feedback to 'implicit'"
             )
-    rated = frame.height
-    frame = frame.unique(
-        ["user_id", "item_id"], keep="last", maintain_order=True
-    )  # oldest first, so this is the newest
-    if frame.height < rated:
-        notes.append(f"{of}{rated - frame.height:,} older interactions of a user with the same item left out")
     return replace(interactions, frame=frame)
+
+
+def _newest(interactions: Interactions, of: str, notes: list[str]) -> Interactions:
+    """Each pair of user and item once, and a note on the others."""
+    frame = interactions.frame
+    kept = frame.unique(["user_id", "item_id"], keep="last", maintain_order=True)  # oldest first: the newest
+    if kept.height < frame.height:
+        notes.append(f"{of}{frame.height - kept.height:,} older interactions of a user with the same item left out")
+    return replace(interactions, frame=kept)
+
+
+def _newest_cells(sequences: Sequences, items: int) -> NDArray[np.int64]:
+    """Where in the compact sequences each user's newest interaction with each item is, ascending: int64 (cells,)."""
+    compact = sequences.compact()
+    owners = np.repeat(np.arange(len(compact)), compact.lengths)
+    backwards = (owners * (items + 1) + compact.items)[::-1]
+    _, places = np.unique(backwards, return_index=True)
+    return np.sort(len(backwards) - 1 - places)
 
 
 def _without(frame: pl.DataFrame, bad: pl.Expr, why: str, of: str, notes: list[str]) -> pl.DataFrame:

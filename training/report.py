@@ -86,7 +86,14 @@ def describe_data(prepared: Prepared) -> str:
             f"{core.interactions_removed:,} interactions with them"
         )
     lines += prepared.notes
-    lines += [f"not evaluated: {users:,} users, {why}" for why, users in prepared.split.left_out.items() if users]
+    split = prepared.split
+    lines += [f"not evaluated: {users:,} users, {why}" for why, users in split.left_out.items() if users]
+    validation, test = split.validation.repeats, split.test_repeats
+    if validation or test:
+        lines.append(
+            f"in the user's history already, which counts as missed: {validation:,} of {len(split.validation):,} "
+            f"validation targets, {test:,} of {split.judges:,} test targets"
+        )
     if not prepared.interactions.has_timestamps:
         lines.append(
             "no timestamps: the order of the rows is taken as the order of events; --timestamp-column names a column"
@@ -103,6 +110,11 @@ def describe_data(prepared: Prepared) -> str:
 def describe_stop(fitted: Fitted, patience: int, metric: str) -> str:
     """Why training ended, in words."""
     speed = f"{fitted.epochs} epochs in {fitted.seconds:.0f} s, {fitted.sequences / fitted.seconds:,.0f} sequences/s"
+    if fitted.best == 0 and metric == METRIC:
+        return (
+            f"no epoch had a validation target among the first ten, so validation chose nothing: the weights are those "
+            f"of the last; {speed}"
+        )
     if fitted.stopped_early:
         return f"stopped early: validation {metric} had not improved for {patience} epochs; {speed}"
     return f"trained all {speed}; the best validation {metric} was in epoch {fitted.best_epoch}"

@@ -1,7 +1,7 @@
 """The results page: records of runs as Markdown, a table for each data set.
 
 Written by a command and never by hand, so that a figure without a run behind it cannot stand there. Runs that
-disappointed or were never finished have their row too.
+disappointed or were never finished have their row too, and rows say where a record was read back off an earlier page.
 """
 
 import os
@@ -78,7 +78,7 @@ def results_page(runs: Sequence[RunFolder]) -> str:
     """The page of these runs. Runs of one configuration on the same data are one row, their seeds put together;
     where the configuration of that name has changed since, the row says how.
 
-    Raises RunError if a folder is no run, or two hold the same one.
+    Raises RunError if a folder is no run or lacks a figure that its row shows, or if two hold the same run.
     """
     specs = [(run, run.spec()) for run in runs]
     identities: dict[str, Path] = {}
@@ -86,17 +86,20 @@ def results_page(runs: Sequence[RunFolder]) -> str:
         first = identities.setdefault(spec.identity, run.path)
         if first != run.path:
             raise RunError(f"{first} and {run.path} are the same run twice; name one of them")
-    groups = _grouped(specs, lambda spec: (_sources(spec), spec.split))
-    tables = [_rating_table(group) if group[0][1].split in RATED else _table(group) for group in groups]
+        _shown_alone(run, spec)
+    tables = [_table(group) for group in _grouped(specs, lambda spec: (_sources(spec), spec.split))]
     return (
         "\n\n".join(
             [
                 "# Results",
-                "Written by `python -m training results RUN...` from what it keeps of every run; not edited by hand.",
+                "Written by `python -m training results RUN...` from what it keeps of every run; not edited by hand. "
+                "Where a command is followed by “read back”, nothing was left of these seeds' runs but an earlier "
+                "state of this page, whose figures, to four places, are now the record.",
                 "Every item of the catalogue is ranked, the user's history excluded; ties count against the model, and "
                 "users whose target cannot be hit count as missed. HR is recall: one target a user. Figures are of the "
                 "test part, which chose nothing. ± is the deviation over seeds; the interval is over users, by "
-                "bootstrap, its bounds averaged over seeds. Novelty is in bits.",
+                "bootstrap, its bounds averaged over seeds. Novelty is in bits. Without timestamps nothing is known to "
+                "be strictly later: “-”.",
                 *tables,
             ]
         )
@@ -119,15 +122,30 @@ def _grouped(
     return list(groups.values())
 
 
+def _shown_alone(run: RunFolder, spec: RunSpec) -> None:
+    """Raise a RunError that names the run if its row cannot be written."""
+    try:
+        _table([(run, spec)])
+    except (KeyError, TypeError) as error:
+        raise RunError(
+            f"{run.path / METRICS} has not the figures of a run on {SPLITS[spec.split]} ({error!r}); leave the run "
+            "out, or delete the folder if it is a record"
+        ) from error
+
+
 def _table(group: Sequence[tuple[RunFolder, RunSpec]]) -> str:
     """Heading, digests and table of the runs on one data set and split."""
+    return _rating_table(group) if group[0][1].split in RATED else _ranking_table(group)
+
+
+def _ranking_table(group: Sequence[tuple[RunFolder, RunSpec]]) -> str:
     spec = group[0][1]
     rows: list[_Row] = []
     finished = [run for run, _ in group if (run.path / METRICS).exists()]
     if finished:
         for name, figures in finished[0].metrics()["baselines"].items():
             if METRIC in figures["test"]:
-                rows.append(_row(name, [figures["test"]]))
+                rows.append(_row(name, [figures["test"]], timed=_timed(spec)))
     configurations = _named(group)
     for name, part in configurations:
         rows += _rows(name, part)
@@ -197,15 +215,17 @@ def _rows(name: str, group: Sequence[tuple[RunFolder, RunSpec]]) -> list[_Row]:
         if blended:  # with the item-kNN of the baseline, if it was recorded before there was another
             chosen = any("backward" in metrics.get("blend", {}) for metrics in recorded)
             served = f"{name} + item-kNN" if chosen else f"{name} + the baseline's item-kNN"
-        rows.append(_row(served, [metrics["test"] for metrics in recorded], recorded, specs))
+        rows.append(_row(served, [metrics["test"] for metrics in recorded], recorded, specs, timed=_timed(specs[0])))
         if any("alone" in metrics for metrics in recorded):
             alone = [metrics.get("alone", metrics)["test"] for metrics in recorded]
-            rows.append(_row(f"{name} alone" if not blended else name, alone, recorded, specs))
+            alone_name = f"{name} alone" if not blended else name
+            rows.append(_row(alone_name, alone, recorded, specs, timed=_timed(specs[0])))
     for run, spec in group:
         if not (run.path / METRICS).exists():
             epochs = run.epochs()
-            best = max((record[METRIC] for record in epochs), default=0.0)
-            state = f"not finished: {len(epochs)} epochs, best validation {heading(METRIC)} {best:.4f}"
+            figures = [record[METRIC] for record in epochs if METRIC in record]  # ratings are validated by their RMSE
+            best = f", best validation {heading(METRIC)} {max(figures):.4f}" if figures else ""
+            state = f"not finished: {len(epochs)} epochs{best}"
             blank = ("-",) * (len(_HEADINGS) - 5)
             rows.append(_Row((name, state, *blank, str(spec.seed), "-", _command([spec])), None))
     return rows
@@ -216,8 +236,13 @@ def _row(
     figures: Sequence[Mapping[str, Any]],
     recorded: Sequence[Mapping[str, Any]] = (),
     specs: Sequence[RunSpec] = (),
+    *,
+    timed: bool,
 ) -> _Row:
-    """Figures of several seeds as one line; without recorded runs, of a baseline, which has no chance in it."""
+    """Figures of several seeds as one line; without recorded runs, of a baseline, which has no chance in it.
+
+    timed: whether the data has timestamps, without which every target counts as strictly later.
+    """
 
     def over_seeds(read: Callable[[Mapping[str, Any]], float]) -> str:
         try:
@@ -232,13 +257,17 @@ def _row(
             name,
             *cells,
             f"{low:.4f} to {high:.4f}",
-            over_seeds(lambda figure: figure["slices"]["strictly later"][METRIC]),
+            over_seeds(lambda figure: figure["slices"]["strictly later"][METRIC]) if timed else "-",
             ", ".join(str(spec.seed) for spec in specs) or "-",
             _wall_time(recorded) if recorded else "-",
-            _command(specs) if specs else "-",
+            _command(specs, recorded) if specs else "-",
         ),
         spread([figure[METRIC] for figure in figures]).mean,
     )
+
+
+def _timed(spec: RunSpec) -> bool:
+    return spec.data.first_ms is not None
 
 
 def _wall_time(recorded: Sequence[Mapping[str, Any]]) -> str:
@@ -248,8 +277,8 @@ def _wall_time(recorded: Sequence[Mapping[str, Any]]) -> str:
     return shown + (f" ({', '.join(sorted(places))})" if places else "")
 
 
-def _command(specs: Sequence[RunSpec]) -> str:
-    """What makes these runs again, but for the seed where there are several."""
+def _command(specs: Sequence[RunSpec], recorded: Sequence[Mapping[str, Any]] = ()) -> str:
+    """What makes these runs again, but for the seed where there are several, and whether a record was read back."""
     spec = specs[0]
     compared = compared_name(spec)
     config = compared or spec.name
@@ -274,7 +303,9 @@ def _command(specs: Sequence[RunSpec]) -> str:
         words += ["--split", spec.split]
     command = f"`{shlex.join(words)} --seed {spec.seed if len(specs) == 1 else 'SEED'}`"
     changed = [f"{name} {before!r}, now {now!r}" for name, (before, now) in spec.changed_since().items()]
-    return command + (f" of an earlier {spec.name} ({'; '.join(changed)})" if changed else "")
+    command += f" of an earlier {spec.name} ({'; '.join(changed)})" if changed else ""
+    back = [str(spec.seed) for spec, metrics in zip(specs, recorded, strict=False) if "read_back" in metrics]
+    return command + (f"; read back: seed {', '.join(back)}" if back else "")
 
 
 def _relative(path: Path) -> str:

@@ -13,7 +13,7 @@ curves.png
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -77,14 +77,21 @@ class RunSpec(BaseModel):
 
     @property
     def identity(self) -> str:
-        """Digest of what decides the result: a checkpoint is continued only by a run with the same.
+        """Digest of what decides the result.
 
         Options at their defaults are not in it, so that a new one makes no other run of those from before.
         """
+        return self._digest(self._deciding())
+
+    @property
+    def checkpoint_identity(self) -> str:
+        """The same for a checkpoint, which is continued only by a run with an equal one.
+
+        Without the columns of ids and times, which `RunFolder.begin` compares: checkpoints were written before the
+        identity had them, and still go on.
+        """
         deciding = self._deciding()
-        kept = deciding.model_dump(mode="json", exclude_defaults=True, exclude={"name", "files", "columns"})
-        kept |= {"value": deciding.columns.value} if deciding.columns.value else {}  # its data window does not show
-        return hashlib.sha256(json.dumps([deciding.config.model.name, kept]).encode()).hexdigest()
+        return self._digest(deciding.model_copy(update={"columns": Columns(value=deciding.columns.value)}))
 
     def differences(self, other: "RunSpec") -> dict[str, tuple[Any, Any]]:
         """What decides the result and is not the same in the other, with both values."""
@@ -118,8 +125,16 @@ class RunSpec(BaseModel):
         rates = isinstance(self.config, AutoRecRunConfig) and self.config.model.feedback == "explicit"
         changes: dict[str, Any] = {"attributes": None, "by_rule": None, "test": [Path(path.name) for path in self.test]}
         changes["attributes_sha256"] = self.attributes_sha256 if learns else None
-        changes["columns"] = Columns(value=self.columns.value if rates else None)
+        changes["columns"] = self.columns if rates else replace(self.columns, value=None)
         return self.model_copy(update=changes)
+
+    @staticmethod
+    def _digest(deciding: "RunSpec") -> str:
+        kept = deciding.model_dump(mode="json", exclude_defaults=True, exclude={"name", "files", "columns"})
+        # Two columns of one file may show the same data window.
+        usual = asdict(Columns())
+        kept |= {role: name for role, name in asdict(deciding.columns).items() if name != usual[role]}
+        return hashlib.sha256(json.dumps([deciding.config.model.name, kept]).encode()).hexdigest()
 
 
 def rules_of(config: RunConfig) -> list[str]:

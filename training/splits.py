@@ -33,6 +33,13 @@ class Holdout:
         """Number of targets."""
         return self.targets.size
 
+    @property
+    def repeats(self) -> int:
+        """How many targets are in their own history: no ranking without it can hit them."""
+        histories = self.histories.compact()
+        owners = np.repeat(np.arange(len(self)), histories.lengths)
+        return len(np.unique(owners[histories.items == self.targets[owners]]))
+
     def take(self, some: NDArray[np.int64]) -> "Holdout":
         """The targets of these places, with their histories."""
         values = None if self.values is None else self.values[some]
@@ -59,6 +66,11 @@ class Split:
     def judges(self) -> int:
         """How many users the test part has: whether it can judge anything, and not by what."""
         return len(self._test)
+
+    @property
+    def test_repeats(self) -> int:
+        """How many targets of the test part are in their own history, and not which."""
+        return self._test.repeats
 
 
 def open_test(split: Split) -> Holdout:

@@ -35,9 +35,10 @@ from training.splits import unsplit
 
 
 def train(spec: RunSpec, prepared: Prepared, folder: Path, console: Console, processes: Processes = ALONE) -> RunFolder:
-    """Fit, evaluate and record one run in `folder`; an interrupted one is continued, a finished one left as it is.
+    """Fit, evaluate and record one run in `folder`.
 
-    With several processes each calls this; all fit, and the leader does the rest.
+    An interrupted one is continued, a finished one keeps its weights and is judged again. With several processes each
+    calls this; all fit, and the leader does the rest.
     Raises RunError if the folder holds another run, FitError if training cannot go on.
     """
     run = RunFolder(folder)
@@ -156,7 +157,7 @@ def _fitted(
                 objectives,
                 config.pretraining,
                 folder=run.pretraining.path,
-                identity=spec.identity,
+                identity=spec.checkpoint_identity,
                 watcher=bar,
                 processes=processes,
             )
@@ -169,7 +170,7 @@ def _fitted(
             task,
             config.training,
             folder=run.path,
-            identity=spec.identity,
+            identity=spec.checkpoint_identity,
             watcher=bar,
             processes=processes,
         )

@@ -279,3 +279,27 @@ def test_a_configuration_may_follow_the_files(tmp_path: Path) -> None:
     assert spread(["train", "--data", str(one), str(config), str(two)]) == [
         *("train", "--data", str(one), str(config), "--data", str(two))
     ]
+
+
+def test_another_column_of_the_same_file_does_not_continue_the_run(
+    command: Callable[..., tuple[int, str, str]], log: Path, tiny: Path
+) -> None:
+    pl.read_csv(log).with_columns(artist=pl.col("item_id").str.replace("i", "a")).write_csv(log)
+    words = ("train", tiny, "--data", log, "--output", "run")
+    assert command(*words)[0] == 0
+    vocabulary = Path("run/vocabulary.json").read_text()
+    one_sentence(command(*words, "--item-column", "artist"), "columns.item 'item_id' there, 'artist' here", "--output")
+    assert Path("run/vocabulary.json").read_text() == vocabulary
+    assert command(*words)[0] == 0
+
+
+def test_targets_that_a_history_holds_already_are_told(
+    command: Callable[..., tuple[int, str, str]], tiny: Path
+) -> None:
+    rows = ["a,x", "a,y", "a,x", "a,z", "b,x", "b,y", "b,z", "b,x", "c,x", "c,y", "c,z", "c,w"]
+    Path("log.csv").write_text("user_id,item_id\n" + "".join(f"{row}\n" for row in rows))
+    _, out, _ = command("train", tiny, "--data", "log.csv")
+    told = "which counts as missed: 1 of 3 validation targets, 1 of 3 test targets"
+    assert f"in the user's history already, {told}\n" in out
+    Path("log.csv").write_text("user_id,item_id\n" + "".join(f"{row}\n" for row in rows[-4:]))
+    assert "counts as missed" not in command("train", tiny, "--data", "log.csv", "--output", "other")[1]

@@ -225,6 +225,45 @@ def test_an_option_that_a_loss_would_ignore_is_refused(options: dict[str, Any], 
         TrainingConfig(**options)
 
 
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"masked_items": 0, "segments": 0, "bounded": True}, "bounded"),
+        (
+            {"masked_items": 0, "masked_attributes": 0, "associated_attributes": 0, "mask_probability": 0.5},
+            "mask_probability",
+        ),
+    ],
+)
+def test_an_option_that_no_objective_reads_is_refused(options: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=rf"pretraining\.{named} does nothing with weight 0 of"):
+        PretrainingConfig(**options)
+    for name in ("masked_items", "segments") if named == "bounded" else ("masked_items", "masked_attributes"):
+        PretrainingConfig(**{**options, name: 1.0})
+
+
+def test_attribute_columns_that_nothing_learns_from_are_refused() -> None:
+    none = {"masked_attributes": 0.0, "associated_attributes": 0.0, "columns": ["brand"]}
+    with pytest.raises(ConfigError, match=r"pretraining\.columns does nothing"):
+        parse_config({"model": {"name": "s3rec"}, "pretraining": none})
+    parse_config({"model": {"name": "s3rec", "item_attributes": True}, "pretraining": none})
+    parse_config({"model": {"name": "s3rec"}, "pretraining": none | {"masked_attributes": 1.0}})
+
+
+@pytest.mark.parametrize("name", ["sasrec", "s3rec"])
+def test_windows_that_leave_items_out_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"training\.stride 6 is above model\.length 5"):
+        parse_config({"model": {"name": name, "length": 5}, "training": {"stride": 6}})
+    parse_config({"model": {"name": name, "length": 5}, "training": {"stride": 5}})
+
+
+@pytest.mark.parametrize("value", ["inf", "nan"])
+@pytest.mark.parametrize("name", ["learning_rate", "weight_decay", "gradient_clip"])
+def test_a_number_that_is_not_finite_is_refused(write: Callable[[str], str], name: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=rf"training\.{name}: Input should be a finite number"):
+        load_config(write(f"[model]\n[training]\n{name} = {value}\n"))
+
+
 def test_patience_ends_training_when_nothing_gets_better(outcome: Callable[..., dict[str, torch.Tensor]]) -> None:
     still = {"learning_rate": 1e-12, "epochs": 9}  # no epoch after the first ranks otherwise
     assert not differ(outcome(**still, patience=1), outcome(**still | {"epochs": 2}))

@@ -58,8 +58,25 @@ def test_numbers_that_all_are_dates_are_taken_for_them(column: list[object]) -> 
 
     assert log.frame.select("item_id", "timestamp").rows() == [("c", 1_703_980_800_000), ("a", 1_709_251_200_000)]
     assert log.report.dropped == {"timestamp missing": 1}
-    other = frame.with_columns(timestamp=pl.Series([20240301, 20240302, 20240399]))
-    assert interactions_from_frame(other, source="events").frame["timestamp"][0] == 20240301_000
+
+
+@pytest.mark.parametrize("odd", [20240230.0, 20241301.0, 0.0, 99999999.0, 20240301.5])
+def test_a_date_that_there_is_not_is_counted_and_leaves_the_others_dates(odd: float) -> None:
+    frame = pl.DataFrame(
+        {"user_id": ["u"] * 4, "item_id": [*"abcd"], "timestamp": [20240301.0, odd, 20231231.0, 20240302.0]}
+    )
+
+    log = interactions_from_frame(frame, source="events", max_dropped=0.25)
+
+    assert log.frame["item_id"].to_list() == ["c", "a", "d"]
+    assert log.frame["timestamp"][1] == 1_709_251_200_000
+    assert log.report.dropped == {"timestamp unreadable": 1}
+
+
+def test_a_few_numbers_that_could_be_dates_are_none() -> None:
+    frame = pl.DataFrame({"user_id": ["u"] * 3, "item_id": [*"abc"], "timestamp": [SECOND, 20240301, SECOND]})
+
+    assert interactions_from_frame(frame, source="events").frame["timestamp"][0] == 20240301_000
 
 
 @pytest.mark.parametrize(

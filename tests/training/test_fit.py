@@ -17,6 +17,7 @@ import polars as pl
 import pytest
 import torch
 from rich.console import Console
+from safetensors.torch import load_file
 
 from models.sasrec import SASRec
 from models.zoo import build
@@ -28,6 +29,7 @@ from training.evaluate import evaluate
 from training.fit import FitError, Fitted, fit
 from training.interactions import interactions_from_frame, read_interactions
 from training.next_item import ModelScorer, NextItem
+from training.report import describe_stop
 from training.run import RunFolder, prepare
 from training.splits import split_leave_one_out
 from training.train import train
@@ -144,6 +146,35 @@ def test_the_loss_of_an_untrained_model_is_that_of_knowing_nothing(
     run(tmp_path / "bce", tiny_config(**still, loss="bce"))
     assert lines(tmp_path / "softmax")[0]["loss"] == pytest.approx(np.log(ITEMS), abs=1e-3)  # a mean over targets
     assert lines(tmp_path / "bce")[0]["loss"] == pytest.approx(2 * np.log(2), abs=1e-3)
+
+
+@pytest.mark.parametrize("dies_at", [None, 7])
+def test_where_no_target_can_be_hit_the_last_weights_are_kept_and_that_is_said(
+    tmp_path: Path, walks: Callable[..., pl.DataFrame], tiny_config: Callable[..., Config], dies_at: int | None
+) -> None:
+    frame = walks(60, ITEMS)
+    whole = split_leave_one_out(build_dataset(interactions_from_frame(frame, source="walks")))
+    hidden = replace(whole.validation, targets=whole.validation.histories.items[whole.validation.histories.starts])
+    assert hidden.repeats == len(hidden)
+    config = tiny_config(epochs=9, patience=4, average=0.9).training
+
+    def fitted(folder: Path, dies_at: int | None = None) -> tuple[SASRec, Fitted]:
+        folder.mkdir(exist_ok=True)
+        torch.manual_seed(0)
+        model = build(tiny_config().model, ITEMS)
+        task = NextItem(model, whole.train, hidden, config, seed=0)
+        return model, fit(model, task, config, folder=folder, identity="x", watcher=Record(dies_at))
+
+    if dies_at:
+        with pytest.raises(KeyboardInterrupt):
+            fitted(tmp_path, dies_at)
+    _, found = fitted(tmp_path)
+    assert (found.epochs, found.best_epoch, found.best, found.stopped_early) == (5, 5, 0.0, True)
+    kept = load_file(tmp_path / "checkpoint.safetensors")
+    assert all(torch.equal(kept[f"best/{name}"], kept[f"average/{name}"]) for name in ("item_embedding.weight",))
+    said = describe_stop(found, config.patience, "ndcg@10")
+    assert "validation chose nothing: the weights are those of the last" in said
+    assert "chose nothing" not in describe_stop(found, config.patience, "rmse")
 
 
 @pytest.mark.parametrize("dies_at", [1, 9, 20, 31])

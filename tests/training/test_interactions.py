@@ -238,3 +238,12 @@ def test_published_files_have_their_published_sizes(
     assert log.report.rows_kept == interactions
     assert log.frame["user_id"].n_unique() == users
     assert items is None or log.frame["item_id"].n_unique() == items
+
+
+def test_a_boolean_of_json_is_no_id_and_the_word_is(tmp_path: Path) -> None:
+    lines = (f'{{"user_id": "u", "item_id": {item}}}\n' for item in ("true", '"true"', "false", '"i"'))
+
+    log = read_interactions([written(tmp_path / "log.jsonl", "".join(lines))], max_dropped=0.5)
+
+    assert log.frame["item_id"].to_list() == ["true", "i"]
+    assert log.report.dropped == {"item id of a wrong type": 2}

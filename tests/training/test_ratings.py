@@ -14,6 +14,7 @@ from training.evaluate import evaluate_ratings, evaluate_test_ratings
 from training.interactions import Columns, Interactions, InteractionsError, interactions_from_frame, read_interactions
 from training.ratings import biases_of, matrix_of
 from training.run import default_split, prepare
+from training.splits import open_test
 
 
 def log(*rows: tuple[str, str, float | None], times: bool = False) -> Interactions:
@@ -118,6 +119,60 @@ def test_a_model_that_predicts_no_ratings_refuses_a_split_of_ratings() -> None:
 
     with pytest.raises(DatasetError, match="sasrec predicts none; split loo or time"):
         prepare(log(*grid()), Config(model=SASRecConfig()), split="random")
+
+
+@pytest.mark.parametrize(("split", "test"), [("random", None), ("file", log(("v", "i1", 2.0)))])
+def test_implicit_feedback_refuses_a_split_of_ratings(split: Any, test: Interactions | None) -> None:
+    with pytest.raises(DatasetError, match=rf"{split} holds out single ratings.*'implicit' predicts none.*loo or time"):
+        prepare(log(*grid()), config(feedback="implicit"), split=split, test=test)
+
+
+@pytest.mark.parametrize("split", ["loo", "time"])
+def test_a_validation_share_is_refused_by_the_splits_that_do_not_use_it(split: Any) -> None:
+    with pytest.raises(DatasetError, match=rf"validation_share 0\.2 does nothing with the split {split}"):
+        prepare(log(*grid(), times=True), config(validation_share=0.2), split=split)
+
+
+def repeating() -> Interactions:
+    """Thirty users who come back to items; the first is back at its first one at the very end."""
+    generator = np.random.default_rng(0)
+    steps = [(f"u{user}", f"i{item}") for user in range(30) for item in generator.integers(12, size=8)]
+    order = generator.permutation(len(steps))
+    rows = [(*steps[step], float(1 + step % 5)) for step in order]
+    return log(("u0", "back", 1.0), *rows, ("u0", "back", 5.0), times=True)
+
+
+@pytest.mark.parametrize("feedback", ["implicit", "explicit"])
+@pytest.mark.parametrize("split", ["loo", "time"])
+def test_what_is_held_out_and_what_is_learned_is_the_same_for_every_model(split: Any, feedback: str) -> None:
+    from models.sasrec import SASRecConfig
+
+    def parts(by: Any) -> list[Any]:
+        split_up = prepare(repeating(), by, split=split).split
+        found: list[Any] = [split_up.train.items.tolist()]
+        for part in (split_up.validation, open_test(split_up)):
+            found += [part.users.tolist(), part.targets.tolist(), part.histories.compact().items.tolist()]
+        return found
+
+    assert parts(config(feedback=feedback)) == parts(Config(model=SASRecConfig()))
+
+
+def test_of_repeats_in_the_train_part_the_newest_counts_and_the_others_are_counted() -> None:
+    prepared = prepare(repeating(), config(), split="loo")
+    train, items = prepared.split.train, prepared.dataset.vocabulary.items
+    newest = {
+        (user, item): value
+        for user in range(len(train))
+        for item, value in zip(train[user].tolist(), train.values_of(user).tolist(), strict=True)
+    }
+    matrix = matrix_of(train, items).tocoo()
+    cells = zip(matrix.row.tolist(), (matrix.col + 1).tolist(), strict=True)
+    assert dict(zip(cells, matrix.data.tolist(), strict=True)) == newest
+    assert prepared.notes == (
+        f"{train.interactions - len(newest)} older train interactions of a user with the same item left out",
+    )
+    back = prepared.dataset.vocabulary.index_of("back")
+    assert newest[prepared.dataset.users.index("u0"), back] == 1.0  # that it is rated 5 later is the test's to know
 
 
 def test_rmse_and_mae_are_over_all_ratings() -> None:

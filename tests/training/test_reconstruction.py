@@ -19,7 +19,7 @@ from training.fit import fit
 from training.interactions import Interactions, interactions_from_frame
 from training.ratings import biases_of, matrix_of
 from training.reconstruction import Reconstruction, Rows, observed_errors
-from training.run import Prepared, prepare
+from training.run import Prepared, default_split, prepare
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -290,5 +290,5 @@ def test_the_parts_of_a_batch_are_all_of_it(
 ) -> None:
     """Their losses weighted by their entries are the loss of the whole, with fewer rows than parts too."""
     config = settings(feedback=feedback)
-    _, task = task_of(config, prepare(tastes(), config, split="random"))
+    _, task = task_of(config, prepare(tastes(), config, split=default_split(config)))
     parts_are_the_whole(task, count)

@@ -250,3 +250,42 @@ def test_the_readme_shows_figures_of_the_page() -> None:
     assert len(pairs) == 8
     for hr, ndcg in pairs:
         assert re.search(rf"\| 0\{hr}[^|]* \| 0\{ndcg}[^|]* \|", page), (hr, ndcg)
+
+
+def test_without_timestamps_no_target_is_known_to_be_strictly_later(
+    another: Callable[..., RunFolder], finished_run: RunFolder
+) -> None:
+    window = finished_run.spec().data.model_dump(mode="json")
+    run = another("untimed", seed=0, data=window | {"first_ms": None, "last_ms": None, "trained_until_ms": None})
+    assert {row[7] for row in rows(results_page([run]))[2:]} == {"-"}
+    assert "-" not in {row[7] for row in rows(results_page([finished_run]))[2:]}
+
+
+def test_a_record_that_was_read_back_says_so_and_of_which_seed(another: Callable[..., RunFolder]) -> None:
+    runs = [another(f"s{seed}", seed=seed) for seed in (0, 1)]
+    runs[1].finish(runs[1].metrics() | {"read_back": "from the page of May"})
+    (row,) = [row for row in rows(results_page(runs)) if row[0] == "walks"]
+    assert row[10].endswith("--seed SEED`; read back: seed 1")
+    assert "read back: seed" not in results_page(runs[:1])
+
+
+def test_a_run_without_the_figures_of_its_row_is_named_and_not_kept(
+    another: Callable[..., RunFolder], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, good, bad = tmp_path / "results.md", another("good", seed=0), another("bad", seed=1, split="random")
+    bad.finish(bad.metrics() | {"test": {}})
+    assert results(good.path, bad.path, "--output", output) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"{bad.path / 'metrics.json'} has not the figures of a run on random ratings held out (KeyError(" in said
+    assert not output.with_suffix("").exists()
+    assert results(good.path, "--output", output) == 0
+    shutil.copytree(bad.path, output.with_suffix("") / "bad")  # kept before such runs were refused
+    assert results("--output", output) == 1
+    assert "results/bad/metrics.json has not the figures" in " ".join(capsys.readouterr().err.split())
+
+
+def test_an_unfinished_run_that_is_validated_by_ratings_has_its_row(another: Callable[..., RunFolder]) -> None:
+    run = another("rated", seed=0)
+    (run.path / "metrics.json").unlink()
+    (run.path / "metrics.jsonl").write_text('{"epoch": 1, "rmse": 0.9}\n')
+    assert "| walks | not finished: 1 epochs | - |" in results_page([run])

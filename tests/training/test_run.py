@@ -138,6 +138,24 @@ def test_other_ratings_of_the_same_rows_make_another_run_where_ratings_are_read(
         run.begin(autorec.model_copy(update=other), prepared)
 
 
+@pytest.mark.parametrize("column", [{"user": "buyer"}, {"item": "artist"}, {"timestamp": "shipped"}])
+def test_other_columns_of_the_same_file_make_another_run(
+    tmp_path: Path, log: Path, spec_of: Callable[..., tuple[RunSpec, Prepared]], column: dict[str, str]
+) -> None:
+    spec, prepared = spec_of([log])
+    other = spec.model_copy(update={"columns": Columns(**column)})
+    assert other.identity != spec.identity
+    run = RunFolder(tmp_path / "run")
+    run.begin(spec, prepared)
+    ((role, name),) = column.items()
+    with pytest.raises(RunError, match=rf"holds another run \(columns\.{role} .* there, '{name}' here"):
+        run.begin(other, prepared)
+    assert (
+        other.checkpoint_identity == spec.checkpoint_identity
+    )  # as in checkpoints from before; begin tells them apart
+    assert other.model_copy(update={"seed": 1}).checkpoint_identity != other.checkpoint_identity
+
+
 def _digest(attributes: Attributes | None) -> str:
     assert attributes is not None
     return attributes.sha256
