@@ -1,4 +1,5 @@
-"""How fast a catalogue is ranked, in one run and by scans over float32 and int8, from thousands of items to millions.
+"""How fast a catalogue is ranked, in one run and by scans over float32 and int8, from thousands of items to millions;
+and how much longer it takes where item-kNN is blended in.
 
 Every size is measured in a process of its own, beside what the machine can do: the rate at which it reads memory and
 the rate of its matrix product. The three ways of ranking take turns, so that what else runs falls on all of them.
@@ -12,6 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from operator import truediv
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from numpy.typing import NDArray
 from models.arrays import load_array, save_array
 from models.bundle import Bundle, Golden
 from models.manifest import ENCODER, ITEMS, QUANTISED, RANKER, SCAN, DataWindow, Manifest, Parity, Scoring
+from models.neighbours import Neighbours
 from models.runtime import Runtime, cpu_quota, overlap
 from models.sasrec import SASRecConfig
 from models.scan import Quantised
@@ -28,13 +31,18 @@ from models.zoo import build
 from training.export import encoder_graph
 from training.ranker import build_ranker, build_scan
 from training.run import RunFolder
+from training.scoring import SCAN_FROM
 
 SIZES = (12_000, 100_000, 1_000_000)
 BATCHES = (1, 32)
 WAYS = ("one run", "float32 scan", "int8 scan")
+BLEND_BATCHES = (1, 64)
+BLEND_GOAL = 1.15  # of what a model alone takes
+WIDTH = 50  # neighbours an item of a blend keeps, unless validation asks for more
 _QUERIES = 128
 _EXCLUDED = 16  # items a query: a usual history
 _K = 10
+_TURNS = 20  # of a blend and its model, in each round
 _BLOCK = 1 << 16  # rows made at once
 _JITTER = 0.3  # of a column's deviation: how far copies of a trained item lie apart
 _FLOOR_BYTES = 256 << 20
@@ -62,12 +70,33 @@ class CatalogueFigures:
 
 
 @dataclass(frozen=True, slots=True)
+class BlendFigures:
+    """What a blend of WIDTH neighbours an item takes over what its model alone takes, by batch size, each in one run.
+
+    query: of mixed histories encoded and ranked; ranking: of the second step by itself.
+    """
+
+    items: int
+    query: dict[int, float]
+    ranking: dict[int, float]
+
+    def __str__(self) -> str:
+        parts = ("encoded and ranked", self.query), ("ranking by itself", self.ranking)
+        return "\n".join(
+            f"{self.items:>11,} blend of {WIDTH} neighbours / model alone, {name}: "
+            + ", ".join(f"batch {size} {ratio:.2f} ({_said(ratio)})" for size, ratio in ratios.items())
+            for name, ratios in parts
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class CatalogueBench:
-    """All figures, on so many threads, over vectors of a kind that `vectors` names."""
+    """All figures, on so many threads, over vectors of a kind that `vectors` names; blends: of sizes without a scan."""
 
     threads: int
     vectors: str
     figures: list[CatalogueFigures]
+    blends: list[BlendFigures]
 
     def __str__(self) -> str:
         head = f"{'items':>11} {'ranked by':<12}" + "".join(f"{f'batch {size} ms':>13}" for size in BATCHES)
@@ -80,6 +109,7 @@ class CatalogueBench:
                 f"{one.items:>11,} {one.way:<12}{times}{one.recall_at_10:>11.4f} {shares} "
                 f"{one.mapped_bytes / 2**20:>11,.0f} {private:>12}"
             )
+        lines += map(str, self.blends)
         return "\n".join([*lines, f"{self.threads} threads, {self.figures[0].dim} columns, {self.vectors}"])
 
     def write(self, path: Path) -> None:
@@ -99,11 +129,14 @@ def bench_catalogue(
     items, vectors, kind = _trained(run) if run else (*_clusters(), "random vectors in clusters")
     encoder = encoder_graph(build(SASRecConfig(dim=items.shape[1]), 10))  # ranks nothing, but a bundle has one
     figures: list[CatalogueFigures] = []
+    blends: list[BlendFigures] = []
     for size in sizes:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
             work = pool.submit(_measure, size, items, vectors, encoder=encoder, threads=used, rounds=rounds)
             figures += work.result()
-    return CatalogueBench(used, kind, figures)
+            if size < SCAN_FROM:
+                blends.append(pool.submit(_blended, size, items, encoder, threads=used, rounds=rounds).result())
+    return CatalogueBench(used, kind, figures, blends)
 
 
 def _trained(run: Path) -> tuple[NDArray[np.float32], NDArray[np.float32], str]:
@@ -180,6 +213,36 @@ def _measure(
     return figures
 
 
+def _blended(size: int, trained: NDArray[np.float32], encoder: bytes, *, threads: int, rounds: int) -> BlendFigures:
+    """The same histories over the same catalogue with neighbours and without, in turns."""
+    generator = np.random.default_rng(3)
+    lengths = generator.lognormal(np.log(12), 0.76, BLEND_BATCHES[-1]).clip(1, 50).astype(np.int64)
+    histories = [generator.integers(1, size + 1, length) for length in lengths]
+    beside = generator.integers(1, size + 1, (size + 1, WIDTH), np.int32)  # anywhere: trained ones lie no farther apart
+    affinities = generator.random(beside.shape, np.float32)
+    beside[0] = affinities[0] = 0
+    works: dict[str, Callable[[Runtime, list[NDArray[np.int64]], NDArray[np.float32]], object]] = {
+        "query": lambda one, asked, _: one.rank(one.encode(asked), asked, _K, asked),
+        "ranking": lambda one, asked, vectors: one.rank(vectors, asked, _K, asked),
+    }
+    quickest: dict[tuple[str, int], list[float]] = {}  # with neighbours and without: what else runs only adds to it
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        items = _grown(folder / ITEMS, trained, size, generator)
+        alone = _runtime(folder / "alone", encoder, items, threads=threads)
+        neighbours = Neighbours(beside, affinities)
+        blend = _runtime(folder / "blend", encoder, items, threads=threads, neighbours=neighbours)
+        for batch in BLEND_BATCHES:
+            asked = histories[:batch]
+            vectors = alone.encode(asked)
+            for _ in range(rounds * _TURNS):
+                for part, work in works.items():
+                    taken = [_once_s(partial(work, one, asked, vectors)) for one in (blend, alone)]
+                    quickest[part, batch] = list(map(min, taken, quickest.get((part, batch), taken)))
+    ratios = {part: {batch: truediv(*quickest[part, batch]) for batch in BLEND_BATCHES} for part in works}
+    return BlendFigures(size, **ratios)
+
+
 def _grown(path: Path, trained: NDArray[np.float32], size: int, generator: np.random.Generator) -> NDArray[np.float32]:
     """A mapped matrix of so many items: the trained ones, then copies of them with jitter; row 0 is padding."""
     dim, deviation = trained.shape[1], trained.std(axis=0) * np.float32(_JITTER)
@@ -194,13 +257,20 @@ def _grown(path: Path, trained: NDArray[np.float32], size: int, generator: np.ra
 
 
 def _runtime(
-    folder: Path, encoder: bytes, items: NDArray[np.float32], quantised: Quantised, *, way: str, threads: int
+    folder: Path,
+    encoder: bytes,
+    items: NDArray[np.float32],
+    quantised: Quantised | None = None,
+    *,
+    way: str = "one run",
+    threads: int,
+    neighbours: Neighbours | None = None,
 ) -> Runtime:
     """A runtime over what a bundle would hold, its list of ids aside."""
     folder.mkdir()
     rows, dim = items.shape
     (folder / ENCODER).write_bytes(encoder)
-    (folder / RANKER).write_bytes(build_ranker())
+    (folder / RANKER).write_bytes(build_ranker(neighbours=0 if neighbours is None else neighbours.width))
     if way != "one run":
         (folder / SCAN).write_bytes(build_scan(quantised=way == "int8 scan"))
     manifest = Manifest(
@@ -221,9 +291,9 @@ def _runtime(
     none = np.empty((0, 0), np.int64)
     golden = Golden(none, none, none, none.astype(np.float32), none, none.astype(np.float32))
     popularity = np.zeros(rows, np.float32)
-    bundle = Bundle(folder, manifest, items, [], {}, popularity, None, golden)
+    bundle = Bundle(folder, manifest, items, [], {}, popularity, None, golden, neighbours=neighbours)
     if way == "int8 scan":
-        bundle = Bundle(folder, manifest, items, [], {}, popularity, None, golden, quantised=quantised)
+        bundle = replace(bundle, quantised=quantised)
     return Runtime(bundle, device="cpu", threads=threads)
 
 
@@ -236,11 +306,15 @@ def _seconds(work: Callable[[], object]) -> float:
     """Of the quickest of as many calls as 50 ms have room for, two at least: what else runs only adds to it."""
     began, quickest, calls = time.perf_counter(), float("inf"), 0
     while calls < 2 or time.perf_counter() - began < 0.05:
-        start = time.perf_counter()
-        work()
-        quickest = min(quickest, time.perf_counter() - start)
+        quickest = min(quickest, _once_s(work))
         calls += 1
     return quickest
+
+
+def _once_s(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
 
 
 def _read_s_a_byte(threads: int) -> float:
@@ -263,6 +337,10 @@ def _private_bytes() -> int | None:
         return None
     found = [line.split()[1] for line in status.splitlines() if line.startswith("RssAnon:")]
     return int(found[0]) * 1024 if found else None
+
+
+def _said(ratio: float) -> str:
+    return f"{'met' if ratio <= BLEND_GOAL else 'not met'}: at most {BLEND_GOAL:g}"
 
 
 def _percent(share: float | None) -> str:

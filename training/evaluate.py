@@ -26,6 +26,7 @@ from training.measures import (
 from training.splits import Holdout, Split, open_test
 
 _USERS_AT_ONCE = 256
+_CELLS_AT_ONCE = 1 << 25  # and at most 128 MiB of scores, whatever the catalogue
 
 
 class EvaluationError(ValueError):
@@ -240,8 +241,9 @@ def scored(
     scorer: Scorer | UserScorer, holdout: Holdout, items: int
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32], Sequences]]:
     """Rows of the held-out part, their scores with the histories masked, and the histories, some users at a time."""
-    for begin in range(0, len(holdout), _USERS_AT_ONCE):
-        rows = np.arange(begin, min(begin + _USERS_AT_ONCE, len(holdout)))
+    users = max(1, min(_USERS_AT_ONCE, _CELLS_AT_ONCE // (items + 1)))
+    for begin in range(0, len(holdout), users):
+        rows = np.arange(begin, min(begin + users, len(holdout)))
         histories = holdout.histories.take(rows)
         given = scorer.of_users(holdout.users[rows]) if isinstance(scorer, UserScorer) else scorer(histories)
         scores = np.array(given, np.float32)  # a copy: it is masked below

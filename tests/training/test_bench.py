@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from training.bench import bench_dataset, bench_training
-from training.bench_catalogue import bench_catalogue
+from training.bench_catalogue import WIDTH, BlendFigures, bench_catalogue
+from training.blend import _WIDTHS
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -49,8 +50,25 @@ def test_the_catalogue_benchmark_has_three_ways_of_ranking_every_size(tmp_path: 
         assert (one.sgemm_share is None) == (one.way == "int8 scan")
         assert one.bandwidth_share is None  # so few items are in a cache
     assert str(bench).endswith("1 threads, 64 columns, random vectors in clusters")
+    assert [one.items for one in bench.blends] == [700, 1500]
+    for blend in bench.blends:
+        for part, ratios in (("encoded and ranked", blend.query), ("ranking by itself", blend.ranking)):
+            assert ratios.keys() == {1, 64}
+            assert min(ratios.values()) > 0
+            rows = [line for line in str(bench).splitlines() if line.startswith(f"{blend.items:>11,} blend of 50 n")]
+            assert any(f"{part}: batch 1 {ratios[1]:.2f} (" in row for row in rows)
     bench.write(tmp_path / "catalogue.json")
-    assert len(json.loads((tmp_path / "catalogue.json").read_text())["figures"]) == 6
+    written = json.loads((tmp_path / "catalogue.json").read_text())
+    assert (len(written["figures"]), len(written["blends"])) == (6, 2)
+
+
+def test_the_benchmark_of_a_blend_has_the_width_that_blends_are_first_tried_with() -> None:
+    assert _WIDTHS[0] == WIDTH
+
+
+def test_the_row_of_a_blend_says_whether_it_meets_its_goal() -> None:
+    row = str(BlendFigures(12_000, {1: 1.15, 64: 1.16}, {1: 1.0, 64: 2.0}))
+    assert "batch 1 1.15 (met: at most 1.15), batch 64 1.16 (not met: at most 1.15)" in row
 
 
 def test_a_catalogue_may_be_of_a_runs_own_items(finished_run: Any) -> None:

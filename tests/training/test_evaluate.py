@@ -1,6 +1,7 @@
 """Ranks worked out by hand, and all metrics against an oracle that sorts and counts in Python."""
 
 import math
+import tracemalloc
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,6 +19,7 @@ from training.evaluate import (
     evaluate_test,
     evaluate_test_sampled,
     rank_of,
+    rank_targets,
 )
 from training.measures import MISS
 from training.splits import Holdout, Split
@@ -142,6 +144,43 @@ def test_many_users_are_ranked_in_parts_without_mixing_them_up() -> None:
     scores[np.arange(users), targets] = [1 if user % 3 else -1 for user in range(users)]
     found = evaluate(fixed(scores), holdout([[1]] * users, targets), 50)
     assert found.ranks.tolist() == [1 if user % 3 else 49 for user in range(users)]
+
+
+@pytest.mark.parametrize("cells", [1, 51, 52, 51 * 7, 51 * 600])
+def test_how_many_users_are_ranked_at_once_changes_nothing_but_memory(
+    cells: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = np.random.default_rng(0).integers(0, 9, (300, 51)).astype(np.float32)
+    part = holdout([[1]] * 300, [user % 49 + 2 for user in range(300)])
+    usual = evaluate(fixed(scores), part, 50)
+    sampled = evaluate_sampled(fixed(scores), part, 50, negatives=9)
+    monkeypatch.setattr("training.evaluate._CELLS_AT_ONCE", cells)
+    asked: list[int] = []
+
+    def counted(histories: Sequences) -> NDArray[np.float32]:
+        asked.append(len(histories))
+        return scores[sum(asked[:-1]) : sum(asked)]
+
+    assert rank_targets(counted, part, 50).tolist() == usual.ranks.tolist()
+    assert max(asked) == max(1, min(256, cells // 51))
+    assert sum(asked) == 300
+    again = evaluate(fixed(scores), part, 50)
+    assert (again.ranks.tolist(), again.coverage) == (usual.ranks.tolist(), usual.coverage)
+    assert evaluate_sampled(fixed(scores), part, 50, negatives=9).ranks.tolist() == sampled.ranks.tolist()
+
+
+def test_ranking_in_a_catalogue_of_a_million_never_holds_the_scores_of_all_users() -> None:
+    users, items = 96, 1_000_000
+    scores = np.arange(items + 1, dtype=np.float32)
+    part = holdout([[1]] * users, [items - user for user in range(users)])
+    tracemalloc.start()
+    try:
+        found = rank_targets(lambda histories: np.broadcast_to(scores, (len(histories), items + 1)), part, items)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found.tolist() == list(range(1, users + 1))
+    assert peak < users * items * 4  # bytes of those scores; ranking all at once takes a quarter more
 
 
 def test_the_sealed_part_and_no_other_is_judged() -> None:

@@ -1,6 +1,10 @@
-"""Losses on numbers worked out by hand, and gradients against torch's own."""
+"""Losses on numbers worked out by hand, gradients against torch's own, and the memory that they take."""
 
+import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +16,9 @@ from training.dataset import Sequences
 from training.losses import bce, dots, full_softmax, gbce, gbce_beta, sampled_softmax
 
 LN2 = math.log(2)
+ROOT = Path(__file__).parents[2]
+STATUS = Path("/proc/self/status")  # has the most memory that a process held
+AMX = torch.cpu.get_capabilities().get("amx_bf16")
 
 
 def test_binary_cross_entropy_of_scores_that_say_nothing_is_two_coin_flips() -> None:
@@ -143,7 +150,7 @@ def test_popular_negatives_come_in_proportion_to_their_interactions_plus_one() -
     assert np.exp(sampler.log_expected_draws(7))[1:] == pytest.approx([4, 2, 1])
 
 
-@pytest.mark.skipif(not torch.cpu.get_capabilities().get("amx_bf16"), reason="the processor has no AMX for bfloat16")
+@pytest.mark.skipif(not AMX, reason="the processor has no AMX for bfloat16")
 @pytest.mark.parametrize("targets", [1, 128, 1300])
 def test_full_softmax_of_rounded_factors_is_that_of_the_factors_to_rounding(targets: int) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -166,3 +173,71 @@ def test_full_softmax_of_rounded_factors_is_that_of_the_factors_to_rounding(targ
         assert (grad - rounded).norm() < 0.01 * grad.norm()
     one, other = torch.randn(2, 512, 64, generator=generator)
     torch.testing.assert_close(one @ other.T, (one.double() @ other.T.double()).float())  # no other product rounds
+
+
+MEASURED = """
+import json, os, sys
+from pathlib import Path
+
+import torch
+
+from training.losses import full_softmax, sampled_softmax
+from training.objectives import associated_attribute_prediction
+
+torch.set_num_threads(1)
+
+def held(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+def grown(targets, items, loss):
+    torch.manual_seed(0)
+    vectors, matrix = torch.randn(targets, 8, requires_grad=True), torch.randn(items + 1, 8, requires_grad=True)
+    wanted = torch.randint(1, items + 1, (targets,))
+    before = held("VmRSS")
+    eval(loss).backward()
+    assert vectors.grad is not None and matrix.grad is not None
+    return held("VmHWM") - before
+
+for case in json.loads(sys.argv[1]):
+    if not (child := os.fork()):  # which has held no more than it holds now
+        print(grown(*case), flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+SCORED = {  # targets, items, loss: a GB of scores
+    "full softmax": (4096, 65_536, "full_softmax(vectors, matrix, wanted)"),
+    "full softmax, rounded where AMX is": (4096, 65_536, "full_softmax(vectors, matrix, wanted, bfloat16=True)"),
+    "attributes": (
+        4096,
+        65_536,
+        "associated_attribute_prediction(vectors, matrix, torch.arange(targets), wanted)",
+    ),
+    "sampled softmax, shared negatives": (
+        256,
+        1_000_000,
+        "sampled_softmax(vectors, matrix, wanted, torch.randint(1, items, (256,)), torch.zeros(items + 1))",
+    ),
+    "sampled softmax, own negatives": (
+        256,
+        1_000_000,
+        "sampled_softmax(vectors, matrix, wanted, torch.randint(1, items, (256, 64)), torch.zeros(items + 1))",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def grown_bytes() -> dict[str, int]:
+    """How much more memory a process held at most while it computed each of the losses and its gradient."""
+    command = [sys.executable, "-c", MEASURED, json.dumps(list(SCORED.values()))]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    return dict(zip(SCORED, map(int, done.stdout.split()), strict=True))
+
+
+@pytest.mark.skipif(not STATUS.exists(), reason="the system does not say how much memory a process held at most")
+@pytest.mark.parametrize("name", SCORED)
+def test_the_scores_of_all_targets_and_items_are_never_in_memory_together(
+    grown_bytes: dict[str, int], name: str
+) -> None:
+    targets, items, _ = SCORED[name]
+    assert 0 < grown_bytes[name] < targets * items * 4 / 3

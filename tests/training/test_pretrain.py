@@ -149,14 +149,20 @@ def test_an_epoch_is_a_function_of_seed_and_number_alone() -> None:
     assert drawn(0, 1) != drawn(1, 1)
 
 
-def test_nothing_that_is_held_out_is_read_or_sought(split: Split) -> None:
-    """Every validation and test item is renamed in the train part to one that nobody has: it must not turn up."""
-    items = np.where(split.train.items == ITEMS, 1, split.train.items).astype(np.int32)
-    alone = Sequences(items, split.train.starts, split.train.ends)
-    for batch in prefixes(alone, length=8).epoch(1):
-        assert ITEMS not in batch.sequences
-        assert ITEMS not in batch.segments.items
-        assert ITEMS not in batch.segments.others
+def test_what_lies_between_the_sequences_is_neither_read_nor_sought_nor_cut_from() -> None:
+    """Everybody's last two items are one that nobody had before; sequences without them share the arrays they are in.
+
+    So it is no item of any prefix nor of any segment, whose others come from anywhere in the array.
+    """
+    whole = users_with([9, 12, 7, 10])
+    held_out = np.concatenate([whole.ends - 2, whole.ends - 1])
+    items = np.where(whole.items == ITEMS, 1, whole.items).astype(np.int32)
+    items[held_out] = ITEMS
+    for epoch in range(1, 6):
+        for batch in prefixes(Sequences(items, whole.starts, whole.ends - 2), length=8).epoch(epoch):
+            assert ITEMS not in batch.sequences
+            assert ITEMS not in batch.segments.items
+            assert ITEMS not in batch.segments.others
 
 
 def test_what_is_hidden_changes_nothing_and_what_is_seen_on_either_side_does() -> None:
