@@ -28,7 +28,8 @@ Value = str | float | bool
 Mask = NDArray[np.bool_]
 Order = Literal["lt", "lte", "gt", "gte"]
 _ORDERS = ("lt", "lte", "gt", "gte")
-_OPERATORS = "all, any, not, eq, in, lt, lte, gt or gte"
+OPERATORS = ("all", "any", "not", "eq", "in", *_ORDERS)
+_ONE_OPERATOR = f"{', '.join(OPERATORS[:-1])} or {OPERATORS[-1]}"
 
 
 class FilterError(ValueError):
@@ -147,7 +148,7 @@ class _Parser:
         if depth > MAX_DEPTH:
             raise FilterError(where[:80], raw, f"is nested more than {MAX_DEPTH} deep")
         if not isinstance(raw, dict) or len(raw) != 1:
-            raise FilterError(where, raw, f"must be an object with one key, {_OPERATORS}")
+            raise FilterError(where, raw, f"must be an object with one key, {_ONE_OPERATOR}")
         ((operator, content),) = raw.items()
         inside = f"{where}.{operator}"
         if operator in ("all", "any"):
@@ -158,7 +159,7 @@ class _Parser:
         if operator == "not":
             return Not(self.part(content, inside, depth + 1))
         if operator not in ("eq", "in", *_ORDERS):
-            raise FilterError(f"{where}.{operator[:80]}", content, f"is no operator; use {_OPERATORS}")
+            raise FilterError(f"{where}.{operator[:80]}", content, f"is no operator; use {_ONE_OPERATOR}")
         if not isinstance(content, dict) or len(content) != 1:
             raise FilterError(inside, content, "must be an object with one attribute and what to compare it with")
         ((name, wanted),) = content.items()

@@ -23,7 +23,7 @@ from service.exchange import Exchange, Route
 from service.filters import Filter, UnknownAttribute
 from service.keyfile import Limit
 from service.recommender import NoModel, Recommendation, Wish
-from service.requests import bug, check_declared, parse_json, refuse_repeated, request_id_of
+from service.requests import bug, check_declared, declared_bytes, parse_json, refuse_repeated, request_id_of
 from service.routes import NO_MODEL, Services
 from service.schemas import MAX_QUERIES, MAX_TIMEOUT_MS, RecommendRequest
 from service.scoring import ScoringStopped
@@ -33,8 +33,8 @@ logger = logging.getLogger(__name__)
 _JSON = b"application/json"
 _PROBLEM = b"application/problem+json"
 
-# From a parsed body, the seconds that it may take, and who waits: what there will be to answer.
-_Handler = Callable[[object, float | None, Caller], Pending[Any]]
+# From a body, the seconds that it may take, and who waits: what there will be to answer.
+_Handler = Callable[[bytes, float | None, Caller], Pending[Any]]
 
 
 class HotRoutes:
@@ -43,13 +43,16 @@ class HotRoutes:
     def __init__(self, services: Services) -> None:
         self._services = services
         handlers: dict[str, _Handler] = {
-            "recommend": self._recommend,
+            "recommend": self._one,
             "recommend/batch": self._batch,
             "events": self._events,
         }
         self.routes: dict[bytes, Route] = {
             b"/%b" % name.encode(): partial(_Call, services, name, handler) for name, handler in handlers.items()
         }
+
+    def _one(self, body: bytes, timeout_s: float | None, caller: Caller) -> Pending[Recommendation]:
+        return self._recommend(parse_json(body), timeout_s, caller)
 
     def _recommend(self, query: object, timeout_s: float | None, caller: Caller) -> Pending[Recommendation]:
         wish = self._wish(query)
@@ -60,9 +63,9 @@ class HotRoutes:
             raise _refused(error) from error
         return Pending(future, partial(_recommended, query, timeout_s))
 
-    def _batch(self, body: object, timeout_s: float | None, caller: Caller) -> Pending[Any]:
+    def _batch(self, body: bytes, timeout_s: float | None, caller: Caller) -> Pending[Any]:
         asked: list[Pending[Recommendation] | dict[str, object]] = []
-        for query in _queries(body):
+        for query in _queries(parse_json(body)):
             try:
                 asked.append(self._recommend(query, timeout_s, caller))
             except Exception as error:  # noqa: BLE001 - its own result says so, and those of others are as they are
@@ -71,7 +74,7 @@ class HotRoutes:
         together = asyncio.gather(*futures, return_exceptions=True)
         return Pending(together, lambda _: {"results": [_result(one) for one in asked]})
 
-    def _events(self, body: object, timeout_s: float | None, caller: Caller) -> Pending[Any]:
+    def _events(self, body: bytes, timeout_s: float | None, caller: Caller) -> Pending[Any]:
         return self._services.intake.take(body)
 
     def _wish(self, query: object) -> Wish:
@@ -152,6 +155,8 @@ class _Call:
         self._timeout_s = _timeout_s(self._exchange, headers)
         if self._timeout_s is not None and self._name == "events":
             raise Problem("invalid_request", "X-Timeout-Ms is for recommendations; an event is stored or refused")
+        if self._name == "events":
+            self._services.intake.check_room(declared_bytes(headers))
         if self._name == "recommend":
             try:
                 self._services.batcher.check_room()
@@ -173,7 +178,7 @@ class _Call:
         if timeout_s is not None:
             timeout_s = max(0.0, timeout_s - (time.perf_counter() - self._began))
         try:
-            pending = self._handler(parse_json(body), timeout_s, self._exchange.line)
+            pending = self._handler(body, timeout_s, self._exchange.line)
         except Exception as error:  # noqa: BLE001 - as above
             self.refuse(error)
         else:

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import math
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import TracebackType
@@ -21,12 +21,15 @@ from service.connection import StillUnavailable, StoreUnavailable
 from service.engine import Engine
 from service.errors import Problem, describe, field_errors, shorten, unavailable
 from service.metrics import Metrics
+from service.requests import parse_json
 from service.schemas import MAX_AHEAD_MS, MAX_EVENTS, EventRequest, default_event_id
 from service.sequences import AppendResult, Event, SequenceStore
 
 logger = logging.getLogger(__name__)
 
 _TOGETHER = 256  # requests
+_MOST_BYTES = 1 << 20  # of bodies that wait, beside the only one: some tenths of a second's work
+_LARGE_BYTES = 1 << 11  # of a body that is checked in a turn of its own: half a millisecond's work
 _SAID_EVERY_S = 1.0  # a store that is full may refuse for days, and a thousand requests a second
 _SECONDS = 100_000_000_000  # in 1973; as seconds, whatever is below lies in our time
 
@@ -56,6 +59,8 @@ class Intake:
         self._live = live
         self._metrics = metrics
         self._now = now
+        self._bytes = 0  # of the bodies whose events wait or are being stored
+        self._large: deque[tuple[bytes, asyncio.Future[Pending[AppendResult]]]] = deque()
         self._said: dict[str, float] = {}  # each warning, and when
 
     async def __aenter__(self) -> Self:
@@ -67,13 +72,57 @@ class Intake:
     ) -> None:
         await self._writes.__aexit__(kind, error, traceback)
 
-    def take(self, body: object) -> Pending[AppendResult]:
-        """Store the events of a parsed body; what that ends with makes the response.
+    def check_room(self, size: int) -> None:
+        """Raises Problem if a body of so many bytes would be refused now.
 
-        Raises Problem if the body is no event and no list of events, if none is acceptable, or if there is no room; and
-        `told` does if the store is down.
+        Requests are no measure of what waits: of two, one may bring a thousand times the events of the other.
         """
-        received = _received(body)
+        try:
+            self._writes.check_room()
+            if self._bytes and self._bytes + size > _MOST_BYTES:
+                raise Overloaded(f"events of {self._bytes} bytes are waiting already")
+        except Overloaded as error:
+            raise _full(error) from error
+
+    def take(self, body: bytes) -> Pending[Any]:
+        """Store the events of a body; what that ends with makes the response.
+
+        Raises Problem, now or when told, if there is no room, if the body is no event and no list of events, if none is
+        acceptable, or if the store is down.
+        """
+        self.check_room(len(body))
+        pending: Pending[Any] = self._in_turn(body) if len(body) > _LARGE_BYTES else self._begin(body)
+        self._bytes += len(body)
+        pending.future.add_done_callback(partial(self._done, len(body)))
+        return pending
+
+    def _done(self, size: int, future: "asyncio.Future[Any]") -> None:
+        self._bytes -= size
+
+    def _in_turn(self, body: bytes) -> Pending[Pending[AppendResult]]:
+        """Of large bodies one in each turn of the event loop: many at once would hold up everything else, answers of
+        the store included, which would then seem not to answer."""
+        loop = asyncio.get_running_loop()
+        begun: asyncio.Future[Pending[AppendResult]] = loop.create_future()
+        self._large.append((body, begun))
+        if len(self._large) == 1:
+            loop.call_soon(self._next_large)
+        return Pending(begun, lambda future: future.result().told(future.result().future))
+
+    def _next_large(self) -> None:
+        body, begun = self._large.popleft()
+        if self._large:
+            asyncio.get_running_loop().call_soon(self._next_large)
+        try:
+            pending = self._begin(body)
+        except Exception as error:  # noqa: BLE001 - whoever waits tells a problem from a bug
+            begun.set_exception(error)
+        else:
+            pending.future.add_done_callback(lambda _: begun.set_result(pending))
+
+    def _begin(self, body: bytes) -> Pending[AppendResult]:
+        """Check a body and let its events wait to be stored. Raises Problem."""
+        received = _received(parse_json(body))
         checked: list[EventRequest] = []
         rejected: list[dict[str, Any]] = []
         problems: list[dict[str, Any]] = []
@@ -100,7 +149,7 @@ class Intake:
         try:
             future = self._writes.enqueue(accepted)
         except Overloaded as error:
-            raise unavailable("overloaded", f"{error}; send the same events again later") from error
+            raise _full(error) from error
         except Closed as error:
             raise _closed(error) from error
         return Pending(future, partial(self._stored, accepted, rejected))
@@ -154,6 +203,10 @@ class Intake:
                 return found + [error] * (len(groups) - begin)
             begin = end
         return found
+
+
+def _full(error: Overloaded) -> Problem:
+    return unavailable("overloaded", f"{error}; send the same events again later")
 
 
 def _closed(error: Closed) -> Problem:

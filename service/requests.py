@@ -11,6 +11,7 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import unquote, unquote_to_bytes
 
 import orjson
 from starlette.convertors import Convertor, register_url_convertor
@@ -58,7 +59,7 @@ def refuse_repeated(headers: Mapping[bytes, bytes], fields: Sequence[tuple[bytes
 
 
 class RequestScope:
-    """Gives a request its id and answers 500 for an exception."""
+    """Gives a request its id and the path to find its route by, and answers 500 for an exception."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -82,6 +83,11 @@ class RequestScope:
             await send(message)
 
         try:
+            scope["path"] = _path_of(scope["raw_path"])
+        except Problem as problem:
+            await problem_response(problem, request_id)(scope, receive, send_with_id)
+            return
+        try:
             await self._app(scope, receive, send_with_id)
         except ClientDisconnect:
             logger.debug("the client left before its request was complete")
@@ -98,11 +104,17 @@ def bug() -> Problem:
     return Problem("internal_error", "the service made a mistake; its log has more under this request_id")
 
 
+def declared_bytes(headers: Mapping[bytes, bytes]) -> int:
+    """How large a request says that its body is; 0 if it does not say."""
+    declared = headers.get(b"content-length", b"")[:20]
+    return int(declared) if declared.isdigit() else 0
+
+
 def check_declared(headers: Mapping[bytes, bytes]) -> None:
     """Raises Problem if a request says that its body is larger than MAX_BODY_BYTES."""
-    declared = headers.get(b"content-length", b"")
-    if declared.isdigit() and int(declared[:20]) > MAX_BODY_BYTES:
-        raise too_large(f"{declared[:20].decode()} bytes")
+    declared = declared_bytes(headers)
+    if declared > MAX_BODY_BYTES:
+        raise too_large(f"{declared} bytes")
 
 
 async def read_body(headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
@@ -123,9 +135,8 @@ async def read_body(headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
             return bytes(body)
 
 
-async def refuse_body(headers: Mapping[bytes, bytes], receive: Receive) -> None:
-    """Raises Problem if a request has a body that says anything, on a route where that would be ignored."""
-    body = await read_body(headers, receive)
+def refuse_body(body: bytes) -> None:
+    """Raises Problem if a body says anything, on a route where that would be ignored."""
     if body and parse_json(body) != {}:
         raise Problem("invalid_request", "this route takes no body; leave it out")
 
@@ -200,16 +211,31 @@ def too_large(found: str) -> Problem:
     return Problem("body_too_large", f"the body is {found}, at most {MAX_BODY_BYTES} bytes are read; send less at once")
 
 
-class _Id(Convertor[str]):
-    """Any text in a path, `{name:id}`: the framework's own `path` stops at a line end, which an id may have."""
+def _path_of(raw: bytes) -> str:
+    """The path of a request, as sent, decoded; but within a segment a slash stays %2F, and a percent sign %25.
 
-    regex = "(?s:.*)"
+    The server decodes it so that an id with a slash could pass for another route, and ids that are not UTF-8 all pass
+    for one. Raises Problem if it is not UTF-8.
+    """
+    try:
+        segments = [unquote_to_bytes(segment).decode() for segment in raw.split(b"/")]
+    except UnicodeDecodeError as error:
+        sent, detail = shorten(raw.decode("latin-1")), "must be UTF-8, percent-encoded"
+        entry = {"field": "path", "code": "not_utf_8", "detail": detail, "value": sent}
+        raise Problem("invalid_request", f"path is {sent}: {detail}", errors=[entry]) from error
+    return "/".join([segment.replace("%", "%25").replace("/", "%2F") for segment in segments])
+
+
+class _Id(Convertor[str]):
+    """A segment of a path as `_path_of` leaves it, `{name:id}`: the text that was meant."""
+
+    regex = "[^/]*"
 
     def convert(self, value: str) -> str:
-        return value
+        return unquote(value)
 
     def to_string(self, value: str) -> str:
-        return value
+        return value.replace("%", "%25").replace("/", "%2F")
 
 
 register_url_convertor("id", _Id())

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import re
+from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +37,7 @@ from service.schemas import (
     EventsResponse,
     ItemsRequest,
     ItemsResponse,
+    PathId,
     RecommendResponse,
     SimilarResponse,
 )
@@ -76,14 +78,21 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"description": "a problem (RFC 9457)", "content": content} for status in statuses}
 
 
+KEYED: dict[str, Any] = {"security": [{}, {"key": []}]}
+BODILESS = (400, 401, 403, 408, 413, 422)  # what a keyed route that takes no body may refuse with
+_K = {
+    "name": "k",
+    "in": "query",
+    "description": "how many",
+    "schema": {"type": "integer", "minimum": 1, "maximum": MAX_K, "default": 10},
+}
+
+
 def _body_of(*schemas: str, example: dict[str, Any]) -> dict[str, Any]:
     refs = [{"$ref": f"#/components/schemas/{name}"} for name in schemas]
     schema = refs[0] if len(refs) == 1 else {"anyOf": refs}
     content = {"application/json": {"schema": schema, "example": example}}
-    return {"requestBody": {"required": True, "content": content}, "security": [{}, {"key": []}]}
-
-
-_ADMIN: dict[str, Any] = {"security": [{}, {"key": []}]}
+    return {"requestBody": {"required": True, "content": content}, **KEYED}
 
 
 @router.post(
@@ -131,8 +140,7 @@ async def put_items(request: Request) -> Response:
     """Attributes and availability of up to 1,000 items: here when this answers, in other workers within a second."""
     services: Services = request.app.state.services
     with services.metrics.observed("items"):
-        headers = await admitted(request, "items")
-        body = await read_body(headers, request.receive)
+        body = await admitted(request, "items", takes_body=True)
         try:
             asked = ItemsRequest.model_validate(parse_json(body))
         except ValidationError as error:
@@ -158,18 +166,15 @@ async def put_items(request: Request) -> Response:
 @router.get(
     "/items/{item_id:id}/similar",
     tags=["items"],
-    responses={200: {"model": SimilarResponse}, **problems(401, 403, 404, 422, 503)},
-    openapi_extra={"security": [{}, {"key": []}]},
+    responses={200: {"model": SimilarResponse}, **problems(*BODILESS, 404, 503)},
+    openapi_extra={"parameters": [_K], **KEYED},
 )
-async def similar(item_id: str, request: Request, k: str = "10") -> Response:
+async def similar(item_id: PathId, request: Request) -> Response:
     """The available items that lie nearest in the model's item space, nearest first."""
     services: Services = request.app.state.services
     with services.metrics.observed("similar"):
-        await admitted(request, "recommend")
-        if surplus := sorted(request.query_params.keys() - {"k"}):
-            raise Problem("invalid_request", f"there is no query parameter {shorten(surplus[0])}; leave it out")
-        if len(request.query_params.multi_items()) > 1:
-            raise Problem("invalid_request", "the query parameter k stands twice; give it once")
+        await admitted(request, "recommend", parameters={"k"})
+        k = request.query_params.get("k", "10")
         if not (k.isascii() and k.isdigit() and len(k) <= 3 and 1 <= int(k) <= MAX_K):
             raise Problem("invalid_request", f"the query parameter k is {shorten(k)}; give 1 to {MAX_K}")
         engine = services.slot.engine
@@ -194,7 +199,7 @@ async def similar(item_id: str, request: Request, k: str = "10") -> Response:
         return _json({"item_id": item_id, "model_version": engine.version, "items": items})
 
 
-@router.get("/models", tags=["models"], responses=problems(401, 403), openapi_extra=_ADMIN)
+@router.get("/models", tags=["models"], responses=problems(*BODILESS), openapi_extra=KEYED)
 async def models(request: Request) -> Response:
     """All versions with their metrics, the champion, and what is loaded."""
     services: Services = request.app.state.services
@@ -210,15 +215,14 @@ async def models(request: Request) -> Response:
 @router.post(
     "/models/{version}/promote",
     tags=["models"],
-    responses=problems(400, 401, 403, 404, 408, 409, 413, 422, 503),
-    openapi_extra=_ADMIN,
+    responses=problems(*BODILESS, 404, 409, 503),
+    openapi_extra=KEYED,
 )
 async def promote(version: str, request: Request) -> Response:
     """Test a version and serve it. When this answers, it serves here; other workers notice within a second."""
     services: Services = request.app.state.services
     with services.metrics.observed("promote"):
         await admitted(request, "admin")
-        await refuse_body(headers_of(request.scope["headers"]), request.receive)
         if not _VERSION.fullmatch(version):
             raise Problem("version_not_found", "a version is 1 to 100 letters, digits, dots, dashes and underscores")
         try:
@@ -234,15 +238,14 @@ async def promote(version: str, request: Request) -> Response:
 @router.post(
     "/models/rollback",
     tags=["models"],
-    responses=problems(400, 401, 403, 408, 409, 413, 422, 503),
-    openapi_extra=_ADMIN,
+    responses=problems(*BODILESS, 409, 503),
+    openapi_extra=KEYED,
 )
 async def rollback(request: Request) -> Response:
     """Serve the champion before this one again; other workers notice within a second."""
     services: Services = request.app.state.services
     with services.metrics.observed("rollback"):
         await admitted(request, "admin")
-        await refuse_body(headers_of(request.scope["headers"]), request.receive)
         try:
             return _promoted(await services.slot.rollback())
         except RegistryError as error:
@@ -291,14 +294,29 @@ async def root() -> Response:
     return RedirectResponse("/docs")
 
 
-async def admitted(request: Request, scope: Scope) -> dict[bytes, bytes]:
-    """The headers of a request that may do this. Raises Problem if it may not, or not now."""
+async def admitted(
+    request: Request, scope: Scope, *, parameters: Set[str] = frozenset(), takes_body: bool = False
+) -> bytes:
+    """The body of a request that may do this. parameters: those of its query.
+
+    Raises Problem if it may not, or not now, or if it says what would be ignored: another parameter, a body that is not
+    taken.
+    """
     services: Services = request.app.state.services
     headers = headers_of(request.scope["headers"])
     key = services.keys.require(headers, scope)
     if key is not None and key.limit is not None:
         request.state.more_headers = await services.limits.admit(key.id, key.limit)
-    return headers
+    given = [name for name, _ in request.query_params.multi_items()]
+    if surplus := sorted(set(given) - parameters):
+        raise Problem("invalid_request", f"there is no query parameter {shorten(surplus[0])}; leave it out")
+    for name in parameters:
+        if given.count(name) > 1:
+            raise Problem("invalid_request", f"the query parameter {name} stands twice; give it once")
+    body = await read_body(headers, request.receive)
+    if not takes_body:
+        refuse_body(body)
+    return body
 
 
 def _versions(registry: Registry) -> tuple[str | None, list[dict[str, Any]]]:

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 from models.eventlog import LAST_TIMESTAMP_MS
-from service.filters import INEXACT, MAX_INTEGER
+from service.filters import INEXACT, MAX_INTEGER, OPERATORS
 
 MAX_K = 500
 MAX_HISTORY = 10_000  # far above what a model reads, below what would make one request a load
@@ -78,17 +78,24 @@ def _exact(value: object) -> object:
     return value
 
 
-Id = Annotated[str, _bytes_at_most(MAX_ID_BYTES), Field(json_schema_extra={"minLength": 1, "maxLength": MAX_ID_BYTES})]
+_ID_LENGTH = Field(json_schema_extra={"minLength": 1, "maxLength": MAX_ID_BYTES})  # no schema counts bytes
+Id = Annotated[str, _bytes_at_most(MAX_ID_BYTES), _ID_LENGTH]
+PathId = Annotated[str, _ID_LENGTH]  # described here and checked by its route, which refuses in the agreed form
 Ids = Annotated[list[Id], Field(fail_fast=True)]  # one that is wrong is told, and not each of ten thousand
-EventType = Annotated[str, _bytes_at_most(MAX_TYPE_BYTES)]
+EventType = Annotated[
+    str, _bytes_at_most(MAX_TYPE_BYTES), Field(json_schema_extra={"minLength": 1, "maxLength": MAX_TYPE_BYTES})
+]
+_Milliseconds = Annotated[int, Field(ge=0, le=LAST_TIMESTAMP_MS)]
+_Moment = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 TimestampMs = Annotated[
-    int,
-    BeforeValidator(_milliseconds, json_schema_input_type=int | str),
-    Field(
-        ge=0,
-        le=LAST_TIMESTAMP_MS,
-        description="epoch milliseconds, or RFC 3339 with a zone; default: now, so give it or event_id if you retry",
-    ),
+    _Milliseconds,
+    BeforeValidator(_milliseconds, json_schema_input_type=_Milliseconds | _Moment),
+    Field(description="epoch milliseconds, or RFC 3339 with a zone; default: now, so give it or event_id if you retry"),
+]
+# The operators, of which there is one; what is inside is the business of filters.py.
+Expression = Annotated[
+    dict[str, Any],
+    Field(json_schema_extra={"minProperties": 1, "maxProperties": 1, "propertyNames": {"enum": [*OPERATORS]}}),
 ]
 Properties = Annotated[dict[str, Any], BeforeValidator(_small)]
 Scalar = str | Annotated[float, Field(allow_inf_nan=False)] | bool
@@ -142,10 +149,10 @@ class RecommendRequest(_Request):
     exclude_seen: bool = Field(True, description="leave out items of the history")
     # A factory, because a default list is copied for every request.
     exclude_item_ids: Ids = Field(default_factory=list, max_length=MAX_EXCLUDED, json_schema_extra={"default": []})
-    filter: dict[str, Any] | None = Field(
+    filter: Expression | None = Field(
         None,
-        description="which items may come back, over their attributes: one of all, any, not, eq, in, lt, lte, gt, gte",
-        examples=[{"all": [{"in": {"genre": ["Drama", "Comedy"]}}, {"gte": {"year": 1990}}]}],
+        description=f"which items may come back, over attributes that items have: one of {', '.join(OPERATORS)}. Where "
+        'they have genre and year: {"all": [{"in": {"genre": ["Drama", "Comedy"]}}, {"gte": {"year": 1990}}]}',
     )
     candidates: Ids | None = Field(
         None,
@@ -178,7 +185,9 @@ class ItemRequest(_Request):
 class ItemsRequest(_Request):
     """Items with attributes and availability, all of which take effect or none."""
 
-    items: Annotated[list[ItemRequest], Field(fail_fast=True)] = Field(min_length=1, max_length=MAX_ITEMS)
+    items: Annotated[list[ItemRequest], Field(fail_fast=True)] = Field(
+        min_length=1, max_length=MAX_ITEMS, description="each item once", json_schema_extra={"uniqueItems": True}
+    )
 
 
 class RejectedEvent(BaseModel):

@@ -1,18 +1,15 @@
 """What is stored of one user: shown, and erased. For keys with the scope `admin`: it is the raw history of a person."""
 
-from typing import Any
-
 import orjson
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
 from service.connection import StoreUnavailable
 from service.errors import Problem, unavailable
-from service.routes import Services, admitted, problems
-from service.schemas import MAX_ID_BYTES
+from service.routes import BODILESS, KEYED, Services, admitted, problems
+from service.schemas import MAX_ID_BYTES, PathId
 
 router = APIRouter(prefix="/users", tags=["users"])
-_KEYED: dict[str, Any] = {"security": [{}, {"key": []}]}
 
 
 class StoredEvent(BaseModel):
@@ -41,10 +38,10 @@ class ErasedResponse(BaseModel):
 
 @router.get(
     "/{user_id:id}/history",
-    responses={200: {"model": HistoryResponse}, **problems(401, 403, 422, 503)},
-    openapi_extra=_KEYED,
+    responses={200: {"model": HistoryResponse}, **problems(*BODILESS, 503)},
+    openapi_extra=KEYED,
 )
-async def history(user_id: str, request: Request) -> Response:
+async def history(user_id: PathId, request: Request) -> Response:
     """The events that recommendations are made from, oldest first; none for a user who has none."""
     services: Services = request.app.state.services
     with services.metrics.observed("history"):
@@ -70,10 +67,10 @@ async def history(user_id: str, request: Request) -> Response:
 
 @router.delete(
     "/{user_id:id}",
-    responses={200: {"model": ErasedResponse}, **problems(401, 403, 422, 503)},
-    openapi_extra=_KEYED,
+    responses={200: {"model": ErasedResponse}, **problems(*BODILESS, 503)},
+    openapi_extra=KEYED,
 )
-async def erase(user_id: str, request: Request) -> Response:
+async def erase(user_id: PathId, request: Request) -> Response:
     """Remove all that was stored of a user up to now; the archive and later trainings leave it out too.
 
     Answers the same when there was nothing. After any other answer ask again. What the user does later counts anew.

@@ -17,6 +17,7 @@ _WAITING = 128
 _TIMEOUT_MS = 150
 _GOODPUT = 0.9  # of the peak, at twice the capacity; the other factors are told
 _LATE = 2.0  # times capacity, with deadlines
+_TOGETHER = 50  # events a request, so that it is the service that has too much to do and not who asks
 
 
 def check(full: bool, folder: Path) -> list[Finding]:
@@ -68,6 +69,46 @@ def check(full: bool, folder: Path) -> list[Finding]:
         Finding("of these ranked all the same", (ranked - answered) / expired, most=0.05 if full else 0.5),
         Finding("goodput with deadlines, of the peak", _goodput(late, seconds) / peak, least=0.8 if full else None),
         Finding("capacity afterwards, of that before", again.per_second / capacity, least=0.7 if full else None),
+        *_flooded(folder, seconds, full=full),
+    ]
+
+
+def _flooded(folder: Path, seconds: float, *, full: bool) -> list[Finding]:
+    """The same of events that come at twice the rate at which they can be stored."""
+    events = encode([{"events": _events(body)} for body in range(500)])
+    requests = [request("/events", body) for body in events]
+    with (
+        serving(folder, redis=None, max_waiting=_WAITING, threads=1) as service,
+        Child(LoadGenerator) as closed,
+        Child(OpenLoop) as open_loop,
+    ):
+        load: Load = closed.call("measure", Job([service.address], "/events", events, seconds))
+        found: Answers = open_loop.call("press", Pressure(service.address, requests, 2 * load.per_second, seconds))
+    refused = found.status == 503
+    others = int(np.isin(found.status, (200, 503), invert=True).sum())
+    return [
+        Finding(f"/events: capacity, {_TOGETHER} of them a request", load.per_second, least=1, unit="requests/s"),
+        Finding(
+            "/events: goodput at 2 times that, of it",
+            _goodput(found, seconds) / load.per_second,
+            least=_GOODPUT if full else 0.01,
+        ),
+        Finding("/events: refused", int(refused.sum()), least=1 if full else None),
+        Finding(
+            "/events: p99 of the time to a refusal",
+            _ms(found.latency_s[refused]),
+            most=10 if full else None,
+            unit="ms",
+        ),
+        Finding("/events: refusals without Retry-After", int((~found.retry_after[refused]).sum()), most=0),
+        Finding("/events: answers other than 200 and 503", others, most=0),
+    ]
+
+
+def _events(body: int) -> list[dict[str, object]]:
+    return [
+        {"user_id": f"user-{_TOGETHER * body + number}", "item_id": f"item-{number}", "type": "view"}
+        for number in range(_TOGETHER)
     ]
 
 

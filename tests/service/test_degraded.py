@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import orjson
 import pytest
+import redis
 
+from models.eventlog import log_size
 from service.breaker import Breaker
 from service.connection import Connection, StoreUnavailable
 from tests.service.sockets import PLAIN
@@ -161,6 +164,40 @@ def test_overload_is_refused_at_once_and_everyone_gets_an_answer(
         killable_store.resume()
     assert {(answer.status_code, answer.headers.get("retry-after")) for answer in answers} == {(200, None), (503, "1")}
     assert {answer.json()["code"] for answer in answers if answer.status_code == 503} == {"overloaded"}
+
+
+def test_a_flood_of_large_bodies_of_events_is_refused_before_it_is_parsed_and_what_is_taken_is_stored(
+    start_service: Callable[..., httpx.Client],
+    make_bundle: Callable[..., Path],
+    killable_store: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("service.intake._MOST_BYTES", 10_000)
+    make_bundle("v1")
+    client = start_service(killable_store.url)
+    bodies = [  # of 5,000 bytes
+        orjson.dumps({"events": [{"user_id": f"{body}-{n}", "item_id": "i1", "timestamp": n} for n in range(100)]})
+        for body in range(60)
+    ]
+
+    async def send_all() -> list[httpx.Response]:
+        async with httpx.AsyncClient(base_url=client.base_url, timeout=10) as clients:
+            await asyncio.gather(*(clients.get("/healthz") for _ in bodies))  # connected
+            with redis.Redis.from_url(killable_store.url) as store:
+                store.client_pause(150, all=False)  # writes
+            return await asyncio.gather(*(clients.post("/events", content=body) for body in bodies))
+
+    answers = asyncio.run(send_all())
+    taken = [answer for answer in answers if answer.status_code == 200]
+    refused = [answer for answer in answers if answer.status_code != 200]
+    assert taken
+    assert len(refused) > 10
+    assert {(answer.status_code, answer.json()["code"], answer.headers["retry-after"]) for answer in refused} == {
+        (503, "overloaded", "1")
+    }
+    with redis.Redis.from_url(killable_store.url) as store:
+        assert log_size(store).held == 100 * len(taken)
+    assert client.post("/events", content=bodies[0]).status_code == 200
 
 
 def test_a_batch_that_breaks_is_a_500_for_its_members_and_nothing_for_the_next(

@@ -116,3 +116,25 @@ def test_the_description_lists_the_hot_routes_with_their_bodies(client: httpx.Cl
     names = {part.split('"')[0] for part in text.split('"#/components/schemas/')[1:]}
     assert names <= set(description["components"]["schemas"])
     assert {"RecommendRequest", "EventRequest", "EventsRequest", "RecommendResponse", "ProblemResponse"} <= names
+
+
+def test_the_description_says_what_numbers_and_times_may_be(client: httpx.Client) -> None:
+    description = client.get("/openapi.json").json()
+    (_, k) = description["paths"]["/items/{item_id}/similar"]["get"]["parameters"]
+    assert (k["name"], k["schema"]) == ("k", {"type": "integer", "minimum": 1, "maximum": 500, "default": 10})
+    (time, _) = description["components"]["schemas"]["EventRequest"]["properties"]["timestamp"]["anyOf"]
+    milliseconds, moment = time["anyOf"]
+    assert milliseconds == {"type": "integer", "minimum": 0, "maximum": 2**53 - 1}
+    assert moment == {"type": "string", "format": "date-time"}
+
+
+def test_every_example_of_the_description_is_accepted(client: httpx.Client) -> None:
+    description = client.get("/openapi.json").json()
+    for path, operations in description["paths"].items():
+        for method, operation in operations.items():
+            for content in operation.get("requestBody", {}).get("content", {}).values():
+                response = client.request(method, path, json=content["example"])
+                assert response.status_code == 200, response.text
+    for name, field in description["components"]["schemas"]["RecommendRequest"]["properties"].items():
+        for example in field.get("examples", []):  # whatever the catalogue
+            assert client.post("/recommend", json={name: example}).status_code == 200

@@ -9,6 +9,7 @@ import json
 import logging
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -373,12 +374,16 @@ def test_more_calls_for_similar_items_than_may_wait_are_refused_and_hold_nothing
         ("/items/i1/similar?k=ten", 422, "invalid_request"),
         ("/items/i1/similar?K=3", 422, "invalid_request"),
         ("/items/i1/similar?k=3&k=5", 422, "invalid_request"),
+        ("/items/i1/similar?k=", 422, "invalid_request"),
         ("/items/i1", 404, "not_found"),
+        ("/items/unheard/of/similar", 404, "not_found"),
+        ("/items/%ff/similar", 422, "invalid_request"),
     ],
 )
 def test_a_wrong_call_for_similar_items_is_refused(client: httpx.Client, path: str, status: int, code: str) -> None:
     response = client.get(path)
     assert (response.status_code, response.json()["code"]) == (status, code)
+    assert code != "item_not_found" or '"unheard/of"' in response.json()["detail"]
 
 
 def test_similar_items_equal_a_slow_search(make_bundle: Callable[..., Path]) -> None:
@@ -393,6 +398,18 @@ def test_similar_items_equal_a_slow_search(make_bundle: Callable[..., Path]) -> 
         cosines = unit @ unit[index]
         expected = sorted((row for row in range(1, 41) if row != index), key=lambda row: -cosines[row])[:7]
         assert engine.similar(index, 7).indices == expected
+
+
+def test_similar_items_need_no_copy_of_the_matrix(make_bundle: Callable[..., Path]) -> None:
+    from models.bundle import read_bundle
+    from models.runtime import Runtime
+
+    engine = Engine(Runtime(read_bundle(make_bundle("v1", items=3000)), device="cpu", threads=1))
+    tracemalloc.start()
+    engine.similar(7, 5)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < engine.bundle.items.nbytes / 10
 
 
 def test_a_cosine_is_at_most_1_whatever_rounding_adds(make_bundle: Callable[..., Path]) -> None:

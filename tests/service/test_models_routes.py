@@ -158,6 +158,22 @@ async def test_a_rollback_that_fails_leaves_the_champion_whatever_it_failed_with
     assert (registry.current(), registry.predecessor()) == ("v2", "v1")
 
 
+@pytest.mark.anyio
+async def test_a_catalogue_that_is_scanned_is_ranked_by_all_threads_though_a_batch_is_brief(
+    artifacts: Path, make_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.engine._BRIEF_S", 60.0)
+    matrix = np.random.default_rng(0).normal(size=(2000, 8)).astype(np.float32)
+    make_bundle("v1", table=matrix[:, :8], matrix=matrix, scan="int8")
+    async with Slot(artifacts, device="cpu", cpus=3, poll_s=60) as slot:
+        assert slot.engine is not None
+        assert slot.engine._runtime.threads == 3
+        make_bundle("v2")
+        await slot.refresh()
+        assert slot.engine.version == "v2"
+        assert slot.engine._runtime.threads == 1
+
+
 def test_graphs_that_do_not_run_are_refused_once_and_the_old_ones_keep_serving(
     two: httpx.Client, make_bundle: Callable[..., Path]
 ) -> None:

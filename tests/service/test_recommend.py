@@ -3,6 +3,7 @@
 In the bundle used, 12 items lie on a circle: after item i come i + 1, i + 2, ...; an item scores 12 less its steps.
 """
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ import redis
 
 from models.neighbours import Neighbours
 from models.runtime import Runtime
+
+READS = {"cmdstat_get", "cmdstat_mget", "cmdstat_hget", "cmdstat_evalsha", "cmdstat_lrange", "cmdstat_zrange"}
 
 
 def recommend(client: httpx.Client, **body: Any) -> dict[str, Any]:
@@ -297,3 +300,59 @@ def test_a_catalogue_that_is_scanned_over_int8_is_ranked_exactly(
     assert not {"i3", "i4"} & set(found)
     popular = recommend(client, k=3)
     assert (popular["source"], popular["scoring"]) == ("popular", "exact")
+
+
+def test_the_histories_of_a_batch_are_read_in_one_round_trip(client: httpx.Client, store_url: str) -> None:
+    users = [f"user {number}" for number in range(50)]
+    for user in users:
+        post_events(client, user, "i3")
+
+    with redis.Redis.from_url(store_url) as store:
+
+        def reads() -> int:
+            return sum(of["calls"] for name, of in store.info("commandstats").items() if name in READS)
+
+        before = reads()
+        response = client.post("/recommend/batch", json={"queries": [{"user_id": user, "k": 1} for user in users]})
+        assert reads() - before == 1
+    assert [one["items"][0]["item_id"] for one in response.json()["results"]] == ["i4"] * 50
+
+
+@pytest.mark.parametrize("brief", [True, False])
+def test_what_is_brief_is_ranked_on_the_event_loop_and_the_rest_on_the_scoring_thread(
+    make_bundle: Callable[..., Path],
+    start_service: Callable[..., httpx.Client],
+    store_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    brief: bool,
+) -> None:
+    monkeypatch.setattr("service.engine._BRIEF_S", 60.0 if brief else 0.0)
+    make_bundle("v1")
+    client = start_service(store_url, threads=1)
+    where: list[str] = []
+    rank = Runtime.rank
+
+    def ranked(self: Runtime, *arguments: Any, **named: Any) -> Any:
+        where.append(threading.current_thread().name)
+        return rank(self, *arguments, **named)
+
+    monkeypatch.setattr(Runtime, "rank", ranked)
+    recommend(client, history=["i1"])
+    recommend(client, history=["i1"], candidates=["i2", "i3"])
+    assert (where[0] == "scoring") == (not brief)
+    assert where[1:] == ["scoring"]
+
+
+def test_an_explanation_encodes_all_that_it_leaves_out_together(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    encode = Runtime.encode
+
+    def encoded(self: Runtime, sequences: Any, values: Any = None) -> Any:
+        sizes.append(len(sequences))
+        return encode(self, sequences, values)
+
+    monkeypatch.setattr(Runtime, "encode", encoded)
+    recommend(client, history=["i1", "i2", "i3", "i4"], explain=True)
+    assert sizes == [1, 4]

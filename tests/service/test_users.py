@@ -1,6 +1,7 @@
 """GET /users/{id}/history and DELETE /users/{id}, over HTTP, and what an erasure leaves in a real store."""
 
 import asyncio
+import hashlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -106,6 +107,50 @@ def test_an_id_that_no_event_can_have_is_refused(client: httpx.Client) -> None:
         assert client.request(method, f"/users/{path}").status_code in (404, 422)
 
 
+def kept(client: httpx.Client, path: str) -> int:
+    """Events that are stored of the user at a path."""
+    return len(client.get(f"{path}/history").json()["events"])
+
+
+def test_a_slash_of_an_id_is_escaped_and_another_parts_the_path(client: httpx.Client) -> None:
+    paths = {"ada/history": "/users/ada%2Fhistory", "ada%2Fhistory": "/users/ada%252Fhistory", "%": "/users/%25"}
+    for user, path in paths.items():
+        post(client, {"user_id": user, "item_id": "i1"})
+        assert client.get(f"{path}/history").json()["user_id"] == user
+    refused = client.delete("/users/ada/history")
+    assert (refused.status_code, refused.headers["allow"]) == (405, "GET")
+    assert client.delete("/users/ada/history/history").status_code == 404
+    assert client.get("/users/ada/history/history").status_code == 404
+    for user, path in paths.items():
+        assert kept(client, path) == 1
+        assert client.delete(path.replace("%2F", "%2f")).json()["user_id"] == user
+        assert kept(client, path) == 0
+
+
+@pytest.mark.parametrize("path", ["/users/%ff", "/users/%fe", "/users/%ed%a0%80", "/users/%c0%af", "/users/a%2F%f0%9f"])
+def test_a_path_that_is_not_utf_8_is_no_user(client: httpx.Client, path: str) -> None:
+    post(client, *({"user_id": user, "item_id": "i1"} for user in ("\ufffd", "a/\ufffd", "\ufffd" * 3)))
+    for answer in (client.delete(path), client.get(f"{path}/history")):
+        assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
+        assert answer.json()["errors"][0]["field"] == "path"
+        assert answer.json()["request_id"] == answer.headers["x-request-id"]
+    assert [kept(client, f"/users/{user}") for user in ("\ufffd", "a%2F\ufffd", "\ufffd" * 3)] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(("method", "path"), [("DELETE", "/users/ada"), ("GET", "/users/ada/history")])
+def test_what_would_be_ignored_is_refused_and_nothing_erased(client: httpx.Client, method: str, path: str) -> None:
+    post(client, {"user_id": "ada", "item_id": "i1"})
+    for query in ("?before=1", "?user_id=ada", "?before", "?before=1&before=2"):
+        answer = client.request(method, path + query)
+        assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
+        assert query.strip("?").split("=")[0] in answer.json()["detail"]
+    for body in (b'{"before": 1}', b"[]", b"null"):
+        assert client.request(method, path, content=body).status_code == 422
+    assert client.request(method, path, content=b"{").status_code == 400
+    assert kept(client, "/users/ada") == 1
+    assert client.request(method, path, content=b"{}").status_code == 200  # what some clients always send
+
+
 def test_both_calls_refuse_while_the_store_is_away_and_work_when_it_is_back(
     start_service: Callable[..., httpx.Client], make_bundle: Callable[..., Path], killable_store: Any
 ) -> None:
@@ -147,8 +192,14 @@ def test_erasing_leaves_the_events_of_others_and_a_tombstone_that_names_nobody(
 
 def begin_to_erase_canary(server: redis.Redis) -> str:
     """What a service does that dies after the first step, and up to where the user is erased then."""
+    return begin_to_erase(server, "canary")
+
+
+def begin_to_erase(server: redis.Redis, user: str) -> str:
+    """The same for any user of the canary's partition."""
     script = Path("service/erase.lua").read_text()
-    reply: Any = server.eval(script, len(ERASED_KEYS), *ERASED_KEYS, "canary", digest_of("canary"), 1000)
+    own = [key.replace("canary", user) for key in ERASED_KEYS]
+    reply: Any = server.eval(script, len(own), *own, user, digest_of(user), 1000)
     return str(reply[2].decode())
 
 
@@ -168,6 +219,26 @@ def test_whoever_erases_finishes_what_another_left_half_done(store_url: str, ser
     assert holding(server, "erasing") == []
     assert asyncio.run(erase(store_url, "canary")) == Erased(0, 0, 0)
     assert holding(server, "canary") == []
+
+
+def test_erasures_that_were_cut_off_are_kept_in_mind_as_long_as_the_log_has_something_of_theirs(
+    store_url: str, server: redis.Redis
+) -> None:
+    partition = partition_of("canary")
+    second, third, fourth = [f"u{n}" for n in range(400) if partition_of(f"u{n}") == partition][:3]
+    asyncio.run(append(store_url, event("canary", 1)))
+    begin_to_erase_canary(server)
+    upto = begin_to_erase(server, second)
+    begin_to_erase(server, third)
+    assert server.hlen(ERASED_KEYS[3]) == 3
+    server.xtrim(log_key(partition), minid=upto, approximate=False)  # which the log still has, and nothing before it
+    begin_to_erase(server, fourth)
+    pending: Any = server.hkeys(ERASED_KEYS[3])
+    digests = [hashlib.sha1(user.encode(), usedforsecurity=False) for user in (second, third, fourth)]
+    assert set(pending) == {digest.hexdigest().encode() for digest in digests}
+    server.delete(log_key(partition))
+    begin_to_erase_canary(server)
+    assert server.hlen(ERASED_KEYS[3]) == 1
 
 
 def test_the_archiver_hears_of_an_erasure_when_it_has_ended_too(
