@@ -1,5 +1,6 @@
 """The application: everything it is made of, created in order and closed in reverse."""
 
+import asyncio
 import gc
 import logging
 import math
@@ -48,6 +49,7 @@ from service.slot import Slot
 logger = logging.getLogger(__name__)
 
 _ASIDE = 4  # requests with filters, candidates or explanations that are ranked together
+_COLLECT_S = 60.0
 _ALIKE = 100  # calls for similar items that wait: among a million, each takes a tenth of a second
 
 
@@ -159,7 +161,20 @@ async def running(settings: Settings, store_url: str, metrics: Metrics | None = 
         # they hold the most of, the ids of large catalogues, is no Python object.
         gc.collect()
         gc.freeze()
+        collecting = asyncio.create_task(_collect(), name="collect")
+        stack.callback(collecting.cancel)
         yield application
+
+
+async def _collect() -> None:
+    """Collect everything from time to time, which takes a fraction of a millisecond.
+
+    With so little that is not frozen no full collection would come by itself, and only that gives up the interpreter's
+    free lists. What lies on these keeps pages from being used again: memory crept up by 3 MB an hour under load.
+    """
+    while True:
+        await asyncio.sleep(_COLLECT_S)
+        gc.collect()
 
 
 def _store_settings(settings: Settings) -> StoreSettings:
