@@ -175,7 +175,10 @@ def locked(folder: Path) -> Iterator[None]:
     What an archiver that was killed left unfinished is removed. Raises ArchiveError if the folder cannot be written to.
     """
     with _writing(folder):
+        new = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # histories are nobody else's business
+        for path in new:
+            _sync(path.parent)  # or a loss of power takes the archive with its folder's name
         lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import redis.asyncio
+from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import MovedError, NoScriptError, ReadOnlyError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -42,6 +43,10 @@ class Refused(StoreUnavailable):
     """The store has answered, and will not do it."""
 
 
+class Unfit(StoreUnavailable):
+    """The store would do it, and is not one to which it may be left."""
+
+
 class Connection:
     """Connections to a server or to those of a cluster, made at the first call, so that they may come later.
 
@@ -59,6 +64,9 @@ class Connection:
         """
         self._reads = _Way("reads", url, read_timeout_s, max_connections)
         self._writes = _Way("writes", url, write_timeout_s, max_connections)
+        self.vet: Callable[[], Awaitable[object]] | None = None  # raises Unfit if the store may not be written to
+        self.unfit: str | None = None  # why it may not, as was last seen
+        self._vetted = -1  # connections for writes that had been made when it last was
         self._replicas = replicas
         self._wait_ms = int(write_timeout_s * 1000 / 2)  # for replicas: less than the call has
 
@@ -83,7 +91,8 @@ class Connection:
         """For each call's keys and arguments the script's reply, or what the server refused it with.
 
         It may be repeated: it must change nothing the second time. Raises StoreUnavailable, also when all of it is
-        written and too few replicas have it: nothing may be acknowledged then, and the same calls may be made again.
+        written and too few replicas have it, or the store that has it is not one that may be used: nothing may be
+        acknowledged then, and the same calls may be made again.
         """
 
         async def of(client: redis.asyncio.Redis, own: list[tuple[Any, ...]]) -> list[Any]:
@@ -97,7 +106,10 @@ class Connection:
                 raise
 
         keys = [call[0] for call in calls]
-        return await self._writes.call(ask)
+        await self._sure()
+        replies = await self._writes.call(ask)
+        await self._sure()  # it may have been connected to anew meanwhile
+        return replies
 
     async def each(self, command: Callable[[redis.asyncio.Redis], Awaitable[T]]) -> list[T]:
         """Results of a command that changes nothing on every server that takes writes."""
@@ -115,6 +127,20 @@ class Connection:
                 await client.ping()
 
         await self._reads.call(ask)
+
+    async def _sure(self) -> None:
+        """Vet a store that was connected to anew since: it may be another one, or have restarted with other settings.
+
+        Raises StoreUnavailable.
+        """
+        made = self._writes.connections
+        if self.vet is not None and (made != self._vetted or self.unfit is not None):
+            try:
+                await self.vet()
+            except Unfit:
+                self._writes.store.forget()  # its name may lead to a better one
+                raise
+            self._vetted = made
 
     async def aclose(self) -> None:
         """Close all connections; calls under way fail."""
@@ -185,10 +211,15 @@ class _Way:
     """One kind of call: its client, its deadline and its bound."""
 
     def __init__(self, name: str, url: str, timeout_s: float, places: int) -> None:
-        self.store = opened(url, timeout_s)
+        self.connections = 0  # made so far
+        self.store = opened(url, timeout_s, self._connected)
         self.breaker = Breaker(name, self._answers)
         self._timeout_s = timeout_s
         self._places = asyncio.Semaphore(places)  # ours, because a cancelled caller cannot leak its place in it
+
+    async def _connected(self, connection: AbstractConnection) -> None:
+        self.connections += 1
+        await connection.on_connect()
 
     async def call(self, make: Callable[[], Awaitable[T]]) -> T:
         failure: Exception | None = None

@@ -1,8 +1,8 @@
-"""What an acknowledgement outlives: whether the store is set to what the setting promises, checked at start.
+"""What an acknowledgement outlives: whether the store is set to what the setting promises.
 
 A server that loses what it acknowledged looks like any other until the day it does, so that a service which promises
-more than its server keeps does not start. What cannot be checked is warned about instead: providers forbid CONFIG, and
-the store may come later, when it is checked and a mismatch is an error in the log.
+more than its server keeps does not start. A store that comes later, or is set otherwise later, gets no acknowledgement
+until it is right, and an error in the log. What cannot be checked is warned about instead: providers forbid CONFIG.
 """
 
 import asyncio
@@ -11,56 +11,65 @@ import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
-from service.connection import Connection, Refused, StoreUnavailable
+from service.connection import Connection, Refused, StoreUnavailable, Unfit
 from service.settings import Durability
 
 logger = logging.getLogger(__name__)
 
-_AGAIN_S = 1.0  # between looks for a store that was not there at start
+_AGAIN_S = 1.0  # between looks at a store, which may come late and may be set otherwise while it runs
 _SYNCED: dict[Durability, tuple[str, ...]] = {
     "fast": ("everysec", "always"),
     "durable": ("always",),
     "replicated": ("always",),
 }
+_NAMES = ("appendonly", "appendfsync", "no-appendfsync-on-rewrite", "maxmemory", "maxmemory-policy")
 
 
-class NotDurable(Exception):  # noqa: N818 - a condition of the server
+class NotDurable(Unfit):
     """The server keeps less than the mode promises; the message says what to set."""
 
 
 @contextlib.asynccontextmanager
 async def checked(connection: Connection, durability: Durability, replicas: int) -> AsyncIterator[None]:
-    """Enter it to check, and to go on looking for a store that does not answer yet. Raises NotDurable at once only."""
-    later: asyncio.Task[None] | None = None
+    """Enter it to check, and to let nothing count that is written while the store keeps less. Raises NotDurable."""
+    said: str | None
     try:
-        warning = await check(connection, durability, replicas)
+        said = await check(connection, durability, replicas)
+    except NotDurable:
+        raise
     except StoreUnavailable as error:
-        warning = f"the sequence store's durability is checked when it answers: {error}"
-        later = asyncio.create_task(_checked_later(connection, durability, replicas), name="durability")
-    if warning is not None:
-        logger.warning("%s", warning)
+        said = f"the sequence store's durability is checked when it answers: {error}"
+    if said is not None:
+        logger.warning("%s", said)
+    connection.vet = lambda: _settings(connection, durability)
+    watcher = asyncio.create_task(_watch(connection, durability, replicas, said), name="durability")
     try:
         yield
     finally:
-        if later is not None:
-            later.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await later
+        watcher.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await watcher
 
 
-async def _checked_later(connection: Connection, durability: Durability, replicas: int) -> None:
+async def _watch(connection: Connection, durability: Durability, replicas: int, said: str | None) -> None:
+    """Say what is wrong whenever that changes, and have what is written vetted while something is."""
     while True:
         await asyncio.sleep(_AGAIN_S)
+        unfit = None
         try:
-            warning = await check(connection, durability, replicas)
+            found = await check(connection, durability, replicas)
+        except NotDurable as error:
+            found = unfit = str(error)
         except StoreUnavailable:
             continue
-        except NotDurable as error:
-            logger.error("%s", error)
-            return
-        if warning is not None:
-            logger.warning("%s", warning)
-        return
+        except Exception:  # a watcher that dies would leave every later change unnoticed
+            logger.exception("looking at how the sequence store is set failed")
+            continue
+        connection.unfit = unfit
+        if found != said:
+            right = f"the sequence store is set to what durability {durability} promises"
+            logger.log(logging.WARNING if unfit is None else logging.ERROR, "%s", found or right)
+        said = found
 
 
 async def check(connection: Connection, durability: Durability, replicas: int) -> str | None:
@@ -68,28 +77,47 @@ async def check(connection: Connection, durability: Durability, replicas: int) -
 
     replicas: that `replicated` waits for. Raises NotDurable, or StoreUnavailable if the store does not answer.
     """
+    unknown = await _settings(connection, durability)
+    return await _replicas(connection, replicas) if unknown is None and durability == "replicated" else unknown
+
+
+async def _settings(connection: Connection, durability: Durability) -> str | None:
+    """Why they cannot be known, else None. Raises as `check` does."""
     try:
-        configured: list[Any] = await connection.each(lambda client: client.config_get("*append*"))
+        configured: list[Any] = await connection.each(_configured)
     except Refused as error:
-        return f"could not check that the sequence store keeps acknowledged events (durability {durability}): {error}"
+        return (
+            "could not check that the sequence store keeps acknowledged events and evicts none "
+            f"(durability {durability}): {error}"
+        )
     safe = _SYNCED[durability]
     weaker = "" if durability == "fast" else ", or ask for less with RECSERVE_DURABILITY=fast"
-    loses = f"durability is {durability} and the store could lose acknowledged events when it crashes: its "
+    loses = f"durability is {durability} and the store could lose acknowledged events when"
     for server in map(_texts, configured):
-        appendonly, appendfsync, unsynced = (
-            server.get(name, "unknown") for name in ("appendonly", "appendfsync", "no-appendfsync-on-rewrite")
-        )
+        appendonly, appendfsync, unsynced, maxmemory, policy = (server.get(name, "unknown") for name in _NAMES)
         if appendonly != "yes" or appendfsync not in safe:
             raise NotDurable(
-                f"{loses}appendonly is {appendonly} and its appendfsync {appendfsync}; set appendonly yes and "
-                f"appendfsync {' or '.join(safe)} there{weaker}"
+                f"{loses} it crashes: its appendonly is {appendonly} and its appendfsync {appendfsync}; set appendonly "
+                f"yes and appendfsync {' or '.join(safe)} there{weaker}"
             )
         if unsynced == "yes" and durability != "fast":
             raise NotDurable(
-                f"{loses}no-appendfsync-on-rewrite is yes, so that nothing is synced while it rewrites its append-only "
-                f"file; set no-appendfsync-on-rewrite no there{weaker}"
+                f"{loses} it crashes: its no-appendfsync-on-rewrite is yes, so that nothing is synced while it "
+                f"rewrites its append-only file; set no-appendfsync-on-rewrite no there{weaker}"
             )
-    return await _replicas(connection, replicas) if durability == "replicated" else None
+        if maxmemory != "0" and policy != "noeviction":
+            raise NotDurable(
+                f"{loses} its memory is full: its maxmemory is {maxmemory} and its maxmemory-policy {policy}; set "
+                "maxmemory-policy noeviction there"
+            )
+    return None
+
+
+async def _configured(client: Any) -> dict[Any, Any]:
+    found: dict[Any, Any] = {}
+    for pattern in ("*append*", "maxmemory*"):  # servers before Redis 7 take one at a time
+        found |= await client.config_get(pattern)
+    return found
 
 
 async def _replicas(connection: Connection, wanted: int) -> str | None:

@@ -5,7 +5,8 @@
 --
 -- KEYS  history, record, log: as append.lua has them
 --       pending  hash of users (SHA-1) whose entries are being swept from this log: the id up to which they are. It does
---                not expire: whoever sweeps would move what is left of them behind their tombstones, and it would count
+--                not expire: whoever sweeps would move what is left of them behind their tombstones, and it would count.
+--                Those that the log has left behind are dropped here, so that there are no more than entries in the log
 --       tombstones  sorted set, by time, of those that the archiver has yet to honour: a full log drops its own
 -- ARGV  user id, digest of it, log_length
 -- Gives the numbers of events in the history and of ids in the record, and the tombstone's id.
@@ -32,10 +33,25 @@ if redis.call('EXISTS', KEYS[3]) == 1 then
 end
 local upto = string.format('%.0f-%.0f', ms, number)
 
+local function parts(id)
+  local of_ms, of_number = string.match(id, '^(%d+)-(%d+)$')
+  return tonumber(of_ms), tonumber(of_number)
+end
+
+local first = redis.call('XRANGE', KEYS[3], '-', '+', 'COUNT', 1)[1]
+local first_ms, first_number = parts(first and first[1] or upto)
+local over = {}
+local flat = redis.call('HGETALL', KEYS[4])
+for i = 1, #flat, 2 do
+  local of_ms, of_number = parts(flat[i + 1])
+  if of_ms < first_ms or (of_ms == first_ms and of_number < first_number) then over[#over + 1] = flat[i] end
+end
+
 -- An append keeps the log at its length; this bounds it where there are only erasures.
 redis.call('XADD', KEYS[3], 'MAXLEN', '~', 2 * ARGV[3], upto, 'schema', '1', 'erased', ARGV[2], 'upto', upto)
 redis.call('ZADD', KEYS[5], string.format('%.0f', ms), ARGV[2] .. ' ' .. upto)
 redis.call('ZREMRANGEBYRANK', KEYS[5], 0, -ARGV[3] - 1) -- there may be no archiver
+for _, user in ipairs(over) do redis.call('HDEL', KEYS[4], user) end
 redis.call('HSET', KEYS[4], redis.sha1hex(ARGV[1]), upto)
 redis.call('DEL', KEYS[1], KEYS[2])
 return { in_history, in_record, upto }

@@ -263,10 +263,13 @@ def slot_of(key: bytes) -> int:
     return binascii.crc_hqx(tag if brace and closed and tag else key, 0) % _SLOTS
 
 
-def opened(url: str, timeout_s: float) -> Single | Cluster:
+def opened(
+    url: str, timeout_s: float, on_connect: Callable[[AbstractConnection], Awaitable[None]] | None = None
+) -> Single | Cluster:
     """Clients for a URL, of which nothing is sent yet; connecting takes timeout_s at most.
 
-    Raises ValueError if it is none.
+    on_connect: called in place of a connection's own `on_connect`, which is for it to call. Raises ValueError if the
+    URL is none.
     """
     options: dict[str, Any] = {
         # A whole attempt has one deadline, in connection.py; one for each read and write would only add to it.
@@ -275,6 +278,7 @@ def opened(url: str, timeout_s: float) -> Single | Cluster:
         "retry": Retry(NoBackoff(), 0),
         "protocol": 2,  # saves a new connection one round trip
         "decode_responses": False,
+        "redis_connect_func": on_connect,
     }
     found = several(url)
     if found is None:
@@ -298,7 +302,7 @@ def _cluster(found: Several, tls: _Tls | None, options: dict[str, Any]) -> Clust
 
 
 def _sentinel(found: Several, tls: _Tls | None, options: dict[str, Any]) -> Single:
-    unnamed = options | {"username": None, "password": None}
+    unnamed = options | {"username": None, "password": None, "redis_connect_func": None}
     asked = [_client(address, tls, unnamed) for address in found.addresses]
     sentinels = _Sentinels(asked)
     if tls is not None:

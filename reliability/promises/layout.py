@@ -8,10 +8,16 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from models.eventlog import LoggedEvent, connect
-from reliability.programs import archive
+from models.eventlog import LoggedEvent, connect, digest_of, log_key, partition_of, tombstones_key
+from reliability.programs import ROOT, archive
 from reliability.promise import Finding
+from service.attributes import ItemState
+from service.cold import MAX_COLD
 from service.embedded import EmbeddedStore
+from service.erasure import Erasure
+from service.items import MAX_KEPT, ItemStore
+from service.keyfile import Limit
+from service.limits import Limits
 from service.sequences import SequenceStore, StoreSettings, history_key, record_key
 
 TITLE = "The store's layout: at most 3 KB a user, and every key expires or is bounded"
@@ -24,6 +30,11 @@ _NOW_MS = 1_780_000_000_000
 _LOG_LENGTH = 1_000
 _SETTINGS = StoreSettings(log_max_events=_LOG_LENGTH, read_timeout_s=10, write_timeout_s=10)
 _LAYOUTS = ("packed value", "sorted set", "list")
+_UNPACKED = "histories"
+_ERASED_LENGTH = 100  # of a log, for erasures: that of two nodes, so that few of them reach the bounds
+_CUT_OFF = 500
+_NODE = 100  # entries of a log that go together
+_KINDS = 12  # of keys
 
 
 def check(full: bool, folder: Path) -> list[Finding]:
@@ -36,16 +47,23 @@ def check(full: bool, folder: Path) -> list[Finding]:
         for user in users:
             _in_the_other_layouts(client, user)
         sizes = {layout: [_size(client, user, layout) for user in users] for layout in _LAYOUTS}
+        values = [client.strlen(history_key(user)) for user in users]
         appended, read = asyncio.run(_rates(store.url, users, repeats=2_000 if full else 200))
         client.delete(*(_key(user, layout) for user in users for layout in _LAYOUTS[1:]))
         archive(store.url, folder / "archive")
-        unbounded = [key for key in client.scan_iter("*", count=1000) if not _bounded(client, key)]
+        asyncio.run(_write_other_keys(store.url, users[0]))
+        _cut_erasures_off(client)
+        keys = list(client.scan_iter("*", count=1000))
+        unbounded = [key for key in keys if not _bounded(client, key)]
         client.close()
     packed, *others = _LAYOUTS
     return [
         Finding("bytes of a user with 50 events and their ids, the largest", max(sizes[packed]), most=3_072, unit="B"),
+        Finding("bytes of the packed history in it, the largest", max(values), unit="B"),
         Finding("keys without an expiry or a bound", len(unbounded), most=0),
+        Finding("kinds of keys that were looked at", len(set(map(_kind, keys))), least=_KINDS),
         Finding("users read in 1 s, 500 a command", read[packed], least=100_000 if full else None, unit="users/s"),
+        Finding("the same and unpacked, by SequenceStore.histories", read[_UNPACKED], unit="users/s"),
         *(Finding(f"users read in 1 s from a {layout} each", read[layout], unit="users/s") for layout in others),
         Finding("events appended in 1 s, one a call, as a share of PING", appended[packed]),
         *(Finding(f"the same to a {layout}, without repeats or a log", appended[layout]) for layout in others),
@@ -100,15 +118,16 @@ def _size(client: Any, user: str, layout: str) -> int:
 async def _rates(url: str, users: list[str], *, repeats: int) -> tuple[dict[str, float], dict[str, float]]:
     """Appends of each layout as a share of PING's rate, and users read a second: medians of rounds in turn."""
     appended: dict[str, list[float]] = {layout: [] for layout in _LAYOUTS}
-    read: dict[str, list[float]] = {layout: [] for layout in _LAYOUTS}
+    read: dict[str, list[float]] = {layout: [] for layout in (*_LAYOUTS, _UNPACKED)}
+    parts = [users[begin : begin + _AT_ONCE] for begin in range(0, len(users), _AT_ONCE)]
     async with SequenceStore.connect(url, _SETTINGS) as store:
         for number in range(_ROUNDS):
             numbers = range(_LENGTH + number * repeats, _LENGTH + (number + 1) * repeats)
             ping = await _rate(lambda _: store.ping(), numbers)
             for layout in _LAYOUTS:
                 appended[layout].append(await _rate(_appending(store, users, layout), numbers) / ping)
-                parts = [users[begin : begin + _AT_ONCE] for begin in range(0, len(users), _AT_ONCE)]
                 read[layout].append(await _rate(_reading(store, layout), parts) * len(users) / len(parts))
+            read[_UNPACKED].append(await _rate(store.histories, parts) * len(users) / len(parts))
     return (
         {layout: statistics.median(rates) for layout, rates in appended.items()},
         {layout: statistics.median(rates) for layout, rates in read.items()},
@@ -157,10 +176,47 @@ def _reading(store: SequenceStore, layout: str) -> Callable[[list[str]], Awaitab
     return read
 
 
+async def _write_other_keys(url: str, user: str) -> None:
+    """Erase a user, put items, note where more new items were met than are kept, and count a key's request."""
+    async with SequenceStore.connect(url, _SETTINGS) as store:
+        await Erasure(store.connection, log_length=_ERASED_LENGTH).erase(user)
+        items = ItemStore(store.connection)
+        await items.put({f"item{number:04d}": ItemState(None, False) for number in range(1_000)})
+        for begin in range(0, MAX_COLD + 1_000, 1_000):
+            await items.meet([(f"new{number}", ("item0001",)) for number in range(begin, begin + 1_000)])
+        await Limits(store.connection).admit("key", Limit(requests=60, seconds=3_600))
+
+
+def _cut_erasures_off(client: Any) -> None:
+    """What services leave that die after the first step of an erasure, of more users than a log has entries."""
+    script = client.register_script((ROOT / "service" / "erase.lua").read_text(encoding="utf-8"))
+    users = [f"gone{number}" for number in range(_CUT_OFF * 20)]
+    partition = partition_of(users[0])
+    shared = [log_key(partition), f"recserve:{{{partition}}}:erasing", tombstones_key(partition)]
+    for user in [user for user in users if partition_of(user) == partition][:_CUT_OFF]:
+        script([history_key(user), record_key(user), *shared], [user, digest_of(user), _ERASED_LENGTH])
+
+
+def _kind(key: bytes) -> bytes:
+    """What follows the hash tag but the user, as in recserve:{5}:h:user; of a limit it is all tag."""
+    return key.partition(b"}")[2].split(b":")[1] if not key.endswith(b"}") else b"limit"
+
+
 def _bounded(client: Any, key: bytes) -> bool:
-    """Whether a key expires, or is one of those of a partition, which are as many as there are partitions."""
+    """Whether a key expires, or is one of its partition or of all items and holds no more than is ever kept there."""
     if client.ttl(key) > 0:
         return True
-    if key.endswith(b":log"):
-        return bool(client.xlen(key) <= _LOG_LENGTH + 100)  # whole nodes are trimmed
-    return bool(key.endswith(b":archived") and client.strlen(key) <= 64)
+    kind = _kind(key)
+    size = {"stream": client.xlen, "hash": client.hlen, "zset": client.zcard, "string": client.strlen}
+    most = {
+        b"log": _LOG_LENGTH + _NODE,
+        b"archived": 64,
+        b"tombstones": _ERASED_LENGTH,
+        b"erasing": 2 * _ERASED_LENGTH + _NODE,
+        b"states": MAX_KEPT,
+        b"changes": 2 * MAX_KEPT,
+        b"version": 64,
+        b"contexts": MAX_COLD,
+        b"met": MAX_COLD,
+    }
+    return bool(kind in most and size[client.type(key).decode()](key) <= most[kind])

@@ -1,6 +1,7 @@
 """The archive as it lies in its folder: complete files, each event once after a compaction, nobody who was erased."""
 
 import multiprocessing
+import os
 import threading
 from pathlib import Path
 
@@ -171,6 +172,17 @@ def test_an_archive_that_is_not_there_or_not_writable_is_said(tmp_path: Path) ->
     (tmp_path / "file").write_text("")
     with pytest.raises(ArchiveError, match="cannot be written"), locked(tmp_path / "file"):
         pass
+
+
+def test_a_new_archive_is_on_disk_with_its_name_before_anything_is_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda number: synced.append(os.fstat(number).st_ino))
+    for _ in range(2):  # the second time it is there
+        with locked(tmp_path / "new" / "archive"):
+            assert set(synced) == {tmp_path.stat().st_ino, (tmp_path / "new").stat().st_ino}
+    assert len(synced) == 2
 
 
 def test_what_a_killed_archiver_left_unfinished_is_swept_up(tmp_path: Path) -> None:

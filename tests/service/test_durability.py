@@ -1,4 +1,4 @@
-"""What an acknowledgement outlives is checked at start, and a replicated event is counted where it is."""
+"""What an acknowledgement outlives is checked from the start on, and a replicated event is counted where it is."""
 
 import asyncio
 import time
@@ -15,12 +15,20 @@ from reliability.proxy import Proxy
 from service.durability import NotDurable, check, checked
 from service.sequences import AppendResult, Event, SequenceStore, StoreSettings, StoreUnavailable
 from service.settings import BadSettings, Durability
+from tests.service import topologies
+from tests.service.conftest import KillableStore
 
 pytestmark = pytest.mark.anyio
 
 
 def event(name: str) -> Event:
     return Event("ann", f"item-{name}", name, "view", 1)
+
+
+@pytest.fixture
+def store_url(killable_store: KillableStore) -> str:
+    """URL of a server that is this test's alone, and may be set as it likes."""
+    return killable_store.url
 
 
 @pytest.fixture
@@ -31,12 +39,8 @@ async def store(store_url: str) -> AsyncIterator[SequenceStore]:
 
 @pytest.fixture
 def server(store_url: str) -> Iterator[redis.Redis]:
-    """Set back to what every test expects of the shared server."""
     with redis.Redis.from_url(store_url) as client:
         yield client
-        client.config_set("appendonly", "yes")
-        client.config_set("appendfsync", "always")
-        client.config_set("no-appendfsync-on-rewrite", "no")
 
 
 @pytest.mark.parametrize(
@@ -70,6 +74,32 @@ async def test_a_server_that_syncs_nothing_while_it_rewrites_its_log_is_refused(
     with pytest.raises(NotDurable, match=f"durability is {mode}.*set no-appendfsync-on-rewrite no.*=fast"):
         await check(store.connection, mode, 1)
     assert await check(store.connection, "fast", 1) is None
+
+
+@pytest.mark.parametrize("mode", ["fast", "durable", "replicated"])
+async def test_a_server_that_evicts_when_its_memory_is_full_is_refused(
+    store: SequenceStore, server: redis.Redis, mode: Durability
+) -> None:
+    server.config_set("maxmemory-policy", "volatile-lru")  # does nothing where there is no limit
+    await check(store.connection, mode, 1)
+    server.config_set("maxmemory", "100mb")
+    said = f"durability is {mode}.*maxmemory is 104857600 and its maxmemory-policy volatile-lru; set .* noeviction"
+    with pytest.raises(NotDurable, match=said):
+        await check(store.connection, mode, 1)
+    server.config_set("maxmemory-policy", "noeviction")
+    await check(store.connection, mode, 1)
+
+
+@pytest.mark.parametrize("name", ["cluster", "sentinels"])
+async def test_every_server_that_takes_writes_is_checked(name: str, tmp_path: Path) -> None:
+    with topologies.store(name, tmp_path) as url:
+        async with SequenceStore.connect(url) as store:
+            assert await check(store.connection, "durable", 1) is None
+            *_, last = await store.connection._writes.store.primaries()
+            await last.config_set("maxmemory", "100mb")
+            await last.config_set("maxmemory-policy", "allkeys-lfu")
+            with pytest.raises(NotDurable, match="allkeys-lfu"):
+                await check(store.connection, "durable", 1)
 
 
 async def test_replicas_that_are_missing_are_warned_about_and_nothing_counts_without_them(
@@ -120,21 +150,81 @@ async def test_what_may_not_be_checked_is_said_to_be_unknown(store_url: str, ser
             warning = str(await check(limited.connection, "durable", 1))
     finally:
         server.execute_command("ACL", "DELUSER", "limited")
-    assert "could not check" in warning
+    assert "could not check that the sequence store keeps acknowledged events and evicts none" in warning
     assert "word" not in warning
 
 
-async def test_a_store_that_comes_later_is_checked_then(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_store_that_comes_later_gets_no_acknowledgement_until_it_is_set_right(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     late = Store(tmp_path, options={"appendfsync": "everysec"})
     async with SequenceStore.connect(late.url) as store, checked(store.connection, "durable", 1):
         assert "is checked when it answers" in caplog.text
-        with late:
-            until = time.monotonic() + 20
-            while "appendfsync everysec" not in caplog.text:
-                assert time.monotonic() < until
-                await asyncio.sleep(0.02)
+        with late, late.client() as client:
+            await _refused(store, because="appendfsync everysec")
+            await _until(lambda: "appendfsync everysec" in caplog.text)
+            client.config_set("appendfsync", "always")
+            assert await store.append([event("refused")]) == AppendResult(accepted=1, duplicates=0)
+            await _until(lambda: "is set to what durability durable promises" in caplog.text)
     (error,) = [record for record in caplog.records if record.levelname == "ERROR"]
     assert error.name == "service.durability"
+
+
+async def test_a_store_that_restarts_with_less_gets_no_acknowledgement(tmp_path: Path) -> None:
+    with Store(tmp_path) as restarted:
+        async with SequenceStore.connect(restarted.url) as store, checked(store.connection, "durable", 1):
+            await store.append([event("a")])  # on a connection that is left to it
+            restarted.stop()
+            restarted.options["appendfsync"] = "everysec"
+            restarted.start()
+            await _refused(store, because="appendfsync everysec")
+
+
+async def test_a_store_that_is_set_to_less_while_it_runs_gets_no_acknowledgement(
+    store: SequenceStore, server: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with checked(store.connection, "durable", 1):
+        await store.append([event("a")])
+        server.config_set("appendonly", "no")
+        await _until(lambda: "appendonly is no" in caplog.text)
+        with pytest.raises(NotDurable, match="appendonly is no"):
+            await store.append([event("b")])
+        server.config_set("appendonly", "yes")
+        assert await store.append([event("b")]) == AppendResult(accepted=1, duplicates=0)
+
+
+async def test_a_store_that_is_set_to_less_is_left_for_the_one_its_name_now_leads_to(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Store(tmp_path, "old") as old, Store(tmp_path, "new") as new, Proxy(old.address) as name:
+        async with SequenceStore.connect(name.url) as store, checked(store.connection, "durable", 1):
+            await store.append([event("a")])
+            with old.client() as client:
+                client.config_set("appendfsync", "no")
+            await _until(lambda: "appendfsync no" in caplog.text)
+            with pytest.raises(NotDurable):
+                await store.append([event("b")])
+            name.target = new.address
+            assert await store.append([event("b")]) == AppendResult(accepted=1, duplicates=0)
+
+
+async def _refused(store: SequenceStore, *, because: str) -> None:
+    """Nothing is acknowledged, at first perhaps for want of an answer."""
+    until = time.monotonic() + 20
+    said = ""
+    while because not in said:
+        assert time.monotonic() < until, said
+        with pytest.raises(StoreUnavailable) as raised:
+            await store.append([event("refused")])
+        said = str(raised.value)
+        await asyncio.sleep(0.01)
+
+
+async def _until(true: Callable[[], bool]) -> None:
+    until = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < until
+        await asyncio.sleep(0.02)
 
 
 def test_the_service_does_not_start_on_a_server_that_keeps_less(
@@ -145,6 +235,23 @@ def test_the_service_does_not_start_on_a_server_that_keeps_less(
         start_service(store_url)
     client = start_service(store_url, durability="fast")
     assert client.post("/events", json={"user_id": "ada", "item_id": "i1"}).status_code == 200
+
+
+def test_events_are_refused_while_a_running_store_is_set_to_less(
+    start_service: Callable[..., Any], store_url: str, server: redis.Redis
+) -> None:
+    client = start_service(store_url)
+    asked = {"json": {"user_id": "ada", "item_id": "i1", "timestamp": 1}}
+    assert client.post("/events", **asked).status_code == 200
+    server.config_set("appendonly", "no")
+    until = time.monotonic() + 20
+    while (refused := client.post("/events", **asked)).status_code == 200:
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    assert (refused.status_code, refused.json()["code"]) == (503, "store_unavailable")
+    assert refused.headers["retry-after"] == "1"
+    server.config_set("appendonly", "yes")
+    assert client.post("/events", **asked).status_code == 200
 
 
 def test_events_that_no_replica_has_are_refused_over_http(start_service: Callable[..., Any], store_url: str) -> None:
