@@ -99,7 +99,7 @@ class Runtime:
         if self.reads_values:
             given = [np.full(len(one), np.nan, np.float32) for one in newest] if values is None else values
             beside = [truncate(one, longest) for one in given]
-        if len(newest) <= _SMALL_BATCH:
+        if len(newest) <= _SMALL_BATCH and _SMALL_BATCH * longest <= _ENTRIES:
             return self._run_encoder(newest, beside)
         vectors = np.empty((len(newest), self.bundle.manifest.dim), np.float32)
         lengths = np.array([len(sequence) for sequence in newest])

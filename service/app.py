@@ -4,6 +4,7 @@ import asyncio
 import gc
 import logging
 import math
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -167,14 +168,17 @@ async def running(settings: Settings, store_url: str, metrics: Metrics | None = 
 
 
 async def _collect() -> None:
-    """Collect everything from time to time, which takes a fraction of a millisecond.
+    """Collect everything from time to time: as a rule a fraction of a millisecond, and a ten-thousandth of all at most.
 
     With so little that is not frozen no full collection would come by itself, and only that gives up the interpreter's
     free lists. What lies on these keeps pages from being used again: memory crept up by 3 MB an hour under load.
     """
+    pause_s = _COLLECT_S
     while True:
-        await asyncio.sleep(_COLLECT_S)
+        await asyncio.sleep(pause_s)
+        began = time.perf_counter()
         gc.collect()
+        pause_s = max(_COLLECT_S, 10_000 * (time.perf_counter() - began))  # many items were put since the start
 
 
 def _store_settings(settings: Settings) -> StoreSettings:

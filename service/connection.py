@@ -66,7 +66,7 @@ class Connection:
         self._writes = _Way("writes", url, write_timeout_s, max_connections)
         self.vet: Callable[[], Awaitable[object]] | None = None  # raises Unfit if the store may not be written to
         self.unfit: str | None = None  # why it may not, as was last seen
-        self._vetted = -1  # connections for writes that had been made when it last was
+        self._vetted = -1  # changes of those who take writes that there had been when it last was
         self._replicas = replicas
         self._wait_ms = int(write_timeout_s * 1000 / 2)  # for replicas: less than the call has
 
@@ -128,19 +128,29 @@ class Connection:
 
         await self._reads.call(ask)
 
+    def refuse(self, reason: str | None) -> None:
+        """Let no script count, because of this; None: let them count again."""
+        self.unfit = reason
+        if reason is not None:
+            self._writes.forget()  # its name may lead to a better one
+
     async def _sure(self) -> None:
-        """Vet a store that was connected to anew since: it may be another one, or have restarted with other settings.
+        """Vet a store that may be another one than before, or have restarted with other settings.
 
         Raises StoreUnavailable.
         """
-        made = self._writes.connections
-        if self.vet is not None and (made != self._vetted or self.unfit is not None):
+        if self.vet is None:
+            return
+        if self.unfit is not None:  # whoever refused it looks again
+            raise Unfit(self.unfit)
+        changes = self._writes.changes
+        if changes != self._vetted:
             try:
                 await self.vet()
-            except Unfit:
-                self._writes.store.forget()  # its name may lead to a better one
+            except Unfit as error:
+                self.refuse(str(error))
                 raise
-            self._vetted = made
+            self._vetted = changes
 
     async def aclose(self) -> None:
         """Close all connections; calls under way fail."""
@@ -211,15 +221,20 @@ class _Way:
     """One kind of call: its client, its deadline and its bound."""
 
     def __init__(self, name: str, url: str, timeout_s: float, places: int) -> None:
-        self.connections = 0  # made so far
+        self.changes = 0  # of who answers: connections that were made, and failures after which it may be another
         self.store = opened(url, timeout_s, self._connected)
         self.breaker = Breaker(name, self._answers)
         self._timeout_s = timeout_s
         self._places = asyncio.Semaphore(places)  # ours, because a cancelled caller cannot leak its place in it
 
     async def _connected(self, connection: AbstractConnection) -> None:
-        self.connections += 1
+        self.changes += 1
         await connection.on_connect()
+
+    def forget(self) -> None:
+        """Find out anew who answers, at the next call."""
+        self.changes += 1
+        self.store.forget()
 
     async def call(self, make: Callable[[], Awaitable[T]]) -> T:
         failure: Exception | None = None
@@ -233,7 +248,7 @@ class _Way:
                     return await make()
             except (*CONNECTION_ERRORS, *ELSEWHERE) as error:
                 failure = error
-                self.store.forget()
+                self.forget()
             except RedisError as error:  # an answer, and no better the second time
                 raise Refused(f"Redis refused: {error}") from error
         if isinstance(failure, ReadOnlyError):  # nobody has taken over yet
@@ -253,7 +268,7 @@ class _Way:
                 for client in await self.store.primaries():
                     await client.ping()
         except CONNECTION_ERRORS:
-            self.store.forget()
+            self.forget()
             return False
         except RedisError as error:  # a refusal is an answer
             logger.debug("the store answers a PING with %s", error)

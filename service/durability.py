@@ -65,7 +65,7 @@ async def _watch(connection: Connection, durability: Durability, replicas: int, 
         except Exception:  # a watcher that dies would leave every later change unnoticed
             logger.exception("looking at how the sequence store is set failed")
             continue
-        connection.unfit = unfit
+        connection.refuse(unfit)
         if found != said:
             right = f"the sequence store is set to what durability {durability} promises"
             logger.log(logging.WARNING if unfit is None else logging.ERROR, "%s", found or right)

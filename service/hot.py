@@ -23,7 +23,7 @@ from service.exchange import Exchange, Route
 from service.filters import Filter, UnknownAttribute
 from service.keyfile import Limit
 from service.recommender import NoModel, Recommendation, Wish
-from service.requests import bug, check_declared, declared_bytes, parse_json, refuse_repeated, request_id_of
+from service.requests import bug, check_declared, parse_json, refuse_repeated, request_id_of
 from service.routes import NO_MODEL, Services
 from service.schemas import MAX_QUERIES, MAX_TIMEOUT_MS, RecommendRequest
 from service.scoring import ScoringStopped
@@ -155,14 +155,14 @@ class _Call:
         self._timeout_s = _timeout_s(self._exchange, headers)
         if self._timeout_s is not None and self._name == "events":
             raise Problem("invalid_request", "X-Timeout-Ms is for recommendations; an event is stored or refused")
+        check_declared(headers)
         if self._name == "events":
-            self._services.intake.check_room(declared_bytes(headers))
+            self._services.intake.check_room()
         if self._name == "recommend":
             try:
                 self._services.batcher.check_room()
             except Overloaded as error:
                 raise _refused(error) from error
-        check_declared(headers)
         self._exchange.opened(self)
 
     def take(self, body: bytes) -> None:

@@ -9,6 +9,7 @@ import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from contextvars import Context, copy_context
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -28,7 +29,7 @@ from service.sequences import AppendResult, Event, SequenceStore
 logger = logging.getLogger(__name__)
 
 _TOGETHER = 256  # requests
-_MOST_BYTES = 1 << 20  # of bodies that wait, beside the only one: some tenths of a second's work
+_MOST_BYTES = 1 << 20  # of bodies that wait, before the last: some tenths of a second's work
 _LARGE_BYTES = 1 << 11  # of a body that is checked in a turn of its own: half a millisecond's work
 _SAID_EVERY_S = 1.0  # a store that is full may refuse for days, and a thousand requests a second
 _SECONDS = 100_000_000_000  # in 1973; as seconds, whatever is below lies in our time
@@ -60,7 +61,7 @@ class Intake:
         self._metrics = metrics
         self._now = now
         self._bytes = 0  # of the bodies whose events wait or are being stored
-        self._large: deque[tuple[bytes, asyncio.Future[Pending[AppendResult]]]] = deque()
+        self._large: deque[tuple[Context, bytes, asyncio.Future[Pending[AppendResult]]]] = deque()
         self._said: dict[str, float] = {}  # each warning, and when
 
     async def __aenter__(self) -> Self:
@@ -72,14 +73,14 @@ class Intake:
     ) -> None:
         await self._writes.__aexit__(kind, error, traceback)
 
-    def check_room(self, size: int) -> None:
-        """Raises Problem if a body of so many bytes would be refused now.
+    def check_room(self) -> None:
+        """Raises Problem if a body would be refused now.
 
         Requests are no measure of what waits: of two, one may bring a thousand times the events of the other.
         """
         try:
             self._writes.check_room()
-            if self._bytes and self._bytes + size > _MOST_BYTES:
+            if self._bytes >= _MOST_BYTES:
                 raise Overloaded(f"events of {self._bytes} bytes are waiting already")
         except Overloaded as error:
             raise _full(error) from error
@@ -90,7 +91,7 @@ class Intake:
         Raises Problem, now or when told, if there is no room, if the body is no event and no list of events, if none is
         acceptable, or if the store is down.
         """
-        self.check_room(len(body))
+        self.check_room()
         pending: Pending[Any] = self._in_turn(body) if len(body) > _LARGE_BYTES else self._begin(body)
         self._bytes += len(body)
         pending.future.add_done_callback(partial(self._done, len(body)))
@@ -104,17 +105,17 @@ class Intake:
         the store included, which would then seem not to answer."""
         loop = asyncio.get_running_loop()
         begun: asyncio.Future[Pending[AppendResult]] = loop.create_future()
-        self._large.append((body, begun))
+        self._large.append((copy_context(), body, begun))  # which has the id of the request
         if len(self._large) == 1:
             loop.call_soon(self._next_large)
         return Pending(begun, lambda future: future.result().told(future.result().future))
 
     def _next_large(self) -> None:
-        body, begun = self._large.popleft()
+        context, body, begun = self._large.popleft()
         if self._large:
             asyncio.get_running_loop().call_soon(self._next_large)
         try:
-            pending = self._begin(body)
+            pending = context.run(self._begin, body)
         except Exception as error:  # noqa: BLE001 - whoever waits tells a problem from a bug
             begun.set_exception(error)
         else:

@@ -104,17 +104,11 @@ def bug() -> Problem:
     return Problem("internal_error", "the service made a mistake; its log has more under this request_id")
 
 
-def declared_bytes(headers: Mapping[bytes, bytes]) -> int:
-    """How large a request says that its body is; 0 if it does not say."""
-    declared = headers.get(b"content-length", b"")[:20]
-    return int(declared) if declared.isdigit() else 0
-
-
 def check_declared(headers: Mapping[bytes, bytes]) -> None:
     """Raises Problem if a request says that its body is larger than MAX_BODY_BYTES."""
-    declared = declared_bytes(headers)
-    if declared > MAX_BODY_BYTES:
-        raise too_large(f"{declared} bytes")
+    declared = headers.get(b"content-length", b"")
+    if declared.isdigit() and int(declared[:20]) > MAX_BODY_BYTES:
+        raise too_large(f"{declared[:20].decode()} bytes")
 
 
 async def read_body(headers: Mapping[bytes, bytes], receive: Receive) -> bytes:

@@ -82,12 +82,11 @@ class Server(uvicorn.Server):
         farewell = [*self.server_state.default_headers, (b"connection", b"close")]  # so that clients let go
         self.server_state.default_headers = farewell
         loop = asyncio.get_running_loop()
-        listeners = [listener.dup() for listener in sockets or []]  # the loop closes its own
+        arrived = [connection for listener in sockets or [] for connection in _last_of(listener)]
         for server in self.servers:
             server.close()
         for sock in sockets or []:
             sock.close()
-        arrived = [connection for listener in listeners for connection in _last_of(listener)]
         for connection in arrived:
             with contextlib.suppress(OSError):  # its client has left
                 await loop.connect_accepted_socket(self._protocol, connection)
@@ -106,10 +105,10 @@ class Server(uvicorn.Server):
 
 
 def _last_of(listener: socket.socket) -> list[socket.socket]:
-    """The connections that wait to be taken, and no more after them: closed at once, the listener would reset them."""
+    """The connections that wait to be taken: a listener that is closed resets them."""
     listener.setblocking(False)
     arrived = []
-    with listener, contextlib.suppress(OSError):  # none, or no file for one
+    with contextlib.suppress(OSError):  # no more, or no file for one
         while True:
             arrived.append(listener.accept()[0])
     return arrived

@@ -14,7 +14,7 @@ import redis
 
 from models.eventlog import log_size
 from service.breaker import Breaker
-from service.connection import Connection, StoreUnavailable
+from service.connection import Connection, Script, StoreUnavailable
 from tests.service.sockets import PLAIN
 
 
@@ -215,3 +215,47 @@ def test_a_batch_that_breaks_is_a_500_for_its_members_and_nothing_for_the_next(
     assert "finite" not in response.text
     assert client.post("/recommend", json={"history": ["i4"]}).status_code == 200
     assert client.get("/healthz").status_code == 200
+
+
+def test_beside_events_that_wait_a_body_of_the_largest_size_is_taken_and_a_larger_one_is_too_large(
+    start_service: Callable[..., httpx.Client], make_bundle: Callable[..., Path], killable_store: Any
+) -> None:
+    make_bundle("v1")
+    client = start_service(killable_store.url)
+    small = orjson.dumps({"user_id": "ada", "item_id": "i1"})
+    events = [{"user_id": f"user {n}", "item_id": "i1", "properties": {"text": "x" * 900}} for n in range(1000)]
+    large = orjson.dumps({"events": events}).ljust(1 << 20)
+
+    async def send() -> list[int]:
+        async with httpx.AsyncClient(base_url=client.base_url, timeout=10) as clients:
+            await asyncio.gather(*(clients.get("/healthz") for _ in range(3)))  # connected
+            with redis.Redis.from_url(killable_store.url) as store:
+                store.client_pause(150, all=False)  # writes
+            bodies = (small, large, large + b" ")
+            answers = await asyncio.gather(*(clients.post("/events", content=body) for body in bodies))
+            return [answer.status_code for answer in answers]
+
+    assert asyncio.run(send()) == [200, 200, 413]
+
+
+@pytest.mark.anyio
+async def test_whoever_answers_after_a_failure_is_vetted_anew(killable_store: Any) -> None:
+    vetted = 0
+
+    async def vet() -> None:
+        nonlocal vetted
+        vetted += 1
+
+    connection = Connection(killable_store.url, read_timeout_s=1, write_timeout_s=1, max_connections=4)
+    connection.vet = vet
+    script = Script(b"return 1", keys=1)
+    try:
+        await connection.run(script, [(b"{1}",)])
+        before = vetted
+        await connection.run(script, [(b"{1}",)])
+        assert vetted == before
+        connection._writes.forget()  # as after a failed attempt: of a cluster, a replica that was known may take over
+        await connection.run(script, [(b"{1}",)])
+        assert vetted > before
+    finally:
+        await connection.aclose()
