@@ -2,9 +2,13 @@
 
 import asyncio
 import contextlib
+import ctypes
 import socket
+import struct
+import sys
 from collections.abc import Callable, Generator
 from functools import partial
+from itertools import starmap
 
 import uvicorn
 
@@ -16,6 +20,15 @@ from service.settings import Settings
 _LOOK_TICKS = 5  # of 0.1 s, between looks for slow clients
 _LINGER_S = 1.0  # for kept connections to bring the request that is on its way when told to stop
 _LOOK_S = 0.02
+_SETTLE_S = 0.05  # for who was about to be connected
+_SO_ATTACH_FILTER = 26  # of Linux, as linux/filter.h has it; Python has no name for it
+_INSTRUCTION = struct.Struct("HBBI")  # code, steps if true, steps if false, value
+_NO_SYN = (
+    (0x30, 0, 0, 13),  # load a byte: the flags of a TCP header
+    (0x45, 0, 1, 0x02),  # is SYN set, as in the first packet of a connection and no later one to a listener?
+    (0x06, 0, 0, 0),  # then drop it
+    (0x06, 0, 0, 0xFFFFFFFF),  # else let all of it through
+)
 
 
 class CannotListen(Exception):  # noqa: N818 - the message is the whole of it
@@ -82,11 +95,14 @@ class Server(uvicorn.Server):
         farewell = [*self.server_state.default_headers, (b"connection", b"close")]  # so that clients let go
         self.server_state.default_headers = farewell
         loop = asyncio.get_running_loop()
+        for listener in sockets or []:
+            _admit_no_more(listener)
+        await asyncio.sleep(_SETTLE_S)
         arrived = [connection for listener in sockets or [] for connection in _last_of(listener)]
         for server in self.servers:
             server.close()
-        for sock in sockets or []:
-            sock.close()
+        for listener in sockets or []:
+            listener.close()
         for connection in arrived:
             with contextlib.suppress(OSError):  # its client has left
                 await loop.connect_accepted_socket(self._protocol, connection)
@@ -102,6 +118,18 @@ class Server(uvicorn.Server):
     def capture_signals(self) -> Generator[None, None, None]:
         """Leaves signals to us: its own way ends the process by the signal instead of with status 0."""
         yield
+
+
+def _admit_no_more(listener: socket.socket) -> None:
+    """Let the kernel drop whoever wants to connect from now on, where it can: else, between the last look at who waits
+    and the end of the listener, one might get a connection and lose it with its request. On Linux alone."""
+    if sys.platform != "linux":
+        return
+    with contextlib.suppress(OSError):
+        filters = ctypes.create_string_buffer(b"".join(starmap(_INSTRUCTION.pack, _NO_SYN)))
+        listener.setsockopt(
+            socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", len(_NO_SYN), ctypes.addressof(filters))
+        )
 
 
 def _last_of(listener: socket.socket) -> list[socket.socket]:

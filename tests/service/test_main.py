@@ -21,6 +21,7 @@ import pytest
 import redis
 
 from models import eventlog
+from service.server import _admit_no_more, _last_of
 from tests.service.processes import ROOT, refused, serving
 
 
@@ -154,6 +155,23 @@ def test_told_to_stop_it_answers_every_connection_that_the_kernel_has_taken(
             for one in asked:
                 one.result()  # or what a client met instead of an answer
     assert set(answers) == {b"HTTP/1.1 200 OK"}
+
+
+@pytest.mark.parametrize(("family", "host"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
+def test_a_listener_that_admits_no_more_keeps_who_was_admitted(family: socket.AddressFamily, host: str) -> None:
+    listener = socket.create_server((host, 0), family=family)
+    address = listener.getsockname()[:2]
+    with socket.create_connection(address) as admitted:
+        admitted.sendall(b"a request")
+        _admit_no_more(listener)
+        with pytest.raises(TimeoutError):
+            socket.create_connection(address, timeout=0.2)
+        (taken,) = _last_of(listener)
+        with taken:
+            assert taken.recv(9) == b"a request"
+        listener.close()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address, timeout=5)
 
 
 def test_told_to_stop_it_answers_what_comes_on_a_kept_connection_and_says_goodbye(
