@@ -50,8 +50,9 @@ class Unfit(StoreUnavailable):
 class Connection:
     """Connections to a server or to those of a cluster, made at the first call, so that they may come later.
 
-    Safe for any number of tasks of one event loop. Every call raises StoreUnavailable within two attempts' timeouts,
-    those after it at once, and calls work again a moment after the server does.
+    Safe for any number of tasks of one event loop. Every call raises StoreUnavailable within two attempts' timeouts, a
+    script within six where the store is vetted before and after it; those after it do at once, and calls work again a
+    moment after the server does.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """What of a bundle's catalogue is searched: all of it at once, or by a scan over float32 or over int8.
 
-All three find the same items. Small catalogues need no scan; of large ones both are measured, and int8, which takes a
+All three find the same items. Small catalogues gain little by a scan; of large ones both are measured, and int8, which takes a
 quarter more memory, is taken where it is quicker. Graph and inverted-file indexes are not offered: at a million trained
 vectors an inverted file that found nine tenths of the best items took as long as the scan over float32.
 """
@@ -23,7 +23,7 @@ from training.ranker import build_scan
 
 Asked = Literal["auto", "float32", "int8"]
 
-SCAN_FROM = 200_000  # items: below, one run over all of them is as quick
+SCAN_FROM = 200_000  # items: below, a scan saves a quarter of one run over all of them at most
 _BATCHES = (1, 32)
 _HISTORY = 20
 _ROUNDS = 5
