@@ -1,8 +1,8 @@
 """What of a bundle's catalogue is searched: all of it at once, or by a scan over float32 or over int8.
 
-All three find the same items. Small catalogues gain little by a scan; of large ones both are measured, and int8, which takes a
-quarter more memory, is taken where it is quicker. Graph and inverted-file indexes are not offered: at a million trained
-vectors an inverted file that found nine tenths of the best items took as long as the scan over float32.
+All three find the same items. Small catalogues gain little by a scan; of large ones both are measured, and int8, which
+takes a quarter more memory, is taken where it is quicker. Graph and inverted-file indexes are not offered: at a million
+trained vectors an inverted file that found nine tenths of the best items took as long as the scan over float32.
 """
 
 import tempfile
