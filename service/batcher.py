@@ -71,6 +71,7 @@ class Batcher(Generic[Call, Answer]):
     Enter it to start.
 
     At most max_batch calls run together and max_waiting wait; a batch that takes longer than stuck_s counts as stuck.
+    weight: how many calls one counts as in a batch; one that is too heavy for any runs alone.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Batcher(Generic[Call, Answer]):
         max_batch: int,
         max_waiting: int,
         stuck_s: float,
+        weight: Callable[[Call], int] = lambda call: 1,
         on_batch: Callable[[int], None] = lambda size: None,
         on_abandoned: Callable[[], None] = lambda: None,
     ) -> None:
@@ -87,6 +89,7 @@ class Batcher(Generic[Call, Answer]):
         self._max_batch = max_batch
         self._max_waiting = max_waiting
         self._stuck_s = stuck_s
+        self._weight = weight
         self._on_batch = on_batch
         self._on_abandoned = on_abandoned
         self._waiting: deque[_Entry[Call, Answer]] = deque()
@@ -182,10 +185,15 @@ class Batcher(Generic[Call, Answer]):
         """Everything that waits and can be done in time, up to max_batch; a caller who has gone costs nothing."""
         most = self._give_up() if self._deadlines else self._max_batch
         batch: list[_Entry[Call, Answer]] = []
-        while self._waiting and len(batch) < most:
-            entry = self._waiting.popleft()
+        while self._waiting and most > 0:
+            entry = self._waiting[0]
+            weight = self._weight(entry.call)
+            if batch and weight > most:
+                break
+            self._waiting.popleft()
             if self._wanted(entry):
                 batch.append(entry)
+                most -= weight
         if not self._waiting:
             self._arrived.clear()
             self._deadlines = 0

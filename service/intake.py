@@ -28,7 +28,7 @@ from service.sequences import AppendResult, Event, SequenceStore
 
 logger = logging.getLogger(__name__)
 
-_TOGETHER = 256  # requests
+_TOGETHER = 128  # events; the answers to all come when the last of these is stored
 _MOST_BYTES = 1 << 20  # of bodies that wait, before the last: some tenths of a second's work
 _LARGE_BYTES = 1 << 11  # of a body that is checked in a turn of its own: half a millisecond's work
 _SAID_EVERY_S = 1.0  # a store that is full may refuse for days, and a thousand requests a second
@@ -55,7 +55,7 @@ class Intake:
         self._on_unknown = on_unknown
         self._store = store
         self._writes = Batcher[Sequence[Event], AppendResult](
-            self._write, max_batch=_TOGETHER, max_waiting=max_waiting, stuck_s=math.inf
+            store.append_each, max_batch=_TOGETHER, weight=len, max_waiting=max_waiting, stuck_s=math.inf
         )
         self._live = live
         self._metrics = metrics
@@ -188,22 +188,6 @@ class Intake:
         if now - self._said.get(message, -math.inf) >= _SAID_EVERY_S:
             self._said[message] = now
             logger.warning(message, value)
-
-    async def _write(self, groups: Sequence[Sequence[Event]]) -> list[AppendResult | StoreUnavailable]:
-        """Store what several requests brought, a bounded number of events in one step."""
-        found: list[AppendResult | StoreUnavailable] = []
-        begin = 0
-        while begin < len(groups):
-            end, events = begin + 1, len(groups[begin])
-            while end < len(groups) and events + len(groups[end]) <= MAX_EVENTS:
-                events += len(groups[end])
-                end += 1
-            try:
-                found += await self._store.append_each(groups[begin:end])
-            except StoreUnavailable as error:  # the rest would wait as long for the same
-                return found + [error] * (len(groups) - begin)
-            begin = end
-        return found
 
 
 def _full(error: Overloaded) -> Problem:

@@ -9,7 +9,9 @@ from bench.load import Job, Load, LoadGenerator, encode, histories, request
 from reliability.bundle import promoted_bundle
 from reliability.openloop import Answers, OpenLoop, Pressure
 from reliability.promise import Finding
-from reliability.serving import serving
+from reliability.serving import Service, serving
+from service.schemas import MAX_EVENTS
+from service.sequences import StoreSettings
 
 TITLE = "Overload: what can be answered is, the surplus is refused at once, and what came too late is not ranked"
 _ITEMS, _DIM = 200_000, 64  # so that ranking is most of the work, as it is where overload is a matter of ranking
@@ -75,13 +77,15 @@ def check(full: bool, folder: Path) -> list[Finding]:
 
 def _flooded(folder: Path, seconds: float, *, full: bool) -> list[Finding]:
     """The same of events that come at twice the rate at which they can be stored."""
-    events = encode([{"events": _events(body)} for body in range(500)])
+    bodies = 100 if full else 4
+    events = encode([{"events": _events(body)} for body in range(bodies)])
     requests = [request("/events", body) for body in events]
     with (
         serving(folder, redis=None, max_waiting=_WAITING, threads=1) as service,
         Child(LoadGenerator) as closed,
         Child(OpenLoop) as open_loop,
     ):
+        _fill_histories(service, bodies * _TOGETHER)
         load: Load = closed.call("measure", Job([service.address], "/events", events, seconds))
         found: Answers = open_loop.call("press", Pressure(service.address, requests, 2 * load.per_second, seconds))
     refused = found.status == 503
@@ -110,6 +114,21 @@ def _events(body: int) -> list[dict[str, object]]:
         {"user_id": f"user-{_TOGETHER * body + number}", "item_id": f"item-{number}", "type": "view"}
         for number in range(_TOGETHER)
     ]
+
+
+def _fill_histories(service: Service, users: int) -> None:
+    """So that an event costs the same from the first to the last: one more takes longer where there are some."""
+    length = StoreSettings().history_length
+    together = MAX_EVENTS // length
+    for begin in range(0, users, together):
+        events = [
+            {"user_id": f"user-{user}", "item_id": f"item-{number}", "type": "view"}
+            for user in range(begin, min(begin + together, users))
+            for number in range(length)
+        ]
+        answer = service.ask("POST", "/events", {"events": events})
+        if answer.status != 200:
+            raise RuntimeError(f"events were not stored: {answer.body}")
 
 
 def _in_time(one: bytes) -> bytes:

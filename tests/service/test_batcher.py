@@ -71,6 +71,17 @@ async def test_those_who_are_answered_go_before_the_next_batch_even_if_runs_neve
     assert order == ["batch 2", "answer", "answer", "batch 2", "answer", "answer"]
 
 
+async def test_heavy_calls_share_a_batch_by_weight_in_order_and_one_too_heavy_for_any_runs_alone() -> None:
+    work = Work()
+    batches = Batcher[int, int](work, max_batch=10, max_waiting=100, stuck_s=30, weight=lambda call: call)
+    async with batches:
+        tasks = await submit(batches, 1)
+        tasks += await submit(batches, 6, 4, 3, 40, 9, 2, 1)
+        work.gate.set()
+        assert await asyncio.gather(*tasks) == [2, 12, 8, 6, 80, 18, 4, 2]
+    assert work.batches == [[1], [6, 4], [3], [40], [9], [2, 1]]
+
+
 async def test_a_batch_is_never_larger_than_allowed() -> None:
     work = Work()
     async with batcher(work, max_batch=4) as batches:

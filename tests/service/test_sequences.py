@@ -86,6 +86,14 @@ async def test_callers_who_share_a_round_trip_are_told_apart(store_url: str, cli
         assert await store.histories(["ada", "bob"]) == [["a", "b"], ["a"]]
 
 
+async def test_more_users_than_a_round_trip_takes_are_stored_and_callers_told_apart(store: SequenceStore) -> None:
+    many = [event("a", 10, user=f"user-{number}") for number in range(700)]
+    assert await store.append_each([many[:300], many, [], many[699:]]) == [
+        *(AppendResult(300, 0), AppendResult(400, 300), AppendResult(0, 0), AppendResult(0, 1)),
+    ]
+    assert await store.histories([one.user_id for one in many]) == [["item-a"]] * 700
+
+
 async def test_items_come_back_oldest_first_and_an_unknown_user_has_none(store: SequenceStore) -> None:
     await store.append([event("b", 20), event("a", 10), event("c", 30, user="bob")])
     assert await store.histories(["bob", "nobody", "ann"]) == [["item-c"], [], ["item-a", "item-b"]]
