@@ -1,5 +1,7 @@
 """Requests come faster than they can be answered, whether or not those before have an answer."""
 
+from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from reliability.bundle import promoted_bundle
 from reliability.openloop import Answers, OpenLoop, Pressure
 from reliability.promise import Finding
 from reliability.serving import Service, serving
+from reliability.standstill import longest_standstill_s
 from service.schemas import MAX_EVENTS
 from service.sequences import StoreSettings
 
@@ -46,10 +49,11 @@ def check(full: bool, folder: Path) -> list[Finding]:
         late: Answers = open_loop.call("press", Pressure(service.address, requests, _LATE * capacity, seconds))
         ranked = service.metric("recserve_batch_size_sum") - ranked
         again: Load = closed.call("measure", Job([service.address], "/recommend", bodies, seconds / 2))
+    still_s = longest_standstill_s(seconds)
     goodput = {factor: _goodput(answers, seconds) for factor, answers in found.items()}
     peak = max(capacity, *goodput.values())
-    refused = np.concatenate([answers.latency_s[answers.status == 503] for answers in found.values()])
-    untold = sum(int((~answers.retry_after[answers.status == 503]).sum()) for answers in found.values())
+    refusals = [_refusals(answers) for answers in found.values()]
+    untold = sum(int((~one.retry_after).sum()) for one in refusals)
     every = np.concatenate([answers.status for answers in [*found.values(), late]])
     answered = int((late.status == 200).sum())
     expired = max(1, int((late.status == 504).sum()))
@@ -63,8 +67,9 @@ def check(full: bool, folder: Path) -> list[Finding]:
             )
             for factor in times
         ),
-        Finding("refused", len(refused), least=1),
-        Finding("p99 of the time to a refusal", _ms(refused), most=10 if full else None, unit="ms"),
+        Finding("refused", sum(len(one.latency_s) for one in refusals), least=1),
+        *_prompt("", refusals, full=full),
+        Finding("longest time that this machine lets a busy process stand still", 1e3 * still_s, unit="ms"),
         Finding("refusals without Retry-After", untold, most=0),
         Finding("answers other than 200, 503 and 504", int(np.isin(every, (200, 503, 504), invert=True).sum()), most=0),
         Finding(f"requests past their {_TIMEOUT_MS} ms", int((late.status == 504).sum()), least=1 if full else None),
@@ -88,7 +93,7 @@ def _flooded(folder: Path, seconds: float, *, full: bool) -> list[Finding]:
         _fill_histories(service, bodies * _TOGETHER)
         load: Load = closed.call("measure", Job([service.address], "/events", events, seconds))
         found: Answers = open_loop.call("press", Pressure(service.address, requests, 2 * load.per_second, seconds))
-    refused = found.status == 503
+    refused = _refusals(found)
     others = int(np.isin(found.status, (200, 503), invert=True).sum())
     return [
         Finding(f"/events: capacity, {_TOGETHER} of them a request", load.per_second, least=1, unit="requests/s"),
@@ -97,14 +102,9 @@ def _flooded(folder: Path, seconds: float, *, full: bool) -> list[Finding]:
             _goodput(found, seconds) / load.per_second,
             least=_GOODPUT if full else 0.01,
         ),
-        Finding("/events: refused", int(refused.sum()), least=1 if full else None),
-        Finding(
-            "/events: p99 of the time to a refusal",
-            _ms(found.latency_s[refused]),
-            most=10 if full else None,
-            unit="ms",
-        ),
-        Finding("/events: refusals without Retry-After", int((~found.retry_after[refused]).sum()), most=0),
+        Finding("/events: refused", len(refused.latency_s), least=1 if full else None),
+        *_prompt("/events: ", [refused], full=full),
+        Finding("/events: refusals without Retry-After", int((~refused.retry_after).sum()), most=0),
         Finding("/events: answers other than 200 and 503", others, most=0),
     ]
 
@@ -142,5 +142,28 @@ def _goodput(answers: Answers, seconds: float) -> float:
     return float((answers.status[steady] == 200).sum() / (seconds * 4 / 5))
 
 
-def _ms(seconds: np.ndarray) -> float:
+def _refusals(answers: Answers) -> Answers:
+    refused = answers.status == 503
+    return Answers(*(getattr(answers, field.name)[refused] for field in fields(Answers)))
+
+
+def _prompt(what: str, refusals: Sequence[Answers], *, full: bool) -> list[Finding]:
+    """How soon refusals come. The bound is on the median second: where the machine stands still for 20 ms, 2 % of what
+    is due in that second are late, whatever the service does."""
+    by_second = [
+        _p99_ms(one.latency_s[one.due_s.astype(int) == second])
+        for one in refusals
+        for second in np.unique(one.due_s.astype(int))
+    ]
+    every = np.concatenate([one.latency_s for one in refusals])
+    usual = float(np.median(by_second)) if by_second else float("nan")
+    return [
+        Finding(
+            f"{what}p99 of the time to a refusal, in the median second", usual, most=10 if full else None, unit="ms"
+        ),
+        Finding(f"{what}p99 of the time to a refusal, stops of the machine included", _p99_ms(every), unit="ms"),
+    ]
+
+
+def _p99_ms(seconds: np.ndarray) -> float:
     return float(np.percentile(seconds, 99) * 1e3) if len(seconds) else float("nan")
