@@ -20,6 +20,7 @@ nothing, beside the straightforward stack (bench/yardsticks.py), and beside its 
 connections, mixed histories (median 12, at most 50), k 10, seen items excluded. Goals stand beside the figures."""
 LARGE = 1_000_000
 _USUAL = Plan()
+_FEWEST = 3
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     serving.add_argument(
         "--peers", action="store_true", help="measure LitServe, MLServer, BentoML and others beside it"
     )
-    serving.add_argument("--rounds", type=int, default=_USUAL.rounds, help="that count (%(default)s)")
+    serving.add_argument("--rounds", type=_rounds, default=_USUAL.rounds, help="that count, at least 3 (%(default)s)")
     serving.add_argument("--seconds", type=float, default=_USUAL.seconds, help="of each load (%(default)s)")
     serving.add_argument("--quick", action="store_true", help="all of it in seconds, on tiny catalogues: says nothing")
     serving.add_argument(
@@ -51,6 +52,12 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: there is no {plan.peers}, which is to have the peers; ./run makes one", file=sys.stderr)
         return 1
     return _serving(plan, options.output)
+
+
+def _rounds(text: str) -> int:
+    if not text.isdecimal() or int(text) < _FEWEST:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of rounds; {_FEWEST} make a median")
+    return int(text)
 
 
 def _peers_python() -> Path:

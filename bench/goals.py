@@ -15,7 +15,8 @@ Bound = Literal["at least", "at most"]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A line of the table. value None: not measured, `note` says why; goal None: there is none for it."""
+    """A line of the table. value None: not measured, `note` says why; goal None: there is none for it. steady: whether
+    the floors stood still in the rounds that it is of."""
 
     name: str
     unit: str
@@ -23,6 +24,7 @@ class Row:
     goal: float | None = None
     bound: Bound = "at least"
     note: str = ""
+    steady: bool = True
 
     @property
     def met(self) -> bool | None:
@@ -188,7 +190,7 @@ def rows(measures: Sequence[Measure], rounds: Rounds | None, reasons: Mapping[st
             note = "" if rounds else reasons[""]
         except KeyError as missing:
             value, note = None, _reason(str(missing.args[0]), reasons)
-        found.append(Row(name, measure.unit, value, measure.goal, measure.bound, note))
+        found.append(Row(name, measure.unit, value, measure.goal, measure.bound, note, rounds is None or rounds.steady))
     return found
 
 

@@ -17,20 +17,22 @@ def table(rows: Sequence[Row]) -> str:
         value = "-" if row.value is None else _number(row.value)
         goal = "" if row.goal is None else f"{row.bound} {row.goal:g}"
         said = f"not measured: {row.note}" if row.value is None else _WORDS[row.met]
+        said += "" if row.steady else " (unsteady)"
         unit = row.unit or ("x" if row.value is not None else "")
         lines.append(f"{row.name:{width}}  {value:>12} {unit:<10}  {goal:<14} {said}".rstrip())
     return "\n".join(lines)
 
 
 def write_json(rows: Sequence[Row], path: Path) -> None:
-    """A list of {name, value, goal, met, unit, bound, note}: value null where it was not measured, goal and met null
-    where there is none."""
+    """A list of {name, value, goal, met, steady, unit, bound, note}: value null where it was not measured, goal and
+    met null where there is none."""
     found = [
         {
             "name": row.name,
             "value": row.value,
             "goal": row.goal,
             "met": row.met,
+            "steady": row.steady,
             "unit": row.unit,
             "bound": row.bound if row.goal is not None else None,
             "note": row.note,

@@ -16,8 +16,15 @@ from models.registry import Registry
 
 _SEED = 11
 _PAUSE_S = 0.001
-FLOORS = ("no-op ASGI, one worker", "no-op ASGI, at the end", "no-op FastAPI, one worker", "engine rows, one worker")
 WORKERS = {1: "one worker", 2: "two workers"}
+FLOORS = (
+    "no-op ASGI, at the end",
+    *(
+        f"{floor}, {workers}"
+        for floor in ("no-op ASGI", "no-op FastAPI", "engine rows")
+        for workers in WORKERS.values()
+    ),
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,6 +129,11 @@ class Connection:
 
         await self._reads.call(ask)
 
+    @property
+    def refusing(self) -> str | None:
+        """Why scripts are refused without being tried, as was last seen; None where they are tried."""
+        return self.unfit or self._writes.breaker.reason
+
     def refuse(self, reason: str | None) -> None:
         """Let no script count, because of this; None: let them count again."""
         self.unfit = reason

@@ -55,7 +55,7 @@ class Intake:
         self._on_unknown = on_unknown
         self._store = store
         self._writes = Batcher[Sequence[Event], AppendResult](
-            store.append_each, max_batch=_TOGETHER, weight=len, max_waiting=max_waiting, stuck_s=math.inf
+            self._write, max_batch=_TOGETHER, weight=len, max_waiting=max_waiting, stuck_s=math.inf
         )
         self._live = live
         self._metrics = metrics
@@ -188,6 +188,12 @@ class Intake:
         if now - self._said.get(message, -math.inf) >= _SAID_EVERY_S:
             self._said[message] = now
             logger.warning(message, value)
+
+    async def _write(self, groups: Sequence[Sequence[Event]]) -> list[AppendResult | StoreUnavailable]:
+        try:
+            return await self._store.append_each(groups)
+        except StoreUnavailable as error:  # no bug, which the batcher would say at each
+            return [error] * len(groups)
 
 
 def _full(error: Overloaded) -> Problem:

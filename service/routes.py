@@ -267,12 +267,17 @@ async def healthz(request: Request) -> Response:
 
 @router.get("/readyz", tags=["operation"], responses=problems(503))
 async def readyz(request: Request) -> Response:
-    """Whether a tested bundle serves in the process that answers."""
-    slot = request.app.state.services.slot
+    """Whether a tested bundle serves in the process that answers, and why events are refused if they are.
+
+    A store that is away makes nobody less ready: who serves goes on without it.
+    """
+    services: Services = request.app.state.services
+    slot = services.slot
     if slot.engine is None:
         reason = f"{slot.refused.version} was refused: {slot.refused.reason}" if slot.refused else NO_MODEL
         raise unavailable("no_model", reason, retry_after_s=5)
-    return _json({"status": "ready", "model_version": slot.engine.version})
+    refused = services.store.connection.refusing
+    return _json({"status": "ready", "model_version": slot.engine.version, "events_refused": refused})
 
 
 @router.get("/metrics", tags=["operation"], response_class=Response, responses=problems(503))

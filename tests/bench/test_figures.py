@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,8 @@ def test_a_row_is_the_median_of_ratios_and_knows_whether_it_meets_its_goal() -> 
     ratio, share, _, _ = rows(MEASURES, taken, {"": "left out"}, title="here")
     assert (ratio.name, ratio.value, ratio.met) == ("here: ratio", 2, True)
     assert (share.value, share.met) == (0.5, True)
+    assert ratio.steady
+    assert not rows(MEASURES, replace(taken, steady=False), {"": "left out"}, title="here")[0].steady
     assert not Row("", "", 0.51, 0.5, "at most").met
 
 
@@ -69,6 +72,7 @@ ROWS = [
     Row("good", "", 5.0, 4.5),
     Row("bad", "", 2.0, 1.2, "at most"),
     Row("absent", "", None, 2, note="it is not there"),
+    Row("shaken", "", 5.0, 4.5, steady=False),
 ]
 
 
@@ -79,6 +83,7 @@ def test_the_table_says_what_was_met_and_what_was_not_measured() -> None:
         "good 5 x at least 4.5 met",
         "bad 2 x at most 1.2 not met",
         "absent - at least 2 not measured: it is not there",
+        "shaken 5 x at least 4.5 met (unsteady)",
     ]
 
 
@@ -90,7 +95,9 @@ def test_the_file_is_a_list_of_names_values_goals_and_whether_they_are_met(tmp_p
         ("good", 5.0, 4.5, True),
         ("bad", 2.0, 1.2, False),
         ("absent", None, 2, None),
+        ("shaken", 5.0, 4.5, True),
     ]
+    assert [row["steady"] for row in found] == [True, True, True, True, False]
     assert found[3]["note"] == "it is not there"
 
 

@@ -27,6 +27,13 @@ def test_every_figure_is_measured_or_says_why_not(tmp_path: Path, capsys: pytest
     assert (tmp_path / "serving.png").is_file()
 
 
+@pytest.mark.parametrize("rounds", ["2", "0", "-3", "some"])
+def test_fewer_rounds_than_make_a_median_are_refused(rounds: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["serving", f"--rounds={rounds}"])
+    assert f"{rounds!r} is no number of rounds" in capsys.readouterr().err
+
+
 def test_a_server_that_does_not_start_says_why() -> None:
     command = [sys.executable, "-c", "raise SystemExit('no such thing')"]
     with pytest.raises(ServerError, match=r"ended with status 1: no such thing"), running(command, 1, "/"):

@@ -65,13 +65,17 @@ def test_without_the_store_reads_degrade_within_150_ms_writes_refuse_and_both_re
         refused = client.post("/events", json={"user_id": "ada", "item_id": "i7", "timestamp": 1})
         assert (refused.status_code, refused.json()["code"]) == (503, "store_unavailable")
         assert refused.headers["retry-after"] == "1"
-        assert client.get("/healthz").status_code == client.get("/readyz").status_code == 200
+        assert client.get("/healthz").status_code == 200
+        ready = client.get("/readyz")
+        assert ready.status_code == 200
+        assert "Redis cannot be reached (2 attempts): " in ready.json()["events_refused"]
         text = client.get("/metrics").text
         assert 'recserve_store_errors_total{call="write"} 1.0' in text
         assert 'recserve_degraded_answers_total{missing="state_store"} 10.0' in text
     finally:
         (killable_store.start if way == "kill" else killable_store.resume)()
     recovers(client)
+    assert client.get("/readyz").json()["events_refused"] is None
 
 
 @pytest.mark.anyio

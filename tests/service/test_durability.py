@@ -206,6 +206,7 @@ async def test_a_store_that_is_set_to_less_is_left_for_the_one_its_name_now_lead
             await _until(lambda: "appendfsync no" in caplog.text)
             with pytest.raises(Unfit):
                 await store.append([event("b")])
+            assert "appendfsync no" in str(store.connection.refusing)
             name.target = new.address
             await _until(lambda: "is set to what durability durable promises" in caplog.text)
             assert await store.append([event("b")]) == AppendResult(accepted=1, duplicates=0)
@@ -241,7 +242,7 @@ def test_the_service_does_not_start_on_a_server_that_keeps_less(
 
 
 def test_events_are_refused_while_a_running_store_is_set_to_less(
-    start_service: Callable[..., Any], store_url: str, server: redis.Redis
+    start_service: Callable[..., Any], store_url: str, server: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
     client = start_service(store_url)
     asked = {"json": {"user_id": "ada", "item_id": "i1", "timestamp": 1}}
@@ -253,6 +254,7 @@ def test_events_are_refused_while_a_running_store_is_set_to_less(
         time.sleep(0.02)
     assert (refused.status_code, refused.json()["code"]) == (503, "store_unavailable")
     assert refused.headers["retry-after"] == "1"
+    assert "service.batcher" not in {record.name for record in caplog.records}  # a refusal, and no bug
     server.config_set("appendonly", "yes")
     until = time.monotonic() + 20
     while client.post("/events", **asked).status_code != 200:
