@@ -10,6 +10,7 @@ import numpy as np
 from bench import servers
 from bench.child import Child
 from bench.load import Job, Load, LoadGenerator, encode, histories
+from bench.machine import memory_bytes
 from bench.probes import BATCH, EncoderProbe, EngineProbe, K, StoreProbe
 from bench.rounds import Figures
 from models.registry import Registry
@@ -90,6 +91,9 @@ class Small:
         found |= self._engine_and_store()
         with servers.service(self._artifacts, self._store_url) as fresh:
             found["start to ready"] = fresh.ready_s
+        alone, both = (memory_bytes(self._services[n].pids) if n in self._services else None for n in WORKERS)
+        if alone is not None and both is not None:
+            found["second worker, bytes"] = float(both - alone)
         found["no-op ASGI, at the end"] = self._stored(self._yardsticks["raw", 1]).per_second
         return found
 
