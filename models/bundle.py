@@ -35,6 +35,7 @@ from models.manifest import (
     REQUIRED,
     SCALES,
     SCAN,
+    SHORTLIST,
     VOCABULARY,
     BundleError,
     Manifest,
@@ -105,6 +106,11 @@ class Bundle:
         return self.folder / SCAN if SCAN in self.manifest.files else None
 
     @property
+    def shortlist(self) -> Path | None:
+        """The graph that finds candidates on a GPU by items in float16."""
+        return self.folder / SHORTLIST if SHORTLIST in self.manifest.files else None
+
+    @property
     def encoder(self) -> Path:
         return self.folder / ENCODER
 
@@ -170,7 +176,7 @@ def verify(folder: Path) -> Manifest:
             raise BundleError(
                 f"{path}: sha256 is {found[:12]}..., manifest says {digest[:12]}...; restore or re-export"
             )
-    for name in (ENCODER, RANKER, *({SCAN} & set(manifest.files))):
+    for name in (ENCODER, RANKER, *sorted({SCAN, SHORTLIST} & set(manifest.files))):
         check_graph(folder / name)
     return manifest
 

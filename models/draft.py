@@ -29,6 +29,7 @@ from models.manifest import (
     RANKER,
     SCALES,
     SCAN,
+    SHORTLIST,
     VOCABULARY,
     BundleError,
     Manifest,
@@ -55,6 +56,7 @@ class Content:
     inputs: NDArray[np.float32] | None = None  # (items + 1, any): what the encoder reads items as, if not as `items`
     scan: bytes | None = None  # the graph that finds candidates in a large catalogue
     quantised: Quantised | None = None  # what it reads, if not `items`
+    shortlist: bytes | None = None  # the graph that finds candidates by items in float16
 
 
 def write_bundle(artifacts: Path, content: Content) -> Path:
@@ -81,6 +83,8 @@ def write_bundle(artifacts: Path, content: Content) -> Path:
             save_array(draft / INPUTS, content.inputs.astype(np.float32, copy=False))
         if content.scan is not None:
             (draft / SCAN).write_bytes(content.scan)
+        if content.shortlist is not None:
+            (draft / SHORTLIST).write_bytes(content.shortlist)
         if content.quantised is not None:
             save_array(draft / QUANTISED, content.quantised.items)
             save_array(draft / SCALES, content.quantised.scales)

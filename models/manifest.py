@@ -27,11 +27,23 @@ NEIGHBOURS = "neighbours.npy"
 AFFINITIES = "affinities.npy"
 INPUTS = "inputs.npy"
 SCAN = "scan.onnx"
+SHORTLIST = "shortlist.onnx"
 QUANTISED = "items8.npy"
 SCALES = "scales.npy"
 VERSION_NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,99}"  # what a version may be called: one plain folder
 REQUIRED = (ENCODER, RANKER, ITEMS, POPULARITY, GOLDEN)
-OPTIONAL = (VOCABULARY, *MAPPED_VOCABULARY, ATTRIBUTES, NEIGHBOURS, AFFINITIES, INPUTS, SCAN, QUANTISED, SCALES)
+OPTIONAL = (
+    VOCABULARY,
+    *MAPPED_VOCABULARY,
+    ATTRIBUTES,
+    NEIGHBOURS,
+    AFFINITIES,
+    INPUTS,
+    SCAN,
+    SHORTLIST,
+    QUANTISED,
+    SCALES,
+)
 
 _MANIFEST_BYTES = 1 << 24
 _SHOWN = 200  # characters of what is wrong

@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 
 from models.binding import BoundSession, Resident
 from models.bundle import Bundle
-from models.device import CPU, CUDA, Device, open_session
+from models.device import CPU, CUDA, Device, DeviceError, open_session
 from models.manifest import GOLDEN, BundleError
 from models.neighbours import recent
-from models.scan import GROUP, Scan
+from models.scan import Scan
 from models.selection import Selection
 from models.sequence import PADDING, Indices, Values, by_length, pad, pad_values, truncate
+from models.shortlist import Shortlist
 from models.subset import Subset, spoken_for
 
 TOLERANCE = 1e-4  # of a score, against torch: twenty times the noise seen between the two on one machine
@@ -35,11 +36,18 @@ class Runtime:
 
     threads: intra-op threads, by default as many as the CPU quota allows. bound: whether the matrices are put on the
     device once and bound to each run, by default where that is not the CPU, on which a run would take 1 to 10 % longer.
+    float16: whether the device has the items in half the bytes, for the same answers; it needs one that is bound.
     Raises DeviceError if `device` is "cuda" and a session runs elsewhere, BundleError if a graph cannot be loaded.
     """
 
     def __init__(
-        self, bundle: Bundle, *, device: Device = "auto", threads: int | None = None, bound: bool | None = None
+        self,
+        bundle: Bundle,
+        *,
+        device: Device = "auto",
+        threads: int | None = None,
+        bound: bool | None = None,
+        float16: bool = False,
     ) -> None:
         self.bundle = bundle
         self.reads_values: bool  # whether the encoder takes what an event was worth, as a rating, beside its item
@@ -63,10 +71,16 @@ class Runtime:
         if blends != (bundle.neighbours is not None):
             has = "reads neighbours and the bundle has none" if blends else "does not read the bundle's neighbours"
             raise BundleError(f"{bundle.ranker}: {has}; export the model again")
-        self._scan: Scan | None = None
-        if bundle.scan is not None and self.provider == CPU:
-            if bundle.neighbours is not None and bundle.neighbours.affinities.min(initial=0) < 0:
-                raise BundleError(f"{bundle.folder}: neighbours that lower a score need a bundle without a scan")
+        on_device = self.provider != CPU if bound is None else bound
+        self._gathers = float16 and "items" in self._encoder_feeds  # the rows that a run of the encoder reads
+        self._scan: Scan | Shortlist | None = None
+        finds = float16 or (bundle.scan is not None and self.provider == CPU)
+        if finds and bundle.neighbours is not None and bundle.neighbours.affinities.min(initial=0) < 0:
+            raise BundleError(f"{bundle.folder}: neighbours that lower a score need a bundle without a scan or float16")
+        where = "cuda" if self.provider == CUDA else "cpu"
+        if float16:
+            self._scan = self._shortlist(device, where, on_device=on_device)
+        elif bundle.scan is not None and self.provider == CPU:
             session = open_session(bundle.scan, "cpu", self.threads)
             try:
                 self._scan = Scan(session, bundle.quantised or bundle.items, threads=self.threads)
@@ -76,15 +90,17 @@ class Runtime:
         if bundle.neighbours is not None:
             flat = bundle.neighbours.items.reshape(-1), bundle.neighbours.affinities.reshape(-1)
             self._neighbour_feeds = dict(zip(("neighbours", "affinities"), flat, strict=True))
-        if bound or (bound is None and self.provider != CPU):
+        if on_device:
             matrices = [bundle.items, *self._encoder_feeds.values(), *self._neighbour_feeds.values()]
-            resident = Resident("cuda" if self.provider == CUDA else "cpu", matrices)
+            if float16:  # beside which nothing reads all items, nor all neighbours
+                matrices = [] if bundle.inputs is None else [bundle.inputs]
+            resident = Resident(where, matrices)
             self._encoder, self._ranker = (BoundSession(one, resident) for one in (self._encoder, self._ranker))
 
     @property
     def scans(self) -> bool:
         """Whether a catalogue is searched by a scan here."""
-        return self._scan is not None
+        return isinstance(self._scan, Scan)
 
     def encode(self, sequences: Sequence[Indices], values: Sequence[Values] | None = None) -> NDArray[np.float32]:
         """Last-position vectors of histories given as item indices, oldest first: float32 (batch, dim).
@@ -188,9 +204,20 @@ class Runtime:
                 f"{where}: golden inputs rank other items than torch did; do not serve it, export it again"
             )
 
+    def _shortlist(self, device: Device, where: str, *, on_device: bool) -> Shortlist:
+        bundle = self.bundle
+        if not on_device:
+            raise DeviceError(f"float16 is for a GPU and onnxruntime runs on {self.provider}: unset it, or set device")
+        if bundle.shortlist is None:
+            raise BundleError(f"{bundle.folder}: has no graph for float16; export the model again, or unset float16")
+        session = open_session(bundle.shortlist, device, self.threads)
+        with np.errstate(over="ignore"):  # which a shortlist refuses
+            items = bundle.items.astype(np.float16)
+        return Shortlist(BoundSession(session, Resident(where, [items])), items, bundle.items)
+
     def _subsets(
         self,
-        scan: Scan,
+        scan: Scan | Shortlist,
         vectors: NDArray[np.float32],
         excluded: Sequence[Indices],
         k: int,
@@ -215,12 +242,12 @@ class Runtime:
                 continue
             chosen: list[NDArray[np.int64]] = []
             for one in groups[begin:]:
-                if one is None or (chosen and (sum(map(len, chosen)) + len(one)) * GROUP > _CANDIDATES):
+                if one is None or (chosen and (sum(map(len, chosen)) + len(one)) * scan.group > _CANDIDATES):
                     break
                 chosen.append(one)
             part = slice(begin, begin + len(chosen))
             together = np.concatenate(chosen)
-            members = (together[:, None] * GROUP + np.arange(GROUP)).reshape(-1)
+            members = (together[:, None] * scan.group + np.arange(scan.group)).reshape(-1)
             # What neighbours raise may be anywhere; what they do not raise is as the scan found it.
             raised = [] if neighbours is None or sequences is None else [spoken_for(neighbours, sequences[part])]
             yield part, Subset.of([members, scan.rest, *raised], len(self.bundle.items), out)
@@ -259,6 +286,9 @@ class Runtime:
     def _run_encoder(self, sequences: Sequence[Indices], values: Sequence[Values] | None = None) -> NDArray[np.float32]:
         padded, lengths = pad(sequences)
         feeds = {"sequences": padded, "lengths": lengths, **self._encoder_feeds}
+        if self._gathers:
+            rows = np.unique(np.append(padded, PADDING))  # padding stays what it is
+            feeds |= {"sequences": np.searchsorted(rows, padded), "items": self.bundle.items[rows]}
         if values is not None:
             feeds["values"] = pad_values(values, padded.shape[1])
         return self._encoder.run(["vectors"], feeds)[0]  # type: ignore[no-any-return]

@@ -105,6 +105,8 @@ class Quantised:
 class Scan:
     """Group maxima by an onnxruntime session over a float32 or a quantised matrix. Thread-safe, as the session is."""
 
+    group = GROUP
+
     def __init__(self, session: Any, items: NDArray[np.float32] | Quantised, *, threads: int) -> None:
         self._session = session
         self._items = items

@@ -12,7 +12,7 @@ from models.manifest import DataWindow, Manifest, Parity, Scoring
 from models.neighbours import Neighbours
 from models.registry import Registry
 from models.scan import Quantised
-from training.ranker import build_ranker, build_scan
+from training.ranker import build_ranker, build_scan, build_shortlist
 
 _GOLDEN = np.array([[1, 2], [2, 0], [0, 0]])  # histories of two items, one and none
 _CASES = 16
@@ -122,6 +122,7 @@ def whole_bundle(artifacts: Path, version: str, items: int = 1600) -> Path:
         inputs=inputs,
         scan=build_scan(quantised=True),
         quantised=Quantised.of(matrix),
+        shortlist=build_shortlist(),
     )
     return write_bundle(artifacts, content)
 

@@ -92,6 +92,7 @@ async def running(settings: Settings, store_url: str, metrics: Metrics | None = 
         slot = Slot(
             settings.artifacts,
             device=settings.device,
+            float16=settings.float16,
             threads=settings.threads,
             cpus=max(1, cpu_quota() // settings.workers),
             poll_s=settings.poll_s,

@@ -51,6 +51,7 @@ class Settings(Folders):
     durability: Durability = "durable"  # what an acknowledged event outlives; see docs/settings.md
     replicas: int = Field(1, ge=1, le=16)  # that must have an event before it is acknowledged, if replicated
     device: Device = "auto"
+    float16: bool = False  # on a GPU, keep the items in half the memory; the answers are the same
     threads: int | None = Field(None, ge=1)  # of one ranking; default: 1 if that is quick, else CPU quota / workers
     max_batch: int = Field(64, ge=1, le=1024)
     max_waiting: int = Field(1024, ge=1)  # requests of one worker; at 1,000 rankings a second, a second's wait
@@ -89,6 +90,8 @@ class Settings(Folders):
             raise ValueError("durability replicated needs replicas, which the embedded store has none of; use --redis")
         if self.allowed_hosts and not self.trusted_network:
             raise ValueError("allowed_hosts are names in a trusted network; it does nothing without trusted_network")
+        if self.float16 and self.device == "cpu":
+            raise ValueError("float16 is how a GPU keeps the items; it does nothing with device cpu")
         return self
 
     @property

@@ -46,7 +46,8 @@ class Slot:
     """The bundle that serves, kept equal to the champion while entered.
 
     threads: of one ranking; by default 1 where that is brief, else `cpus`, this process's share of the machine.
-    cold_share: see Catalogue. `prepare` is called, on a thread, with every engine that passed before it serves.
+    float16: see Runtime; cold_share: see Catalogue. `prepare` is called, on a thread, with every engine that passed,
+    before it serves.
     `on_load` is told of every engine that starts to serve, `on_refuse` of every one that may not.
     """
 
@@ -55,6 +56,7 @@ class Slot:
         artifacts: Path,
         *,
         device: Device,
+        float16: bool = False,
         threads: int | None = None,
         cpus: int,
         poll_s: float,
@@ -68,6 +70,7 @@ class Slot:
         self._before: Engine | None = None  # which a request may still ask for by its version
         self.refused: Refused | None = None
         self._device = device
+        self._float16 = float16
         self._threads = threads
         self._cpus = cpus
         self._poll_s = poll_s
@@ -180,7 +183,7 @@ class Slot:
         return engine
 
     def _tested(self, bundle: Bundle, threads: int) -> Engine:
-        runtime = Runtime(bundle, device=self._device, threads=threads)
+        runtime = Runtime(bundle, device=self._device, threads=threads, float16=self._float16)
         try:
             runtime.replay_golden()
             engine = Engine(runtime, cold_share=self._cold_share)

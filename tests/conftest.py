@@ -57,7 +57,7 @@ def write_tiny(
     from models.draft import Content, write_bundle
     from models.manifest import DataWindow, Manifest, Parity, Scoring
     from models.scan import Quantised
-    from training.ranker import build_ranker, build_scan
+    from training.ranker import build_ranker, build_scan, build_shortlist
 
     if matrix is None:
         matrix = np.eye(table.shape[1] + 1, dtype=np.float32)[:, 1:]  # (rows, items): scores are the vector itself
@@ -102,6 +102,7 @@ def write_tiny(
         neighbours=neighbours,
         scan=None if scan is None else build_scan(quantised=scan == "int8"),
         quantised=Quantised.of(matrix) if scan == "int8" else None,
+        shortlist=build_shortlist(),
     )
     return write_bundle(artifacts, content)
 

@@ -210,12 +210,14 @@ def encoder(config: Any) -> bytes:
 
 
 @pytest.mark.parametrize("blend", [False, True])
-def test_onnx_computes_what_torch_computes(config: Any, encoder: bytes, blend: bool) -> None:
-    """With neighbours in the scores too, which the golden inputs then hold as well."""
-    from models.draft import Content
+def test_onnx_computes_what_torch_computes(config: Any, encoder: bytes, blend: bool, tmp_path: Path) -> None:
+    """With neighbours in the scores too, which the golden inputs then hold as well; and by way of float16."""
+    from models.bundle import read_bundle
+    from models.draft import Content, write_bundle
     from models.manifest import DataWindow, Manifest, Parity
+    from models.runtime import Runtime
     from training.export import certify, golden
-    from training.ranker import build_ranker
+    from training.ranker import build_ranker, build_shortlist
 
     model = fresh(config)
     neighbours = some_neighbours() if blend else None
@@ -242,11 +244,14 @@ def test_onnx_computes_what_torch_computes(config: Any, encoder: bytes, blend: b
         golden=golden(model, neighbours),
         neighbours=neighbours,
         inputs=model.inputs().detach().numpy() if isinstance(config, AutoRecConfig) else None,
+        shortlist=build_shortlist(),
     )
     assert (content.golden.scores.tolist() == golden(model).scores.tolist()) is not blend
     parity = certify(content, model)  # raises if they differ
     assert parity.top_k_agreed
     assert parity.largest_difference < 1e-4
+    bundle = read_bundle(write_bundle(tmp_path, content))
+    Runtime(bundle, device="cpu", bound=True, float16=True).replay_golden()  # raises too
 
 
 # What a model learns. After i comes i + 7: walks go round a circle of items too long for anyone to close.

@@ -29,7 +29,7 @@ from models.sasrec import SASRec
 from models.sequence import Indices, Values, pad, pad_values, truncate
 from models.zoo import Model
 from training.dataset import Sequences
-from training.ranker import OPSET, build_ranker
+from training.ranker import OPSET, build_ranker, build_shortlist
 from training.reconstruction import history_rows
 from training.run import RunFolder
 from training.scoring import Asked, with_scoring
@@ -113,6 +113,7 @@ def export(run: RunFolder, artifacts: Path, *, version: str | None = None, scori
         golden=golden(model, neighbours),
         neighbours=neighbours,
         inputs=model.inputs().detach().numpy() if isinstance(model, AutoRec) else None,
+        shortlist=build_shortlist(),
     )
     content = with_scoring(content, scoring)
     certified = content.manifest.model_copy(update={"parity": certify(content, model)})

@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from models.neighbours import RECENT, asked, weights
 from models.runtime import EXCLUDED_SCORE
+from models.shortlist import LOWEST
 
 OPSET = 20
 IR_VERSION = 10  # the oldest that this opset allows, which the oldest supported onnxruntime reads
@@ -73,6 +74,34 @@ def build_ranker(*, neighbours: int = 0) -> bytes:
         helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", "top"]),
     ]
     return _serialised(helper.make_graph(nodes, "ranker", inputs, outputs, constants))
+
+
+def build_shortlist() -> bytes:
+    """A serialised graph that ranks by rounded scores, for models.shortlist.
+
+    Inputs: vectors float16 (batch, dim), items float16 (rows, dim), excluded int64 (batch, width), k int64 (1,).
+    Outputs: indices int64 (batch, k), scores float32 (batch, k), best first. An excluded item scores LOWEST.
+    """
+    lowest = helper.make_tensor("lowest", TensorProto.FLOAT16, [1], np.array([LOWEST], np.float16))
+    nodes = [
+        helper.make_node("Gemm", ["vectors", "items"], ["all_scores"], transB=1),
+        helper.make_node("Shape", ["excluded"], ["excluded_shape"]),
+        helper.make_node("ConstantOfShape", ["excluded_shape"], ["excluded_scores"], value=lowest),
+        helper.make_node("ScatterElements", ["all_scores", "excluded", "excluded_scores"], ["eligible"], axis=1),
+        helper.make_node("TopK", ["eligible", "k"], ["best", "indices"], axis=1, largest=1, sorted=1),
+        helper.make_node("Cast", ["best"], ["scores"], to=TensorProto.FLOAT),
+    ]
+    inputs = [
+        helper.make_tensor_value_info("vectors", TensorProto.FLOAT16, ["batch", "dim"]),
+        helper.make_tensor_value_info("items", TensorProto.FLOAT16, ["rows", "dim"]),
+        helper.make_tensor_value_info("excluded", TensorProto.INT64, ["batch", "width"]),
+        helper.make_tensor_value_info("k", TensorProto.INT64, [1]),
+    ]
+    outputs = [
+        helper.make_tensor_value_info("indices", TensorProto.INT64, ["batch", "top"]),
+        helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", "top"]),
+    ]
+    return _serialised(helper.make_graph(nodes, "shortlist", inputs, outputs))
 
 
 def build_scan(*, quantised: bool) -> bytes:

@@ -56,6 +56,27 @@ def answers(runtime: Runtime, histories: list[np.ndarray], among: Selection | No
     return [vectors, *runtime.rank(vectors, histories, 7, histories, among=among)]
 
 
+def _same(bundle: Bundle, one: Runtime, plain: Runtime, batch: int) -> None:
+    """The same vectors, scores and items, but for what rounds otherwise."""
+    histories = asked(batch)
+    vectors, indices, scores = answers(plain, histories)
+    found_vectors, found, found_scores = answers(one, histories)
+    np.testing.assert_allclose(found_vectors, vectors, atol=1e-4)
+    np.testing.assert_allclose(found_scores, scores, atol=1e-4)
+    assert bundle.neighbours is not None
+    bonus = bundle.neighbours.bonus(histories)
+    assert same_items(bundle.items, vectors, found, indices, scores, bonus=bonus)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 20, 64])
+def test_items_in_half_the_bytes_give_the_same_answers(bundle: Bundle, batch: int) -> None:
+    half = Runtime(bundle, device="cpu", threads=1, bound=True, float16=True)
+    _same(bundle, half, Runtime(bundle, device="cpu", threads=1), batch)
+    some = np.random.default_rng(2).random(ITEMS + 1) < 0.3
+    among = Selection.of(some, bundle.items)
+    assert some[answers(half, asked(batch), among)[1]].all()
+
+
 @pytest.mark.parametrize("batch", [1, 3, 20])
 def test_bound_runs_give_what_plain_ones_give_to_the_bit(bundle: Bundle, batch: int) -> None:
     plain, bound = (Runtime(bundle, device="cpu", threads=1, bound=way) for way in (False, True))
@@ -116,7 +137,9 @@ def test_threads_that_run_at_once_get_their_own_answers(bundle: Bundle) -> None:
 
 
 def test_a_bound_bundle_replays_its_golden_inputs(make_bundle: Callable[..., Path]) -> None:
-    Runtime(read_bundle(make_bundle("plain", items=20, step=3)), device="cpu", bound=True).replay_golden()
+    bundle = read_bundle(make_bundle("plain", items=20, step=3))
+    for float16 in (False, True):
+        Runtime(bundle, device="cpu", bound=True, float16=float16).replay_golden()
 
 
 def test_a_device_that_is_not_there_is_named_with_what_was_to_be_put_on_it() -> None:
@@ -139,15 +162,9 @@ def cuda(bundle: Bundle) -> Runtime:
 @pytest.mark.filterwarnings("ignore:Specified provider")  # onnxruntime's own word on it
 def test_a_gpu_ranks_as_the_cpu_does(bundle: Bundle, cuda: Runtime) -> None:
     plain = Runtime(bundle, device="cpu")
-    for batch in (1, 3, 20, 64):
-        histories = asked(batch)
-        vectors, indices, scores = answers(plain, histories)
-        found_vectors, found, found_scores = answers(cuda, histories)
-        np.testing.assert_allclose(found_vectors, vectors, atol=1e-4)
-        np.testing.assert_allclose(found_scores, scores, atol=1e-4)
-        assert bundle.neighbours is not None
-        bonus = bundle.neighbours.bonus(histories)
-        assert same_items(bundle.items, vectors, found, indices, scores, bonus=bonus)
+    for runtime in (cuda, Runtime(bundle, device="cuda", float16=True)):
+        for batch in (1, 3, 20, 64):
+            _same(bundle, runtime, plain, batch)
 
 
 @pytest.mark.gpu

@@ -49,6 +49,7 @@ def test_variables_that_do_not_exist_are_errors(monkeypatch: pytest.MonkeyPatch)
         ({**STORE, "port": "-1"}, "port"),
         ({**STORE, "host": ""}, "host"),
         ({**STORE, "device": "tpu"}, "device"),
+        ({**STORE, "device": "cpu", "float16": True}, "float16"),
         ({**STORE, "threads": "0"}, "threads"),
         ({**STORE, "workers": "0"}, "workers"),
         ({**STORE, "durability": "always"}, "durability"),

@@ -12,6 +12,7 @@ from rich.console import Console
 from torch import nn
 
 from models.bundle import read_bundle
+from models.runtime import Runtime
 from models.s3rec import S3RecConfig
 from training.assessment import assess
 from training.config import PretrainingConfig, S3RecRunConfig, TrainingConfig
@@ -78,6 +79,7 @@ def test_what_is_kept_is_what_was_judged_and_is_exported(given: Callable[..., Gi
     assert again["ndcg@10"] == pytest.approx(run.metrics()["test"]["ndcg@10"], abs=1e-6)
     bundle = read_bundle(export(run, tmp_path / "artifacts", version="v1"))
     np.testing.assert_array_equal(bundle.items, items_of(run).numpy())
+    Runtime(bundle, device="cpu", bound=True, float16=True).replay_golden()
 
 
 @pytest.mark.usefixtures("one_thread")

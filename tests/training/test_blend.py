@@ -212,6 +212,8 @@ def test_the_bundle_of_a_blend_ranks_as_the_run_does(blended_run: RunFolder, tmp
     runtime = Runtime(bundle, device="cpu")
     vectors = runtime.encode(sequences)
     indices, scores = runtime.rank(vectors, sequences, 10, sequences)
+    half = Runtime(bundle, device="cpu", bound=True, float16=True)
+    np.testing.assert_array_equal(half.rank(half.encode(sequences), sequences, 10, sequences)[0], indices)
     truth = vectors @ bundle.items.T + bundle.neighbours.bonus(sequences)
     np.testing.assert_allclose(np.take_along_axis(truth, indices, axis=1), scores, atol=1e-4)
 

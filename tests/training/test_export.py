@@ -41,7 +41,7 @@ def model(finished_run: RunFolder) -> SASRec:
 def content(bundle: Bundle, **changes: Any) -> Content:
     values: dict[str, Any] = {field.name: getattr(bundle, field.name, None) for field in fields(Content)}
     values["manifest"] = bundle.manifest.model_copy(update={"files": {}, "seal": ""})
-    values |= {"encoder": bundle.encoder.read_bytes(), "ranker": bundle.ranker.read_bytes()}
+    values |= {"encoder": bundle.encoder.read_bytes(), "ranker": bundle.ranker.read_bytes(), "shortlist": None}
     return Content(**(values | changes))
 
 
@@ -52,11 +52,12 @@ def torch_vector(model: SASRec, history: np.ndarray) -> np.ndarray:
     return model(torch.from_numpy(newest.astype(np.int64))[None])[0, -1].numpy()
 
 
+@pytest.mark.parametrize("float16", [False, True], ids=["float32", "float16"])
 @pytest.mark.parametrize("batch", [1, 2, 3, 7, 64, 65])
 def test_the_published_graphs_give_torchs_scores_for_every_batch_and_length(
-    bundle: Bundle, model: SASRec, batch: int
+    bundle: Bundle, model: SASRec, batch: int, float16: bool
 ) -> None:
-    runtime = Runtime(bundle, device="cpu", threads=1)
+    runtime = Runtime(bundle, device="cpu", threads=1, bound=float16, float16=float16)
     generator = np.random.default_rng(batch)
     for longest in (0, 1, 2, model.config.length - 1, model.config.length, model.config.length + 9):
         lengths = [longest, *generator.integers(0, longest + 1, batch - 1)]

@@ -24,7 +24,7 @@ def content(published: Path) -> Content:
     bundle = read_bundle(published)
     values: dict[str, Any] = {field.name: getattr(bundle, field.name, None) for field in fields(Content)}
     values["manifest"] = bundle.manifest.model_copy(update={"files": {}, "seal": ""})
-    values |= {"encoder": bundle.encoder.read_bytes(), "ranker": bundle.ranker.read_bytes()}
+    values |= {"encoder": bundle.encoder.read_bytes(), "ranker": bundle.ranker.read_bytes(), "shortlist": None}
     return Content(**values)
 
 
