@@ -207,7 +207,7 @@ class Runtime:
     def _shortlist(self, device: Device, where: str, *, on_device: bool) -> Shortlist:
         bundle = self.bundle
         if not on_device:
-            raise DeviceError(f"float16 is for a GPU and onnxruntime runs on {self.provider}: unset it, or set device")
+            raise DeviceError(f"float16 is for a GPU and onnxruntime runs on {self.provider}; unset float16")
         if bundle.shortlist is None:
             raise BundleError(f"{bundle.folder}: has no graph for float16; export the model again, or unset float16")
         session = open_session(bundle.shortlist, device, self.threads)

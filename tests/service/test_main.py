@@ -250,7 +250,7 @@ def test_it_does_not_start_with_settings_that_contradict_or_do_not_exist() -> No
 
 
 def test_it_does_not_start_without_the_device_it_was_told_to_use(
-    make_bundle: Callable[..., Path], artifacts: Path
+    make_bundle: Callable[..., Path], artifacts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import onnxruntime
 
@@ -259,6 +259,8 @@ def test_it_does_not_start_without_the_device_it_was_told_to_use(
     make_bundle("v1")
     options = ("--port", "0", "--redis", "redis://127.0.0.1:1", "--artifacts", str(artifacts), "--device", "cuda")
     assert "recserve[service-gpu]" in refused("serve", *options)
+    monkeypatch.setenv("RECSERVE_FLOAT16", "true")
+    assert "float16 is for a GPU and onnxruntime runs on CPU" in refused("serve", *options[:-2])
 
 
 def test_a_printed_key_opens_a_service_that_listens_to_everyone(
