@@ -21,7 +21,7 @@ Found = dict[tuple[str, str], dict[str, Any]]
 
 
 def compare_activations(spec: RunSpec, prepared: Prepared, folder: Path, console: Console) -> Found:
-    """Fit a model for every pair (encoder, decoder), in `folder/ENCODER-DECODER`, and write `folder/activations.md`.
+    """Fit a model for every pair (encoder, decoder), each in a folder of `folder`, and write `folder/activations.md`.
 
     Gives the figures of metrics.json by pair. Raises ConfigError if the configuration is of another model.
     """
@@ -32,7 +32,7 @@ def compare_activations(spec: RunSpec, prepared: Prepared, folder: Path, console
         model = spec.config.model.model_copy(update={"encoder": encoder, "decoder": decoder})
         config = spec.config.model_copy(update={"model": model})
         one = spec.model_copy(update={"config": config, "name": f"{spec.name}-{encoder}-{decoder}"})
-        run = RunFolder(folder / f"{encoder}-{decoder}")
+        run = RunFolder(folder / f"{one.name}-{spec.seed}")  # by which the results page tells records apart
         run.begin(one, prepared)
         task, fitted = fitted_autorec(one, config, prepared, run, console=console)
         figures = judge_model(task, prepared, ranked=spec.split in RANKED)

@@ -283,7 +283,7 @@ def test_all_pairs_of_activations_are_compared_and_validation_chooses(command: C
     kinds = {"identity", "sigmoid", "relu"}
     assert {(line[0], line[1]) for line in lines} == {(one, two) for one in kinds for two in kinds}
     assert [line[2] for line in lines] == sorted(line[2] for line in lines)
-    metrics = json.loads(Path("pairs", f"{lines[0][0]}-{lines[0][1]}", "metrics.json").read_text())
+    metrics = json.loads(Path("pairs", f"user-{lines[0][0]}-{lines[0][1]}-0", "metrics.json").read_text())
     assert lines[0][3] == f"{metrics['test']['rmse']:.4f}"
     assert "activations.md" in out
     pairs = sorted(str(path) for path in Path("pairs").iterdir())
