@@ -89,8 +89,7 @@ SMALL = (
     figure("p50 at half of saturation", "ms", times=1e3),
     figure("p99 at half of saturation", "ms", times=1e3),
     figure("start to ready", "s"),
-    # What a worker needs whatever the catalogue is.
-    Measure("extra memory of a second worker", lambda of: of["second worker, bytes"] / 1e6, "MB"),
+    Measure("memory of two workers and their supervisor beyond one", lambda of: of["second worker, bytes"] / 1e6, "MB"),
     Measure(
         "saturation / straightforward stack, one worker each",
         lambda of: of["service, one worker"] / of["straightforward, one worker"],

@@ -1,5 +1,6 @@
 """Where sessions compute: which onnxruntime is installed, and a session on the device that was asked for."""
 
+import os
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +37,8 @@ def open_session(graph: Path, device: Device, threads: int) -> Any:
     if device == "cuda" or (device == "auto" and CUDA in onnxruntime.get_available_providers()):
         # TF32 rounds to 10 bits, far outside the tolerance that bundles are certified to.
         wanted.insert(0, (CUDA, {"use_tf32": "0"}))  # type: ignore[arg-type]
+        # Nor may products of float16 be added up in float16, as cuBLAS may where it splits them: see models.shortlist.
+        os.environ.setdefault("ORT_CUDA_GEMM_OPTIONS", "2")
         onnxruntime.preload_dlls()  # CUDA and cuDNN may have come as wheels, which are on no library path
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads

@@ -36,7 +36,8 @@ class Runtime:
 
     threads: intra-op threads, by default as many as the CPU quota allows. bound: whether the matrices are put on the
     device once and bound to each run, by default where that is not the CPU, on which a run would take 1 to 10 % longer.
-    float16: whether the device has the items in half the bytes, for the same answers; it needs one that is bound.
+    float16: whether the device has the items in half the bytes and finds candidates by them, which are ranked on the
+    CPU, for the same answers; it needs a device that is bound.
     Raises DeviceError if `device` is "cuda" and a session runs elsewhere, BundleError if a graph cannot be loaded.
     """
 
@@ -52,8 +53,9 @@ class Runtime:
         self.bundle = bundle
         self.reads_values: bool  # whether the encoder takes what an event was worth, as a rating, beside its item
         self.threads = threads or cpu_quota()
+        self.float16 = float16
         self._encoder = open_session(bundle.encoder, device, self.threads)
-        self._ranker = open_session(bundle.ranker, device, self.threads)
+        self._ranker = open_session(bundle.ranker, "cpu" if float16 else device, self.threads)
         self.provider: str = self._encoder.get_providers()[0]
         # An encoder that embeds items takes the matrix as an input: it is in memory once, not also in the graph.
         wanted = {graph_input.name for graph_input in self._encoder.get_inputs()}
@@ -92,15 +94,17 @@ class Runtime:
             self._neighbour_feeds = dict(zip(("neighbours", "affinities"), flat, strict=True))
         if on_device:
             matrices = [bundle.items, *self._encoder_feeds.values(), *self._neighbour_feeds.values()]
-            if float16:  # beside which nothing reads all items, nor all neighbours
+            if float16:  # beside which the device has an AutoRec's inputs: the few that are found are ranked on the CPU
                 matrices = [] if bundle.inputs is None else [bundle.inputs]
             resident = Resident(where, matrices)
-            self._encoder, self._ranker = (BoundSession(one, resident) for one in (self._encoder, self._ranker))
+            self._encoder = BoundSession(self._encoder, resident)
+            if not float16:
+                self._ranker = BoundSession(self._ranker, resident)
 
     @property
     def scans(self) -> bool:
-        """Whether a catalogue is searched by a scan here."""
-        return isinstance(self._scan, Scan)
+        """Whether a catalogue is searched for candidates first, by a scan or by a shortlist."""
+        return self._scan is not None
 
     def encode(self, sequences: Sequence[Indices], values: Sequence[Values] | None = None) -> NDArray[np.float32]:
         """Last-position vectors of histories given as item indices, oldest first: float32 (batch, dim).
@@ -140,8 +144,8 @@ class Runtime:
         """The k best items of each row, best first, ties in item order: indices and scores, both (batch, k).
 
         vectors (batch, dim); excluded: item indices a row that must not come back; sequences: the histories that the
-        vectors are of; among: the only items that may come back; whole: score every item by the ranker, though the
-        bundle has a scan. Where fewer than k items remain, the surplus entries score EXCLUDED_SCORE or less.
+        vectors are of; among: the only items that may come back; whole: score every item by the ranker, whatever
+        finds candidates. Where fewer than k items remain, the surplus entries score EXCLUDED_SCORE or less.
         Raises ValueError without sequences for a bundle with neighbours, which would rank otherwise than certified.
         """
         if self.bundle.neighbours is not None and sequences is None:

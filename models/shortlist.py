@@ -18,6 +18,8 @@ from models.sequence import Indices, pad
 LOWEST = float(np.finfo(np.float16).min)  # what an excluded item scores inside the graph
 _WIDER = 8  # times as many items where those were too few
 _MARGIN = 44  # items beyond twice k
+_MOST = 8  # a query that a larger part of all items than one in so many could answer is better ranked over everything
+_FEW = 4096  # items that are never too many
 _CELLS = 1 << 26  # scores of one run
 _MEASURED = 1 << 23  # numbers of a matrix that are measured at once
 _LOST = 2.0**-11, 2.0**-24  # by rounding to float16: of the number, and of one too small to have all digits
@@ -36,42 +38,56 @@ class Shortlist:
         onnxruntime's own. Raises BundleError if they are beyond float16."""
         self._session = session
         self._items = items
-        longest, furthest = 0.0, 0.0
+        longest, furthest = np.zeros(()), np.zeros(())
         step = max(1, _MEASURED // of.shape[1])
         for begin in range(0, len(of), step):
             rounded = items[begin : begin + step].astype(np.float32)
             off = rounded - of[begin : begin + step]
-            longest = max(longest, float(np.einsum("rd,rd->r", rounded, rounded).max(initial=0)))
-            furthest = max(furthest, float(np.einsum("rd,rd->r", off, off).max(initial=0)))
-        if not np.isfinite(longest):
+            longest = np.maximum(longest, np.einsum("rd,rd->r", rounded, rounded).max(initial=0))
+            furthest = np.maximum(furthest, np.einsum("rd,rd->r", off, off).max(initial=0))
+        if not np.isfinite(longest):  # nor is what is no number
             raise BundleError("its items are beyond what float16 holds; serve it with float16 unset")
-        self._longest, self._furthest = longest**0.5, furthest**0.5
+        self._longest, self._furthest = float(longest) ** 0.5, float(furthest) ** 0.5
 
     def candidates(
         self, vectors: NDArray[np.float32], excluded: Sequence[Indices], k: int, out: NDArray[np.int64] | None = None
     ) -> list[NDArray[np.int64] | None]:
-        """Items that the k best of each row are among; None for a row in which that may be any.
+        """Items that the k best of each row are among; None for a row that so many could answer that they are better
+        all ranked.
 
         vectors (batch, dim), excluded the items a row that do not count, out those that count for none.
         """
+        inside = np.ones(len(self._items), np.bool_)
+        if out is not None:
+            inside[out] = False
         found: list[NDArray[np.int64] | None] = [None] * len(vectors)
-        rows = np.arange(len(vectors))
-        width = 0
-        while len(rows) and width < len(self._items):
-            width = min(len(self._items), _WIDER * width or 2 * k + _MARGIN)
+        rows = list(range(len(vectors)))
+        most = max(_FEW, len(self._items) // _MOST)
+        width = 2 * k + _MARGIN
+        while rows and width <= most:
+            width = min(width, len(self._items))
             step = max(1, _CELLS // len(self._items))
             for begin in range(0, len(rows), step):
-                part = rows[begin : begin + step].tolist()
-                theirs = [excluded[row] if out is None else np.append(excluded[row], out) for row in part]
-                for row, chosen in zip(part, self._chosen(vectors[part], theirs, k, width), strict=True):
+                part = rows[begin : begin + step]
+                theirs = [excluded[row] for row in part]
+                for row, chosen in zip(part, self._chosen(vectors[part], theirs, k, width, inside), strict=True):
                     found[row] = chosen
-            rows = np.array([row for row in rows.tolist() if found[row] is None], np.int64)
+            rows = [row for row in rows if found[row] is None]
+            width = _WIDER * width if width < len(self._items) else most + 1
         return found
 
     def _chosen(
-        self, vectors: NDArray[np.float32], excluded: Sequence[Indices], k: int, width: int
+        self,
+        vectors: NDArray[np.float32],
+        excluded: Sequence[Indices],
+        k: int,
+        width: int,
+        inside: NDArray[np.bool_],
     ) -> list[NDArray[np.int64] | None]:
-        """Of the first `width` items by rounded scores those that may be among the k best, None where others may be."""
+        """Of the first `width` items by rounded scores those that may be among the k best, None where others may be.
+
+        inside (items,): the items that count for any row.
+        """
         with np.errstate(over="ignore"):  # a query beyond float16 proves nothing, and is ranked over everything
             rounded = vectors.astype(np.float16)
         matrix, _ = pad(excluded)
@@ -81,12 +97,13 @@ class Shortlist:
         with np.errstate(invalid="ignore"):  # what is endlessly off is no number and proves nothing
             highest, least = _within(scores.astype(np.float64), self._off(vectors, rounded)[:, None])
             for row, theirs in enumerate(excluded):
-                counts = scores[row] > LOWEST
-                floor = least[row, k - 1]
-                if counts.sum() < k:  # proven where nothing else is left
-                    all_there = counts.sum() == len(self._items) - len(np.unique(theirs))
-                    chosen.append(items[row, counts] if all_there else None)
+                counts = (scores[row] > LOWEST) & inside[items[row]]
+                places = np.flatnonzero(counts)
+                if len(places) < k:  # proven where nothing else is left
+                    left = int(inside.sum()) - int(inside[np.unique(theirs)].sum())
+                    chosen.append(items[row, places] if len(places) == left else None)
                 else:
+                    floor = least[row, places[k - 1]]
                     leads = floor > max(highest[row, -1], LOWEST)
                     chosen.append(items[row, counts & (highest[row] >= floor)] if leads else None)
         return chosen
@@ -95,7 +112,8 @@ class Shortlist:
         """How far products of rounded vectors and items may be from those of the vectors (batch, dim) as they are."""
         used = rounded.astype(np.float64)
         norm, size, lost = (np.linalg.norm(one, axis=1) for one in (vectors.astype(np.float64), used, used - vectors))
-        added = _ADDED * vectors.shape[1] * size * self._longest
+        # Float16 once besides, for parts of a sum: a GPU is told not to, by what may have another name tomorrow.
+        added = (_ADDED * vectors.shape[1] + _LOST[0]) * size * self._longest
         off: NDArray[np.float64] = norm * self._furthest + lost * self._longest + added
         return off
 

@@ -185,15 +185,15 @@ class Batcher(Generic[Call, Answer]):
         """Everything that waits and can be done in time, up to max_batch; a caller who has gone costs nothing."""
         most = self._give_up() if self._deadlines else self._max_batch
         batch: list[_Entry[Call, Answer]] = []
-        while self._waiting and most > 0:
+        room = self._max_batch
+        while self._waiting and len(batch) < most:
             entry = self._waiting[0]
-            weight = self._weight(entry.call)
-            if batch and weight > most:
-                break
-            self._waiting.popleft()
             if self._wanted(entry):
+                room -= self._weight(entry.call)
+                if batch and room < 0:
+                    break
                 batch.append(entry)
-                most -= weight
+            self._waiting.popleft()
         if not self._waiting:
             self._arrived.clear()
             self._deadlines = 0

@@ -131,8 +131,10 @@ class Connection:
 
     @property
     def refusing(self) -> str | None:
-        """Why scripts are refused without being tried, as was last seen; None where they are tried."""
-        return self.unfit or self._writes.breaker.reason
+        """Why scripts are refused without being tried, in a word, as the log says why; None where they are tried."""
+        if self.unfit is not None:
+            return "store_unfit"
+        return "store_unreachable" if self._writes.breaker.reason is not None else None
 
     def refuse(self, reason: str | None) -> None:
         """Let no script count, because of this; None: let them count again."""

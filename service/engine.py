@@ -227,9 +227,11 @@ class Engine:
     def brief(self) -> bool:
         """Whether a usual batch is so quick that the event loop can wait for it; not known before the warm-up.
 
-        Never with several threads: those it would wait for may be waiting for a core themselves.
+        Never with several threads: those it would wait for may be waiting for a core themselves. Nor by way of float16,
+        where a query that is better ranked over everything takes a hundred times as long as others.
         """
-        return self.batch_s <= _BRIEF_S and (self._runtime.threads == 1 or not self.on_cpu)
+        alone = not self._runtime.float16 and (self._runtime.threads == 1 or not self.on_cpu)
+        return self.batch_s <= _BRIEF_S and alone
 
     def brief_for(self, queries: Sequence[Query]) -> bool:
         """Whether that is so of these queries: none asks for more than the warm-up tried."""

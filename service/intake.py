@@ -1,4 +1,4 @@
-"""Events on their way in: each is checked by itself, then all good ones are stored in one step.
+"""Events on their way in: each is checked by itself, then all good ones of a request are stored together.
 
 One bad event in a batch must not cost the others, and one that was not stored is never acknowledged.
 """
@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextvars import Context, copy_context
 from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import orjson
 from pydantic import ValidationError
@@ -35,10 +35,17 @@ _SAID_EVERY_S = 1.0  # a store that is full may refuse for days, and a thousand 
 _SECONDS = 100_000_000_000  # in 1973; as seconds, whatever is below lies in our time
 
 
-class Intake:
-    """Checks and stores events, those of all requests that wait together. Enter it to start.
+class _Waiting(NamedTuple):
+    """Events of one request, and since when they wait, by time.monotonic."""
 
-    Every write waits for the disk, and one that holds many costs no more. `now` gives epoch seconds; at most
+    events: Sequence[Event]
+    since: float
+
+
+class Intake:
+    """Checks and stores events, those of several requests that wait together. Enter it to start.
+
+    Every write waits for the disk, and one that holds many costs little more. `now` gives epoch seconds; at most
     max_waiting requests wait; on_unknown is told of stored events whose items the live model does not know.
     """
 
@@ -54,9 +61,14 @@ class Intake:
     ) -> None:
         self._on_unknown = on_unknown
         self._store = store
-        self._writes = Batcher[Sequence[Event], AppendResult](
-            self._write, max_batch=_TOGETHER, weight=len, max_waiting=max_waiting, stuck_s=math.inf
+        self._writes = Batcher[_Waiting, AppendResult](
+            self._write,
+            max_batch=_TOGETHER,
+            weight=lambda one: len(one.events),
+            max_waiting=max_waiting,
+            stuck_s=math.inf,
         )
+        self._failed: tuple[float, StoreUnavailable] | None = None  # when the last write that did began, and why
         self._live = live
         self._metrics = metrics
         self._now = now
@@ -148,7 +160,7 @@ class Intake:
         if 0 < earliest_ms < _SECONDS:
             self._warn("an event has the timestamp %d, in milliseconds before 1974; send no seconds", earliest_ms)
         try:
-            future = self._writes.enqueue(accepted)
+            future = self._writes.enqueue(_Waiting(accepted, time.monotonic()))
         except Overloaded as error:
             raise _full(error) from error
         except Closed as error:
@@ -189,11 +201,17 @@ class Intake:
             self._said[message] = now
             logger.warning(message, value)
 
-    async def _write(self, groups: Sequence[Sequence[Event]]) -> list[AppendResult | StoreUnavailable]:
+    async def _write(self, waiting: Sequence[_Waiting]) -> list[AppendResult | StoreUnavailable]:
+        """Store what several requests brought. Those who waited already when a write began that failed fail with it:
+        one after the other they would wait as long for the same."""
+        began = time.monotonic()
+        if self._failed is not None and waiting[-1].since < self._failed[0]:
+            return [self._failed[1]] * len(waiting)
         try:
-            return await self._store.append_each(groups)
-        except StoreUnavailable as error:  # no bug, which the batcher would say at each
-            return [error] * len(groups)
+            return await self._store.append_each([one.events for one in waiting])
+        except StoreUnavailable as error:
+            self._failed = began, error
+            return [error] * len(waiting)
 
 
 def _full(error: Overloaded) -> Problem:

@@ -267,7 +267,7 @@ async def healthz(request: Request) -> Response:
 
 @router.get("/readyz", tags=["operation"], responses=problems(503))
 async def readyz(request: Request) -> Response:
-    """Whether a tested bundle serves in the process that answers, and why events are refused if they are.
+    """Whether a tested bundle serves in the process that answers; and why events are refused while none is tried.
 
     A store that is away makes nobody less ready: who serves goes on without it.
     """

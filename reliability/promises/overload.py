@@ -22,6 +22,7 @@ _WAITING = 128
 _TIMEOUT_MS = 150
 _GOODPUT = 0.9  # of the peak, at twice the capacity; the other factors are told
 _LATE = 2.0  # times capacity, with deadlines
+_ENOUGH = 50  # refusals in a second
 _TOGETHER = 50  # events a request, so that it is the service that has too much to do and not who asks
 
 
@@ -147,22 +148,29 @@ def _refusals(answers: Answers) -> Answers:
     return Answers(*(getattr(answers, field.name)[refused] for field in fields(Answers)))
 
 
-def _prompt(what: str, refusals: Sequence[Answers], *, full: bool) -> list[Finding]:
-    """How soon refusals come. The bound is on the median second: where the machine stands still for 20 ms, 2 % of what
-    is due in that second are late, whatever the service does."""
-    by_second = [
-        _p99_ms(one.latency_s[one.due_s.astype(int) == second])
-        for one in refusals
-        for second in np.unique(one.due_s.astype(int))
-    ]
-    every = np.concatenate([one.latency_s for one in refusals])
-    usual = float(np.median(by_second)) if by_second else float("nan")
+def _prompt(what: str, loads: Sequence[Answers], *, full: bool) -> list[Finding]:
+    """How soon refusals come, given those of each load. The bound is on the median second of the worst load: where the
+    machine stands still for 20 ms, 2 % of what is due in that second are late, whatever the service does."""
+    usual = [np.median(seconds) for load in loads if len(seconds := _p99_of_seconds(load))]
+    every = np.concatenate([load.latency_s for load in loads])
+    if not (usual or full):  # too short to tell
+        return []
     return [
         Finding(
-            f"{what}p99 of the time to a refusal, in the median second", usual, most=10 if full else None, unit="ms"
+            f"{what}p99 of the time to a refusal, in the median second",
+            float(max(usual, default=float("nan"))),
+            most=10 if full else None,
+            unit="ms",
         ),
         Finding(f"{what}p99 of the time to a refusal, stops of the machine included", _p99_ms(every), unit="ms"),
     ]
+
+
+def _p99_of_seconds(refusals: Answers) -> list[float]:
+    """Of each second in which enough was refused to have one, ms."""
+    second = refusals.due_s.astype(int)
+    of_seconds = [refusals.latency_s[second == one] for one in np.unique(second)]
+    return [_p99_ms(latency) for latency in of_seconds if len(latency) >= _ENOUGH]
 
 
 def _p99_ms(seconds: np.ndarray) -> float:

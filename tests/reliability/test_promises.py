@@ -1,12 +1,16 @@
 """The quick form of every promise is kept, and the runner says so when one is not."""
 
 import math
+from dataclasses import astuple
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from reliability import report
+from reliability.openloop import Answers
 from reliability.promise import CannotTryError, Finding, Outcome, Promise, promises, tried
+from reliability.promises.overload import _prompt
 
 
 @pytest.mark.parametrize("promise", list(promises()), ids=lambda promise: promise.name)
@@ -30,6 +34,31 @@ def test_the_promise_is_kept(promise: Promise) -> None:
 )
 def test_a_finding_is_met_within_its_bounds(finding: Finding, met: bool, bound: str) -> None:
     assert (finding.met, finding.bound) == (met, bound)
+
+
+def refusals(*latencies_s: float, stopped: int | None = None) -> list[Answers]:
+    """Of each load, 300 a second for ten seconds; in one second the machine may have stood still."""
+    loads = []
+    for latency in latencies_s:
+        due = np.arange(3000) / 300
+        times = np.where(due.astype(int) == stopped, 0.03, latency)
+        loads.append(Answers(np.full(3000, 503), due, times, np.ones(3000, np.bool_)))
+    return loads
+
+
+@pytest.mark.parametrize(
+    ("loads", "met"),
+    [
+        (refusals(0.005), True),
+        (refusals(0.005, stopped=4), True),
+        (refusals(0.02), False),
+        (refusals(0.005, 0.005, 0.005, 0.005, 0.02), False),  # one load's refusals are late, whatever the others' are
+        ([Answers(*(part[:20] for part in astuple(refusals(0.5)[0])))], False),  # too few to say that it is kept
+    ],
+)
+def test_refusals_are_prompt_in_most_seconds_of_every_load(loads: list[Answers], met: bool) -> None:
+    usual, _ = _prompt("", loads, full=True)
+    assert usual.met is met
 
 
 def test_an_error_is_a_promise_not_kept_and_what_cannot_be_tried_is_said() -> None:

@@ -82,6 +82,24 @@ async def test_heavy_calls_share_a_batch_by_weight_in_order_and_one_too_heavy_fo
     assert work.batches == [[1], [6, 4], [3], [40], [9], [2, 1]]
 
 
+async def test_a_heavy_call_whose_caller_has_gone_ends_no_batch() -> None:
+    class Caller:
+        gone = False
+
+    work, left = Work(), Caller()
+    async with Batcher[int, int](work, max_batch=10, max_waiting=9, stuck_s=30, weight=lambda call: call) as batches:
+        tasks = await submit(batches, 1)
+        tasks += await submit(batches, 3)
+        abandoned = batches.enqueue(9, caller=left)
+        tasks += await submit(batches, 2)
+        left.gone = True
+        work.gate.set()
+        assert await asyncio.gather(*tasks) == [2, 6, 4]
+        with pytest.raises(Abandoned):
+            await abandoned
+    assert work.batches == [[1], [3, 2]]
+
+
 async def test_a_batch_is_never_larger_than_allowed() -> None:
     work = Work()
     async with batcher(work, max_batch=4) as batches:
