@@ -14,13 +14,12 @@ from numpy.typing import NDArray
 
 from models.binding import BoundSession, Resident
 from models.bundle import Bundle
-from models.device import CPU, CUDA, Device, DeviceError, open_session
+from models.device import CPU, CUDA, Device, open_session
 from models.manifest import GOLDEN, BundleError
 from models.neighbours import recent
-from models.scan import Scan
+from models.search import Search, open_search
 from models.selection import Selection
 from models.sequence import PADDING, Indices, Values, by_length, pad, pad_values, truncate
-from models.shortlist import Shortlist
 from models.subset import Subset, spoken_for
 
 TOLERANCE = 1e-4  # of a score, against torch: twenty times the noise seen between the two on one machine
@@ -75,19 +74,9 @@ class Runtime:
             raise BundleError(f"{bundle.ranker}: {has}; export the model again")
         on_device = self.provider != CPU if bound is None else bound
         self._gathers = float16 and "items" in self._encoder_feeds  # the rows that a run of the encoder reads
-        self._scan: Scan | Shortlist | None = None
-        finds = float16 or (bundle.scan is not None and self.provider == CPU)
-        if finds and bundle.neighbours is not None and bundle.neighbours.affinities.min(initial=0) < 0:
-            raise BundleError(f"{bundle.folder}: neighbours that lower a score need a bundle without a scan or float16")
-        where = "cuda" if self.provider == CUDA else "cpu"
-        if float16:
-            self._scan = self._shortlist(device, where, on_device=on_device)
-        elif bundle.scan is not None and self.provider == CPU:
-            session = open_session(bundle.scan, "cpu", self.threads)
-            try:
-                self._scan = Scan(session, bundle.quantised or bundle.items, threads=self.threads)
-            except Exception as error:  # onnxruntime's own errors share no other base class
-                raise BundleError(f"{bundle.scan}: cannot search the bundle's items: {error}") from error
+        self._search = open_search(
+            bundle, device, self.provider, threads=self.threads, on_device=on_device, float16=float16
+        )
         self._neighbour_feeds: dict[str, NDArray[Any]] = {}
         if bundle.neighbours is not None:
             flat = bundle.neighbours.items.reshape(-1), bundle.neighbours.affinities.reshape(-1)
@@ -96,7 +85,7 @@ class Runtime:
             matrices = [bundle.items, *self._encoder_feeds.values(), *self._neighbour_feeds.values()]
             if float16:  # beside which the device has an AutoRec's inputs: the few that are found are ranked on the CPU
                 matrices = [] if bundle.inputs is None else [bundle.inputs]
-            resident = Resident(where, matrices)
+            resident = Resident("cuda" if self.provider == CUDA else "cpu", matrices)
             self._encoder = BoundSession(self._encoder, resident)
             if not float16:
                 self._ranker = BoundSession(self._ranker, resident)
@@ -104,7 +93,7 @@ class Runtime:
     @property
     def scans(self) -> bool:
         """Whether a catalogue is searched for candidates first, by a scan or by a shortlist."""
-        return self._scan is not None
+        return self._search is not None
 
     def encode(self, sequences: Sequence[Indices], values: Sequence[Values] | None = None) -> NDArray[np.float32]:
         """Last-position vectors of histories given as item indices, oldest first: float32 (batch, dim).
@@ -156,12 +145,12 @@ class Runtime:
             out, among = among.left_out, None
         parts: Iterable[tuple[slice, Subset | None]]
         # Alone, a query's scores are few to write, and a run over the whole matrix reads it at the memory's own rate.
-        if among is not None or self._scan is None or whole or (len(vectors) == 1 and not self._scan.single):
+        if among is not None or self._search is None or whole or (len(vectors) == 1 and not self._search.single):
             subset = None if among is None else among.subset
             step = _at_once(len(self.bundle.items if subset is None else subset.rows), out)
             parts = ((slice(begin, begin + step), subset) for begin in range(0, len(vectors), step))
         else:
-            parts = self._subsets(self._scan, vectors, excluded, k, sequences, out=out)
+            parts = self._subsets(self._search, vectors, excluded, k, sequences, out=out)
         found = [
             self._run_ranker(
                 vectors[part],
@@ -208,20 +197,9 @@ class Runtime:
                 f"{where}: golden inputs rank other items than torch did; do not serve it, export it again"
             )
 
-    def _shortlist(self, device: Device, where: str, *, on_device: bool) -> Shortlist:
-        bundle = self.bundle
-        if not on_device:
-            raise DeviceError(f"float16 is for a GPU and onnxruntime runs on {self.provider}; unset float16")
-        if bundle.shortlist is None:
-            raise BundleError(f"{bundle.folder}: has no graph for float16; export the model again, or unset float16")
-        session = open_session(bundle.shortlist, device, self.threads)
-        with np.errstate(over="ignore"):  # which a shortlist refuses
-            items = bundle.items.astype(np.float16)
-        return Shortlist(BoundSession(session, Resident(where, [items])), items, bundle.items)
-
     def _subsets(
         self,
-        scan: Scan | Shortlist,
+        search: Search,
         vectors: NDArray[np.float32],
         excluded: Sequence[Indices],
         k: int,
@@ -234,7 +212,7 @@ class Runtime:
         if not len(vectors):
             return
         # Padding is excluded, so its group is never taken for one that has an item to give because of it.
-        groups = scan.candidates(vectors, [np.append(row, PADDING) for row in excluded], k, out)
+        groups = search.candidates(vectors, [np.append(row, PADDING) for row in excluded], k, out)
         neighbours = self.bundle.neighbours
         begin = 0
         while begin < len(groups):
@@ -246,15 +224,15 @@ class Runtime:
                 continue
             chosen: list[NDArray[np.int64]] = []
             for one in groups[begin:]:
-                if one is None or (chosen and (sum(map(len, chosen)) + len(one)) * scan.group > _CANDIDATES):
+                if one is None or (chosen and (sum(map(len, chosen)) + len(one)) * search.group > _CANDIDATES):
                     break
                 chosen.append(one)
             part = slice(begin, begin + len(chosen))
             together = np.concatenate(chosen)
-            members = (together[:, None] * scan.group + np.arange(scan.group)).reshape(-1)
+            members = (together[:, None] * search.group + np.arange(search.group)).reshape(-1)
             # What neighbours raise may be anywhere; what they do not raise is as the scan found it.
             raised = [] if neighbours is None or sequences is None else [spoken_for(neighbours, sequences[part])]
-            yield part, Subset.of([members, scan.rest, *raised], len(self.bundle.items), out)
+            yield part, Subset.of([members, search.rest, *raised], len(self.bundle.items), out)
             begin = part.stop
 
     def _run_ranker(

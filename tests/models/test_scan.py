@@ -134,7 +134,7 @@ def test_over_int8_batches_of_any_size_find_what_one_run_finds(int8: Runtime, ba
 def test_a_query_that_int8_cannot_tell_apart_is_ranked_whole(int8: Runtime) -> None:
     """All scores are 0, so that every group could hold the best, beside one that has few candidates."""
     vectors = np.stack([int8.bundle.items[7], np.zeros(DIM, np.float32), int8.bundle.items[9]])
-    scan, none = int8._scan, [np.array([1, 2])] * 3
+    scan, none = int8._search, [np.array([1, 2])] * 3
     assert scan is not None
     assert [one is None for one in scan.candidates(vectors, none, 5)] == [False, True, False]
     found, scores = int8.rank(vectors, none, 5)
@@ -146,8 +146,8 @@ def test_a_query_that_int8_cannot_tell_apart_is_ranked_whole(int8: Runtime) -> N
 
 def test_numbers_too_small_for_float32_are_ranked_whole(int8: Runtime) -> None:
     vectors, none = int8.bundle.items[[7, 9]] * np.float32(1e-41), [np.array([1])] * 2
-    assert int8._scan is not None
-    assert int8._scan.candidates(vectors, none, 5) == [None, None]
+    assert int8._search is not None
+    assert int8._search.candidates(vectors, none, 5) == [None, None]
     found, _ = int8.rank(vectors, none, 10)
     expected, _ = int8.rank(vectors, none, 10, whole=True)
     assert found.tolist() == expected.tolist()
@@ -230,8 +230,8 @@ def test_items_that_are_out_copy_no_matrix_and_leave_the_scan_on(
     assert found.tolist() == expected.tolist()
     assert not np.isin(found, [0, *out]).any()
     assert (scores > EXCLUDED_SCORE).all()
-    assert runtime._scan is not None
-    groups = runtime._scan.candidates(vectors, histories, 1, among.left_out)
+    assert runtime._search is not None
+    groups = runtime._search.candidates(vectors, histories, 1, among.left_out)
     assert not all(row is None for row in groups)
 
 
@@ -240,8 +240,8 @@ def test_where_the_best_are_all_out_the_rest_is_ranked_whole(int8: Runtime) -> N
     order = ranked(int8.bundle.items @ vector[0], set(), ITEMS)
     out = np.sort(order[: ITEMS // 2])
     among = Selection.of(~np.isin(np.arange(ITEMS + 1), [0, *out]), int8.bundle.items, scanned=True)
-    assert int8._scan is not None
-    assert int8._scan.candidates(vector, [np.array([0])], 3, out) == [None]
+    assert int8._search is not None
+    assert int8._search.candidates(vector, [np.array([0])], 3, out) == [None]
     found, _ = int8.rank(vector, [np.array([order[ITEMS // 2]])], 3, among=among)
     assert found.tolist() == [order[ITEMS // 2 + 1 : ITEMS // 2 + 4]]
 

@@ -157,7 +157,7 @@ def test_the_bound_counts_what_rounding_the_items_costs(make_bundle: Callable[..
 
 def bound_and_error(bundle: Bundle, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """By how much each rounded score may be off, and by how much it is: both (batch, items)."""
-    shortlist = half(bundle)._scan
+    shortlist = half(bundle)._search
     assert isinstance(shortlist, Shortlist)
     rounded = vectors.astype(np.float16)
     feeds = {
