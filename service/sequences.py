@@ -32,7 +32,7 @@ RECORD_LENGTH = 2_048  # ids remembered a user: two full requests of 1,000 event
 STRIDE = 5  # values an event in a packed history
 ITEM_ID = 2  # where among them the item id is
 VALUE = 4  # and the value; false where there is none
-_AT_ONCE = 128  # users a round trip: a thousand keep the event loop for 20 ms, and 64 store less a second
+_AT_ONCE = 128  # users a round trip: while many more are packed, nobody is answered or refused
 USUAL_TYPE = "interaction"  # packed as an empty string, which saves a quarter of a typical history
 
 
