@@ -13,9 +13,11 @@ from rich.table import Table
 
 from models.autorec import Activation
 from training.config import AutoRecRunConfig, ConfigError
+from training.preparation import Prepared
 from training.rating_run import RANKED, course, fitted_autorec, judge_model
 from training.reconstruction import RANKING, RMSE
-from training.run import Prepared, RunFolder, RunSpec
+from training.run import RunFolder
+from training.spec import RunSpec
 
 Found = dict[tuple[str, str], dict[str, Any]]
 

@@ -18,8 +18,10 @@ from training.evaluate import Evaluation, EvaluationError, Scorer, difference, e
 from training.interactions import Columns, Interactions, read_interactions
 from training.measures import Difference
 from training.next_item import METRIC
-from training.run import RATED, RUN, RunFolder, SplitName, prepare, split_data
+from training.preparation import prepare, split_data
+from training.run import RUN, RunFolder
 from training.scorers import BundleScorer, run_scorer
+from training.spec import RATED, SplitName
 from training.splits import Split
 
 

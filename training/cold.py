@@ -25,9 +25,10 @@ from training.evaluate import mask_seen
 from training.interactions import Columns, Interactions, read_interactions
 from training.measures import intervals, summarise
 from training.next_item import ModelScorer
+from training.preparation import Prepared, data_window, prepare
 from training.presets import settle
 from training.report import with_interval
-from training.run import Prepared, RunSpec, data_window, prepare
+from training.spec import RunSpec
 from training.train import train
 
 SHARE = 0.2

@@ -20,8 +20,9 @@ from training.recommend import RecommendError, recommend, recommend_run
 from training.reconstruction import RMSE
 from training.report import print_assessment, terminal
 from training.results import keep_record, results_page
-from training.run import RATED, RunError, RunFolder, SplitName
+from training.run import RunError, RunFolder
 from training.scoring import Asked
+from training.spec import RATED, SplitName
 
 _DRIFT = 5e-4  # of an error: more than rounding on another machine makes of it
 

@@ -8,8 +8,9 @@ from rich.console import Console
 
 from training.config import load_config
 from training.interactions import Columns, read_interactions
+from training.preparation import Prepared, data_window, default_split, prepare
 from training.presets import describe, settle
-from training.run import Prepared, RunSpec, SplitName, data_window, default_split, prepare, rules_of
+from training.spec import RunSpec, SplitName, rules_of
 
 ConfigName = Annotated[str, typer.Argument(help="A name under training/configs/, or the path of a TOML file.")]
 Data = Annotated[

@@ -5,7 +5,8 @@ from typing import Any
 
 from training.measures import spread
 from training.reconstruction import RMSE
-from training.run import METRICS, RunFolder, RunSpec
+from training.run import METRICS, RunFolder
+from training.spec import RunSpec
 
 HEADINGS = ("model", "test RMSE", "test MAE", "validation RMSE", "seeds", "wall time of a seed", "command")
 

@@ -34,10 +34,12 @@ from training.factorisation import BiasOnly, GlobalMean, tuned_factorisation
 from training.fit import Fitted, fit
 from training.interactions import Interactions
 from training.parallel import ALONE, Processes
+from training.preparation import Prepared, prepare
 from training.ratings import biases_of, matrix_of, scale_of
 from training.reconstruction import RMSE, Reconstruction
 from training.report import SPLITS, describe_stop, epoch_bar, plot_curves, results_table
-from training.run import RUN, Prepared, RunError, RunFolder, RunSpec, SplitName, prepare
+from training.run import RUN, RunError, RunFolder
+from training.spec import RunSpec, SplitName
 
 _BIAS_SHRINKAGE = 5.0
 _USERS_AT_ONCE = 1024

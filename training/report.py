@@ -16,7 +16,7 @@ from rich.text import Text
 from training.assessment import Assessment
 from training.fit import Fitted
 from training.next_item import METRIC
-from training.run import Prepared
+from training.preparation import Prepared
 from training.similar import Similar
 
 SPLITS = {

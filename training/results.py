@@ -17,9 +17,11 @@ from training.config import CONFIGS
 from training.interactions import Columns
 from training.measures import spread
 from training.next_item import METRIC
+from training.preparation import default_split
 from training.rating_results import HEADINGS, rating_rows
 from training.report import SPLITS, heading
-from training.run import EPOCHS, METRICS, RATED, RUN, SAMPLED, RunError, RunFolder, RunSpec, default_split
+from training.run import EPOCHS, METRICS, RUN, SAMPLED, RunError, RunFolder
+from training.spec import RATED, RunSpec
 
 _FIGURES = ("hr@10", METRIC, "mrr", "coverage@10", "novelty@10")
 _HEADINGS = (

@@ -22,9 +22,11 @@ from training.export import export
 from training.gate import compare
 from training.interactions import Columns, Interactions, read_interactions
 from training.logged import logged_interactions, without_erased
+from training.preparation import Prepared, data_window, prepare
 from training.presets import settle
-from training.run import Prepared, RunError, RunFolder, RunSpec, data_window, prepare, rules_of
+from training.run import RunError, RunFolder
 from training.scorers import BundleScorer, run_scorer
+from training.spec import RunSpec, rules_of
 from training.train import refit, train
 
 _LARGEST_WINDOW = 0.1  # of the interactions: the newest tenth judges, the tenth before it validates

@@ -10,43 +10,28 @@ sampled.json                        figures among sampled negatives, where `eval
 curves.png
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from models.attributed import attribute, fold
-from models.manifest import AFFINITIES, NEIGHBOURS, DataWindow
+from models.manifest import AFFINITIES, NEIGHBOURS
 from models.neighbours import Neighbours
 from models.sasrec import SASRec
 from models.zoo import Model, build
 from training import checkpoint
-from training.attributes import ITEM_COLUMN, Attributes, learnable, read_attributes
-from training.config import (
-    CONFIGS,
-    AnyConfig,
-    AutoRecRunConfig,
-    DataConfig,
-    RunConfig,
-    S3RecRunConfig,
-    differences,
-    flat,
-    load_config,
-)
-from training.dataset import Dataset, DatasetError, build_dataset, popularity_of
-from training.interactions import Columns, Interactions, read_interactions
-from training.ratings import rated
-from training.splits import Split, split_by_time, split_leave_one_out
+from training.attributes import Attributes, learnable
+from training.config import S3RecRunConfig
+from training.dataset import popularity_of
+from training.interactions import read_interactions
+from training.preparation import Prepared, data_window, prepare
+from training.spec import RunSpec
 
-SplitName = Literal["loo", "time", "random", "file"]
-
-RATED = ("random", "file")  # splits of single ratings
 _AGAIN = "the same train command writes it again"
 RUN, METRICS, EPOCHS = "run.json", "metrics.json", "metrics.jsonl"
 SAMPLED = "sampled.json"
@@ -55,175 +40,6 @@ CHECKPOINT = "checkpoint.safetensors"
 
 class RunError(ValueError):
     """A run folder that cannot be used for what was asked; the message says what to do instead."""
-
-
-class RunSpec(BaseModel):
-    """What a run is made from, as its run.json says."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str  # of the configuration
-    config: AnyConfig
-    by_rule: list[str] | None = None  # options that followed from the data; None: not recorded
-    split: SplitName
-    held_out: float = 0.1  # of a split by time or of ratings by chance, as `prepare` has it
-    seed: int
-    files: list[Path]
-    test: list[Path] = []  # files with the ratings to test on, of a split by file
-    columns: Columns
-    attributes: Path | None
-    attributes_sha256: str | None = None
-    data: DataWindow
-
-    @property
-    def identity(self) -> str:
-        """Digest of what decides the result.
-
-        Options at their defaults are not in it, so that a new one makes no other run of those from before.
-        """
-        return self._digest(self._deciding())
-
-    @property
-    def checkpoint_identity(self) -> str:
-        """The same for a checkpoint, which is continued only by a run with an equal one.
-
-        Without the columns of ids and times, which `RunFolder.begin` compares: checkpoints were written before the
-        identity had them, and still go on.
-        """
-        deciding = self._deciding()
-        return self._digest(deciding.model_copy(update={"columns": Columns(value=deciding.columns.value)}))
-
-    def differences(self, other: "RunSpec") -> dict[str, tuple[Any, Any]]:
-        """What decides the result and is not the same in the other, with both values."""
-        return {
-            name: values
-            for name, values in differences(self._deciding(), other._deciding()).items()
-            if name.split(".")[0] not in ("name", "files")
-        }
-
-    def changed_since(self) -> dict[str, tuple[Any, Any]]:
-        """Options that the configuration of this name has otherwise now, with the run's value and today's."""
-        if not (CONFIGS / f"{self.name}.toml").is_file():
-            return {}
-        now = load_config(self.name)
-        left = rules_of(now)
-        changed = {
-            name: values
-            for name, values in differences(self.config, now).items()
-            if name.split(".")[-1] not in left and name != "from_data"
-        }
-        followed = left if self.by_rule is None else self.by_rule
-        for name, value in flat(self.config).items():
-            option = name.split(".")[-1]
-            if option in left and option not in followed:
-                changed[name] = value, "by the data"
-        return changed
-
-    def _deciding(self) -> "RunSpec":
-        """Without what decides nothing: where files lie, attributes that are but titles, values that nothing reads."""
-        learns = isinstance(self.config, S3RecRunConfig) and self.config.uses_attributes
-        rates = isinstance(self.config, AutoRecRunConfig) and self.config.model.feedback == "explicit"
-        changes: dict[str, Any] = {"attributes": None, "by_rule": None, "test": [Path(path.name) for path in self.test]}
-        changes["attributes_sha256"] = self.attributes_sha256 if learns else None
-        changes["columns"] = self.columns if rates else replace(self.columns, value=None)
-        return self.model_copy(update=changes)
-
-    @staticmethod
-    def _digest(deciding: "RunSpec") -> str:
-        kept = deciding.model_dump(mode="json", exclude_defaults=True, exclude={"name", "files", "columns"})
-        # Two columns of one file may show the same data window.
-        usual = asdict(Columns())
-        kept |= {role: name for role, name in asdict(deciding.columns).items() if name != usual[role]}
-        return hashlib.sha256(json.dumps([deciding.config.model.name, kept]).encode()).hexdigest()
-
-
-def rules_of(config: RunConfig) -> list[str]:
-    """Options that a configuration leaves to the data."""
-    return [] if isinstance(config, AutoRecRunConfig) else [str(name) for name in config.from_data]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Prepared:
-    """Data ready to train on."""
-
-    interactions: Interactions
-    dataset: Dataset
-    split: Split
-    attributes: Attributes | None
-    notes: tuple[str, ...] = ()  # sentences about what was left out of it
-
-
-def prepare(
-    interactions: Interactions,
-    config: RunConfig,
-    *,
-    split: SplitName,
-    attributes: Path | None = None,
-    item_column: str = ITEM_COLUMN,
-    held_out: float = 0.1,
-    seed: int = 0,
-    test: Interactions | None = None,
-) -> Prepared:
-    """Interactions -> data set -> split, by the configuration's rules.
-
-    held_out: share of the interactions in the test window of a split by time, with as much before it for validation, or
-    of the ratings that `seed` draws for the test of a random split. test: the ratings of a split by file.
-    item_column: what the file of attributes may call the items' ids.
-    Raises DatasetError where the model cannot be judged by the split.
-    """
-    notes: tuple[str, ...] = ()
-    if isinstance(config, AutoRecRunConfig):
-        ratings = rated(interactions, config, split=split, held_out=held_out, seed=seed, test=test)
-        interactions, dataset, parts, notes = ratings.interactions, ratings.dataset, ratings.split, ratings.notes
-    elif split in ("random", "file"):
-        said = "--test names" if test is not None else f"the split {split} holds out"
-        raise DatasetError(f"{said} single ratings, and {config.model.name} predicts none; split loo or time")
-    elif test is not None:
-        raise DatasetError(f"--test names single ratings, and {config.model.name} predicts none; leave it out")
-    else:
-        dataset, parts = split_data(interactions, config.data, split=split, held_out=held_out)
-    known = read_attributes(attributes, dataset.vocabulary, item_column=item_column) if attributes else None
-    return Prepared(interactions, dataset, parts, known, notes)
-
-
-def default_split(config: RunConfig) -> SplitName:
-    """How a model is judged unless somebody says otherwise: by random ratings if it predicts some, else by ranking."""
-    explicit = isinstance(config, AutoRecRunConfig) and config.model.feedback == "explicit"
-    return "random" if explicit else "loo"
-
-
-def split_data(
-    interactions: Interactions, rules: DataConfig, *, split: SplitName, held_out: float = 0.1
-) -> tuple[Dataset, Split]:
-    """The part of `prepare` that needs no model: which interactions count, and which are held out."""
-    dataset = build_dataset(
-        interactions,
-        min_user_interactions=rules.min_user_interactions,
-        min_item_interactions=rules.min_item_interactions,
-    )
-    if split == "loo":
-        return dataset, split_leave_one_out(dataset)
-    if split != "time":
-        raise DatasetError(f"the split {split!r} is for the ratings of an AutoRec run's own data; split loo or time")
-    return dataset, split_by_time(dataset, validation_share=held_out, test_share=held_out)
-
-
-def data_window(files: list[Path], prepared: Prepared) -> DataWindow:
-    """What the data is, for run.json and the bundle's manifest; sources without a file are called events."""
-    whole, digests = [path.absolute().parts for path in files], prepared.interactions.sha256
-    depths = range(1, max(map(len, whole), default=0))  # files of one name take as much of their folders as they need
-    depth = next((one for one in depths if len({parts[-one:] for parts in whole}) == len(whole)), 0)  # or all of it
-    names = ["/".join(parts[-depth:]) for parts in whole] + ["events"] * (len(digests) - len(files))
-    times, trained = prepared.dataset.sequences.timestamps, prepared.split.train.timestamps
-    return DataWindow(
-        files=dict(zip(names, digests, strict=True)),
-        users=len(prepared.dataset.users),
-        items=prepared.dataset.vocabulary.items,
-        interactions=prepared.dataset.sequences.interactions,
-        first_ms=None if times is None else int(times.min()),
-        last_ms=None if times is None else int(times.max()),
-        trained_until_ms=None if trained is None else int(trained.max()),
-    )
 
 
 class RunFolder:

@@ -25,12 +25,14 @@ from training.evaluate import Scorer, evaluate, evaluate_test
 from training.fit import Fitted, fit
 from training.next_item import METRIC, ModelScorer, NextItem
 from training.parallel import ALONE, Processes
+from training.preparation import Prepared
 from training.pretrain import Pretrain
 from training.rating_run import refit_autorec, train_autorec
 from training.report import SPLITS, describe_data, describe_stop, epoch_bar, plot_curves, results_table, similar_table
-from training.run import Prepared, RunFolder, RunSpec
+from training.run import RunFolder
 from training.scorers import Blended
 from training.similar import Similar, similar_items, well_known
+from training.spec import RunSpec
 from training.splits import unsplit
 
 

@@ -93,7 +93,8 @@ def finished_run(
     from rich.console import Console
 
     from training.interactions import Columns, read_interactions
-    from training.run import RunSpec, data_window, prepare
+    from training.preparation import data_window, prepare
+    from training.spec import RunSpec
     from training.train import train
 
     folder = tmp_path_factory.mktemp("finished")

@@ -19,7 +19,9 @@ from training.config import PretrainingConfig, S3RecRunConfig, TrainingConfig
 from training.export import export
 from training.interactions import Columns, read_interactions
 from training.next_item import NextItem, SampledBatch
-from training.run import Prepared, RunFolder, RunSpec, data_window, prepare
+from training.preparation import Prepared, data_window, prepare
+from training.run import RunFolder
+from training.spec import RunSpec
 from training.train import train
 
 ITEMS = 24

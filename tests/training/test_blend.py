@@ -23,8 +23,10 @@ from training.dataset import Sequences, build_dataset
 from training.evaluate import evaluate
 from training.export import export
 from training.interactions import Columns, interactions_from_frame, read_interactions
-from training.run import RunFolder, RunSpec, data_window, prepare
+from training.preparation import data_window, prepare
+from training.run import RunFolder
 from training.scorers import Blended
+from training.spec import RunSpec
 from training.splits import Split, split_leave_one_out
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -31,7 +31,7 @@ from training.dataset import build_dataset
 from training.fit import fit
 from training.interactions import InteractionsError, interactions_from_frame
 from training.next_item import NextItem
-from training.run import prepare
+from training.preparation import prepare
 from training.splits import split_leave_one_out
 
 

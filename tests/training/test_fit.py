@@ -29,8 +29,9 @@ from training.evaluate import evaluate
 from training.fit import FitError, Fitted, fit
 from training.interactions import interactions_from_frame, read_interactions
 from training.next_item import ModelScorer, NextItem
+from training.preparation import prepare
 from training.report import describe_stop
-from training.run import RunFolder, prepare
+from training.run import RunFolder
 from training.splits import split_leave_one_out
 from training.train import train
 

@@ -20,8 +20,8 @@ from training.config import PretrainingConfig, S3RecRunConfig
 from training.dataset import Sequences, build_dataset
 from training.fit import FitError, fit
 from training.interactions import interactions_from_frame
+from training.preparation import Prepared
 from training.pretrain import MaskedItemScorer, Prefixes, Pretrain
-from training.run import Prepared
 from training.splits import Split, split_leave_one_out
 from training.train import _known
 

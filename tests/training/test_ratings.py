@@ -12,8 +12,8 @@ from training.config import AutoRecRunConfig, Config, ConfigError, DataConfig, R
 from training.dataset import DatasetError
 from training.evaluate import evaluate_ratings, evaluate_test_ratings
 from training.interactions import Columns, Interactions, InteractionsError, interactions_from_frame, read_interactions
+from training.preparation import default_split, prepare
 from training.ratings import biases_of, matrix_of
-from training.run import default_split, prepare
 from training.splits import open_test
 
 

@@ -17,9 +17,9 @@ from training.evaluate import evaluate_test, evaluate_test_ratings
 from training.factorisation import BiasOnly, GlobalMean, tuned_factorisation
 from training.fit import fit
 from training.interactions import Interactions, interactions_from_frame
+from training.preparation import Prepared, default_split, prepare
 from training.ratings import biases_of, matrix_of
 from training.reconstruction import Reconstruction, Rows, observed_errors
-from training.run import Prepared, default_split, prepare
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -15,8 +15,10 @@ from models.s3rec import S3RecConfig
 from training.attributes import Attributes
 from training.config import AutoRecRunConfig, Config, S3RecRunConfig, load_config
 from training.interactions import Columns, read_interactions
+from training.preparation import Prepared, data_window, prepare
 from training.presets import settle
-from training.run import Prepared, RunError, RunFolder, RunSpec, data_window, prepare
+from training.run import RunError, RunFolder
+from training.spec import RunSpec
 
 
 @pytest.fixture
