@@ -44,7 +44,9 @@ def logged_interactions(sources: Sequence[str], event_types: Collection[str], co
     log = archive.settled(found)
     tombstones = archive.last_tombstones(found.tombstones)
     rows = log.filter(pl.col("type").is_in(list(event_types)))
-    said = f"event log: {len(log):,} events, {len(rows):,} of them {' or '.join(event_types)}"
+    said = f"event log: {len(log):,} events, {len(rows):,} of them of a type that is learned from"
+    if others := _by_type(log, event_types):
+        said += f", not {others} (--event-type)"
     if trimmed and not archives:
         said += f", {trimmed:,} older ones no longer in the store"
     if len(tombstones):
@@ -63,6 +65,16 @@ def logged_interactions(sources: Sequence[str], event_types: Collection[str], co
     return Logged(interactions_from_frame(frame, source=source, max_dropped=1.0), tombstones)
 
 
+def without_known(logged: Interactions, known: Interactions) -> Interactions:
+    """Logged interactions without those that are known from elsewhere: the same user, item and time."""
+    frame = logged.frame.join(known.frame, on=["user_id", "item_id", "timestamp"], how="anti", maintain_order="left")
+    report, repeats = logged.report, len(logged.frame) - len(frame)
+    if not repeats:
+        return logged
+    dropped = {**report.dropped, "in the files and in the event log": repeats}
+    return replace(logged, frame=frame, report=replace(report, rows_kept=len(frame), dropped=dropped))
+
+
 def without_erased(interactions: Interactions, tombstones: pl.DataFrame) -> Interactions:
     """Interactions from elsewhere, without those of erased users that are older than the erasure or have no time."""
     frame = interactions.frame
@@ -77,6 +89,12 @@ def without_erased(interactions: Interactions, tombstones: pl.DataFrame) -> Inte
     report = interactions.report
     dropped = {**report.dropped, "user was erased": len(frame) - len(kept)}
     return replace(interactions, frame=kept, report=replace(report, rows_kept=len(kept), dropped=dropped))
+
+
+def _by_type(log: pl.DataFrame, learned: Collection[str]) -> str:
+    """How many events are of each type that is not learned from, the commonest first."""
+    others = log.filter(~pl.col("type").is_in(list(learned)))["type"].value_counts(sort=True)
+    return ", ".join(f"{type_[:40]} {count:,}" for type_, count in others.head(5).rows())
 
 
 def _stored(url: str) -> list[Archived]:

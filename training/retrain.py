@@ -20,8 +20,8 @@ from training.dataset import DatasetError, Vocabulary
 from training.evaluate import Evaluation, Scorer, evaluate_test
 from training.export import export
 from training.gate import compare
-from training.interactions import Columns, Interactions, read_interactions
-from training.logged import logged_interactions, without_erased
+from training.interactions import Columns, Interactions, InteractionsError, read_interactions
+from training.logged import logged_interactions, without_erased, without_known
 from training.preparation import Prepared, data_window, prepare
 from training.presets import settle
 from training.run import RunError, RunFolder
@@ -68,7 +68,10 @@ def retrain(
         logged = logged_interactions(events_from, event_types, console)
         interactions = without_erased(interactions, logged.tombstones)
         if logged.interactions is not None:
-            interactions = interactions.extended(logged.interactions)
+            if not interactions.has_timestamps:
+                names = ", ".join(map(str, data))
+                raise InteractionsError(f"{names}: no times, which logged events have; name their --timestamp-column")
+            interactions = interactions.extended(without_known(logged.interactions, interactions))
     console.print(str(interactions.report))
     registry = Registry(artifacts)
     current = registry.current()
@@ -128,7 +131,8 @@ def _prepare(
     seen the answers would win against any challenger. A window that too few known users reach is widened.
     """
     unseen = _unseen(interactions, champion)
-    shares = [min(unseen, _LARGEST_WINDOW)] if unseen >= _SMALLEST_WINDOW else []
+    newer = 1.0 if unseen is None else unseen
+    shares = [min(newer, _LARGEST_WINDOW)] if newer >= _SMALLEST_WINDOW else []
     problem: DatasetError | None = None
     for share in [*shares, *_WIDER_WINDOWS]:
         try:
@@ -142,7 +146,14 @@ def _prepare(
             break
     else:
         raise problem or DatasetError("there is nothing to judge by")
-    if share > unseen:
+    if prepared.split.judges < _FEWEST_JUDGES:
+        console.print(f"note: only {prepared.split.judges:,} users judge, so that who is better is mostly chance")
+    if champion is not None and unseen is None:
+        console.print(
+            "note: it is not known until when the champion has learned, so that it may have seen the window it is "
+            "judged by, which favours it"
+        )
+    elif unseen is not None and share > unseen:
         console.print(
             f"note: only {unseen:.2%} of the interactions are later than what the champion was trained on, so it has "
             "seen part of the window it is judged by, which favours it"
@@ -152,11 +163,11 @@ def _prepare(
     return prepared, share
 
 
-def _unseen(interactions: Interactions, champion: Runtime | None) -> float:
-    """Share of the interactions that are later than what the champion was fitted to; 1 without a champion."""
+def _unseen(interactions: Interactions, champion: Runtime | None) -> float | None:
+    """Share of the interactions that are later than what the champion was fitted to; None if that is not known."""
     learned_until = champion.bundle.manifest.data.trained_until_ms if champion else None
     if learned_until is None or not interactions.has_timestamps:
-        return 1.0
+        return None
     return float((interactions.frame["timestamp"].to_numpy() > learned_until).mean())
 
 

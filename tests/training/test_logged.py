@@ -17,7 +17,7 @@ from service.embedded import EmbeddedStore
 from service.erasure import Erasure
 from service.sequences import SequenceStore, StoreSettings
 from training.interactions import read_interactions
-from training.logged import Logged, logged_interactions, without_erased
+from training.logged import Logged, logged_interactions, without_erased, without_known
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_store_and_archive_together_hold_every_event_once_in_the_order_of_their_
     for sources in ((url, tmp_path), (tmp_path, url), (tmp_path, tmp_path, url)):
         found, said = logged(*sources)
         assert items(found) == ["i1", "i2", "i3"]
-        assert "event log: 4 events, 3 of them view" in said
+        assert "event log: 4 events, 3 of them of a type that is learned from, not impression 1 (--event-type)" in said
         assert "no longer" not in said
     assert items(logged(tmp_path)[0]) == ["i1", "i3"]
 
@@ -96,6 +96,19 @@ def test_an_erased_user_counts_in_no_file_from_before(url: str, tmp_path: Path) 
     assert kept.frame.select("user_id", "item_id").rows() == [("bob", "c"), ("ann", "b")]
     assert str(kept.report).endswith("1  user was erased")
     assert without_erased(read_interactions([untimed]), tombstones).frame["item_id"].to_list() == ["c"]
+
+
+def test_what_the_files_have_too_is_in_the_log_no_second_time(url: str, tmp_path: Path) -> None:
+    append(url, event("ann", 1), event("ann", 2), event("bob", 2))
+    data = tmp_path / "data.csv"  # the first event twice, which is the files' own affair; another user, another time
+    rows = ["ann,i1,1600000000001"] * 2 + ["ann,i2,1600000000003", "cid,i2,1600000000002"]
+    data.write_text("\n".join(["user_id,item_id,timestamp", *rows]))
+    log = logged(url)[0].interactions
+    assert log is not None
+    kept = without_known(log, known := read_interactions([data]))
+    assert sorted(kept.frame.select("user_id", "item_id").rows()) == [("ann", "i2"), ("bob", "i2")]
+    assert str(kept.report).endswith("1  in the files and in the event log")
+    assert without_known(kept, known) is kept
 
 
 def test_who_was_not_erased_keeps_everything(url: str, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Retraining through its command: who becomes champion, by which data, and what an operator is told."""
 
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import redis
 
 from models.bundle import read_bundle
 from models.eventlog import LoggedEvent, encode, log_key, partition_of
+from models.manifest import MANIFEST, read_manifest, sealed
 from models.registry import Registry
 from training.__main__ import main
 
@@ -121,9 +123,13 @@ def test_the_first_model_is_promoted_and_has_learned_from_the_live_events_too(
         add(client, "live", f"e{step}", item_id=f"new{step}", timestamp_ms=1_600_000_000_000 + step)
     add(client, "live", "e3", item_id="new3", timestamp_ms=1_600_000_000_003)  # delivered twice
     add(client, "live", "shown", item_id="never-liked", type="impression")
+    user, item, moment = pl.read_csv(desk.folder / "log.csv")["user_id", "item_id", "timestamp"].row(7)
+    add(client, user, "sent", item_id=item, timestamp_ms=moment)  # as the files have it
     status, out, error = desk.retrain(GOOD, "--events-from", url)
     assert (status, error) == (0, "")
-    assert "event log: 9 events" in out
+    assert "event log: 10 events" in out
+    assert "not impression 1" in " ".join(out.split())
+    assert "1 in the files and in the event log" in " ".join(out.split())
     champion = desk.registry.current()
     assert champion is not None
     assert f"champion is {champion} (before: none)" in out.replace("\n", " ")
@@ -258,6 +264,34 @@ def test_a_log_without_times_cannot_be_judged_by_time(desk: Desk) -> None:
     status, _, error = desk.retrain(GOOD)
     assert status == 1
     assert "needs timestamps" in error
+
+
+def test_a_log_without_times_cannot_be_put_beside_logged_events(desk: Desk, store: tuple[str, redis.Redis]) -> None:
+    url, client = store
+    add(client, "live", "e")
+    log = desk.folder / "log.csv"
+    pl.read_csv(log).rename({"timestamp": "ts"}).write_csv(log)
+    status, _, error = desk.retrain(GOOD, "--events-from", url)
+    assert status == 1
+    assert error == f"error: {log}: no times, which logged events have; name their --timestamp-column\n"
+
+
+def test_a_verdict_of_chance_is_called_one(desk: Desk, champion: str) -> None:
+    """Forty users who end in turn, and a champion of whom nobody knows what it has seen."""
+    log = pl.read_csv(desk.folder / "log.csv")
+    log.filter(pl.col("user_id").is_in(log["user_id"].unique().sort()[:40].to_list())).write_csv(
+        desk.folder / "log.csv"
+    )
+    folder = desk.registry.folder(champion)
+    manifest = read_manifest(folder)
+    untimed = manifest.data.model_copy(update={"trained_until_ms": None})
+    (folder / MANIFEST).chmod(0o644)
+    (folder / MANIFEST).write_bytes(sealed(manifest.model_copy(update={"data": untimed})))
+    status, out, error = desk.retrain(GOOD)
+    assert status in (0, 3), error
+    said = " ".join(out.split())
+    assert re.search(r"note: only \d+ users judge", said)
+    assert "it is not known until when the champion has learned" in said
 
 
 def test_the_gate_compares_the_same_users_and_lets_a_draw_pass() -> None:
