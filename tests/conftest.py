@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gc
 import socket
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -202,6 +203,25 @@ def service_on_a_thread(settings: Any, store_url: str) -> Iterator[str]:
         holder["server"].stop()
         thread.join(20)
         assert not thread.is_alive()
+
+
+@pytest.fixture(scope="session")
+def _shared_store_url() -> Iterator[str]:
+    from service.embedded import EmbeddedStore
+
+    # pytest's own temporary folders have paths too long for a socket beside the data.
+    with tempfile.TemporaryDirectory() as folder, EmbeddedStore(Path(folder)) as store:
+        yield store.url
+
+
+@pytest.fixture
+def store_url(_shared_store_url: str) -> str:
+    """URL of a real server, empty."""
+    import redis
+
+    with redis.Redis.from_url(_shared_store_url) as client:
+        client.flushall()
+    return _shared_store_url
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from models.eventlog import EventLogError
 from models.manifest import BundleError
 from models.registry import RegistryError
 from training.attributes import AttributesError
+from training.backfill import BackfillError
 from training.checkpoint import CheckpointError
 from training.config import ConfigError
 from training.dataset import DatasetError
@@ -21,7 +22,7 @@ from training.fit import FitError
 from training.fitting import activations, cold, fetch, train_command
 from training.interactions import InteractionsError
 from training.judging import evaluate, export_command, recommend_command, results
-from training.operating import bench, bootstrap, retrain_command
+from training.operating import backfill_command, bench, bootstrap, retrain_command
 from training.options import spread
 from training.peer_process import PeersError
 from training.recommend import RecommendError
@@ -32,6 +33,7 @@ from training.run import RunError
 EXPECTED = (
     ArchiveError,
     AttributesError,
+    BackfillError,
     BundleError,
     CheckpointError,
     ConfigError,
@@ -71,6 +73,7 @@ _COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
     ("evaluate", evaluate, "evaluate artifacts/v2 --data events.csv --against artifacts/v1"),
     ("export", export_command, "export runs/first --promote"),
     ("recommend", recommend_command, "recommend v2 --data events.csv --output top.parquet"),
+    ("backfill", backfill_command, "backfill --data events.csv --to http://127.0.0.1:8000"),
     ("retrain", retrain_command, "retrain --data history.parquet --events-from redis://localhost:6379"),
     ("results", results, "results runs/*"),
     ("bootstrap", bootstrap, "bootstrap --artifacts artifacts"),

@@ -1,4 +1,4 @@
-"""The commands of who runs it: retrain, bootstrap, bench."""
+"""The commands of who runs it: backfill, retrain, bootstrap, bench."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,14 +8,50 @@ from rich.console import Console
 
 from models.eventlog import SEQUENCE_TYPES
 from models.registry import Registry
+from training.backfill import backfill
 from training.config import ConfigError, load_config
 from training.fetch import fetch_ml_100k
 from training.fitting import train_command
-from training.interactions import Columns
+from training.interactions import Columns, read_interactions
 from training.judging import export_command
 from training.options import Artifacts, AttributesFile, Data, Item, Seed, Time, User, Value
 from training.report import terminal
 from training.retrain import retrain
+
+
+def backfill_command(
+    *,
+    data: Data,
+    to: Annotated[str, typer.Option(metavar="URL", help="The service.")] = "http://127.0.0.1:8000",
+    newest: Annotated[
+        int, typer.Option(min=1, max=1000, help="Interactions of a user; the service keeps RECSERVE_HISTORY_LENGTH.")
+    ] = 50,
+    event_type: Annotated[str, typer.Option("--type", help="The type of what is sent.")] = "interaction",
+    key: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY",
+            envvar="BACKFILL_KEY",  # everybody on the machine can see a command line
+            help="API key with the scope events, where the service wants one.",
+        ),
+    ] = None,
+    user_column: User = "user_id",
+    item_column: Item = "item_id",
+    timestamp_column: Time = None,
+    value_column: Value = None,
+) -> None:
+    """Send each user's newest interactions to a service, which then knows them from the first request.
+
+    It can be repeated and interrupted: what was sent within 24 hours is not stored again. Retraining on the same file
+    and on the event log counts each of them once.
+    """
+    console = terminal()
+    columns = Columns(user=user_column, item=item_column, timestamp=timestamp_column, value=value_column)
+    interactions = read_interactions(data, columns=columns)
+    console.print(str(interactions.report))
+    console.print(
+        str(backfill(interactions, to, console=console, files=data, newest=newest, event_type=event_type, key=key))
+    )
 
 
 def retrain_command(

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import redis
 
 from service.embedded import EmbeddedStore
 
@@ -44,21 +43,6 @@ class KillableStore:
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
-
-
-@pytest.fixture(scope="session")
-def _shared_store_url() -> Iterator[str]:
-    # pytest's own temporary folders have paths too long for a socket beside the data.
-    with tempfile.TemporaryDirectory() as folder, EmbeddedStore(Path(folder)) as store:
-        yield store.url
-
-
-@pytest.fixture
-def store_url(_shared_store_url: str) -> str:
-    """URL of a real server, empty."""
-    with redis.Redis.from_url(_shared_store_url) as client:
-        client.flushall()
-    return _shared_store_url
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from training.__main__ import EXPECTED, app, main
 from training.run import RunFolder
 
 COMMANDS = (
-    *("fetch", "train", "activations", "cold", "evaluate", "export", "recommend", "retrain", "results"),
+    *("fetch", "train", "activations", "cold", "evaluate", "export", "recommend", "backfill", "retrain", "results"),
     *("bootstrap", "bench"),
 )
 
