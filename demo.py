@@ -42,7 +42,10 @@ def main() -> int:
     parser.add_argument("--exit", action="store_true", help="stop after the story instead of serving on")
     parser.add_argument("--skip-train", action="store_true", help="use the bundle that is there")
     parser.add_argument("--port", type=int, default=8000, help="of the service (%(default)s)")
-    parser.add_argument("--artifacts", type=Path, default=Path("artifacts"), help="bundles and store (%(default)s)")
+    # A folder of its own: what is trained on somebody's own data must learn nothing of the demo's films.
+    parser.add_argument(
+        "--artifacts", type=Path, default=Path("artifacts/demo"), help="bundles and store (%(default)s)"
+    )
     parser.add_argument("--redis", metavar="URL", help="use this store instead of an embedded one")
     parser.add_argument("--from", dest="source", metavar="PATH", help="a copy of MovieLens-100K that you have")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""What a request costs, from what was measured: of this machine where it has been, else as the README records it.
+"""What a request costs, from what was measured: of this machine where it has been, else as performance.md has it.
 
 Ranking is a curve over the size of the catalogue; everything else of a request, encoding its history included, costs
 the same at every size.
@@ -19,7 +19,7 @@ SERVING, CATALOGUE = "serving.json", "catalogue.json"
 SCAN_FROM = 200_000  # items from which export gives a bundle a scan, over int8 if that is quicker
 _BATCH = 32  # queries that are ranked together when a worker has more to do than it can
 _TRIAL = 1_000  # items of a benchmark that only tries whether everything runs
-_MACHINE = "two cores of an Intel Xeon with VNNI and AMX, the README's figures"
+_MACHINE = "two cores of an Intel Xeon with VNNI and AMX, the figures of docs/performance.md"
 
 
 class CurvesError(Exception):

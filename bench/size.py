@@ -11,7 +11,7 @@ from bench.sizing import VERSIONS, Load, Size, size
 
 _EPILOG = """example: ./run bench size --items 5e6 --users 2e7 --rps 3000
 docs/capacity.md explains each line. Costs are this machine's where it has been measured (./run bench serving, and
-./run bench catalogue --threads 1 --output artifacts/bench/catalogue.json), else those that the README records."""
+./run bench catalogue --threads 1 --output artifacts/bench/catalogue.json), else those of docs/performance.md."""
 _USUAL = Load(items=1, users=1, requests_per_s=1)
 
 

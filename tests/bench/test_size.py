@@ -201,14 +201,14 @@ def without_figures(text: str) -> list[str]:
     return [" ".join(re.sub(r"[\d.,]*\d|GB|MB", "#", line).split()) for line in text.splitlines()]
 
 
-def test_the_record_is_what_the_readme_records() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_record_is_what_the_page_records() -> None:
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
     by = measured(Path("nowhere"))
-    assert f"| {1 / by.request_s:,.0f} / " in readme
-    assert f"| {1 / by.event_s:,.0f} requests/s |" in readme
+    assert f"| {1 / by.request_s:,.0f} / " in page
+    assert f"| {1 / by.event_s:,.0f} requests/s |" in page
     for way, name in (("float32", "float32 scan|one run"), ("int8", "int8 scan")):
         for part, column in ((by.rankings[way].alone, 0), (by.rankings[way].together, 1)):  # type: ignore[index]
             for items, seconds in part.points:
-                rows = re.findall(rf"^\| {items:,} \| (?:{name})[^|]* \| ([^|]+) \| ([^|]+) \|", readme, re.MULTILINE)
+                rows = re.findall(rf"^\| {items:,} \| (?:{name})[^|]* \| ([^|]+) \| ([^|]+) \|", page, re.MULTILINE)
                 recorded = [float(row[column].replace(",", "")) for row in rows]
                 assert any(abs(seconds * (32 if column else 1) * 1e3 - ms) < 1e-6 * ms for ms in recorded), (way, items)
