@@ -73,8 +73,8 @@ def run(options: dict[str, Any]) -> int:
             made, key = folder.create(options["name"], options["scopes"], options["limit"])
             print(key)
             print(
-                f"This key of {made.name} may {', '.join(sorted(made.scopes))}; its id is {made.id}. Keep it now: it "
-                f"is not stored and cannot be shown again. What recognises it is in {folder.folder}."
+                f"{made.name}'s key, with the scopes {', '.join(sorted(made.scopes))}; its id is {made.id}. Keep it "
+                f"now: it is not stored and cannot be shown again. What recognises it is in {folder.folder}."
                 + (" It is the first: from now on nobody is answered without a key." if first else ""),
                 file=sys.stderr,
             )

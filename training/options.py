@@ -29,7 +29,7 @@ Split = Annotated[
     typer.Option(
         "--split",
         help="loo: each user's last item is the test. time: everything after a moment. random: a tenth of the ratings, "
-        "for AutoRec, whose default it is with explicit ratings. file: what --test names.  \\[default: loo]",
+        "for AutoRec. file: what --test names.  \\[default: loo; random for explicit ratings]",
     ),
 ]
 TestFiles = Annotated[

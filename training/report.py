@@ -3,6 +3,7 @@
 Bars are for terminals; in a log file or a pipe there is nothing until the table.
 """
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,8 +32,14 @@ _MORE_IS_BETTER = _SHOWN[:-1]  # novelty describes; chance has the most of it
 
 
 def terminal(*, quiet: bool = False) -> Console:
-    """Standard output. Titles, ids and paths are anybody's, so nothing in them is markup, which could not be parsed."""
-    return Console(quiet=quiet, markup=False, emoji=False)
+    """Standard output. Titles, ids and paths are anybody's, so nothing in them is markup, which could not be parsed.
+
+    In a file or a pipe lines are longer than the 80 columns that would be taken for it.
+    """
+    console = Console(quiet=quiet, markup=False, emoji=False, highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = 200
+    return console
 
 
 class EpochBar:
@@ -40,11 +47,11 @@ class EpochBar:
 
     def __init__(self, progress: Progress, windows: int, metric: str) -> None:
         self._progress, self._metric = progress, metric
-        self._task = progress.add_task("epoch 1", total=windows, loss=float("nan"), rate="", best="")
+        self._task = progress.add_task("epoch 1", total=windows, loss="", rate="", best="")
 
     def step(self, windows: int, loss: float) -> None:
         """One step further."""
-        self._progress.update(self._task, advance=windows, loss=loss)
+        self._progress.update(self._task, advance=windows, loss=f"loss {loss:.3f}")
         rate = self._progress.tasks[self._task].speed or 0.0
         self._progress.update(self._task, rate=f"{rate:,.0f} sequences/s")
 
@@ -64,7 +71,7 @@ def epoch_bar(console: Console, windows: int, metric: str) -> Iterator[EpochBar]
         TextColumn("{task.description}"),
         BarColumn(),
         TaskProgressColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}"),
+        TextColumn("{task.fields[loss]}"),
         TextColumn("{task.fields[rate]}"),
         TextColumn("{task.fields[best]}"),
         TimeRemainingColumn(),
@@ -157,11 +164,12 @@ def similar_table(found: Sequence[Similar], names: Sequence[str]) -> Table:
 
 
 def slices_table(report: Mapping[str, Any]) -> Table:
-    """All users of an evaluation and each part of them, with 95 % intervals."""
+    """All users of an evaluation and each part of them that is not all, with 95 % intervals."""
     table = Table(title="By parts of the users, with 95 % intervals over users", title_justify="left")
     for name in ("part", "users", "HR@10", "NDCG@10", "MRR"):
         table.add_column(name, justify="left" if name == "part" else "right")
-    for name, figures in {"all": report, **report["slices"]}.items():
+    parts = {name: part for name, part in report["slices"].items() if part["users"] != report["users"]}
+    for name, figures in {"all": report, **parts}.items():
         table.add_row(name, f"{figures['users']:,}", *with_interval(figures), f"{figures['mrr']:.4f}")
     return table
 
