@@ -69,23 +69,28 @@ class Registry:
                 self._write([version, *promoted])
             return next((name for name in promoted if name != version), None)
 
-    def rollback(self) -> str:
+    def rollback(self, prepared: tuple[str, str] | None = None) -> str:
         """Make the champion's predecessor the champion again and return it.
 
+        prepared: the last two for which the caller has made sure that it is right; of others nothing is changed.
         Raises RegistryError if there is none, BundleError if it is damaged, OSError if the folder cannot be written.
         """
         with self._locked():
-            before = self.predecessor()
+            champion, before = self.last_two()
+            if prepared not in (None, (champion, before)):
+                raise RegistryError(
+                    f"{champion} has become the champion of {self.artifacts}; see whether to roll back from it"
+                )
             read_bundle(self.folder(before))
             self._write(self._promoted()[1:])
             return before
 
-    def predecessor(self) -> str:
-        """The champion before this one. Raises RegistryError if there is none."""
+    def last_two(self) -> tuple[str, str]:
+        """The champion and its predecessor. Raises RegistryError if there is none before it."""
         promoted = self._promoted()
         if len(promoted) < 2:
             raise RegistryError(f"there is no earlier champion in {self.artifacts} to roll back to")
-        return promoted[1]
+        return promoted[0], promoted[1]
 
     def _created(self, version: str) -> str:
         try:

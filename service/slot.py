@@ -127,16 +127,14 @@ class Slot:
         return Promoted(version, before)
 
     async def rollback(self) -> Promoted:
-        """Make the champion's predecessor the champion and serve it. Raises as `promote`."""
+        """Test the champion's predecessor, make it the champion and serve it.
+
+        Raises as `promote`, and RegistryError too if there is none or another champion has come meanwhile.
+        """
         async with self._changing:
-            before = await asyncio.to_thread(self.registry.current)
-            champion = await asyncio.to_thread(self.registry.rollback)
-            try:
-                engine = await asyncio.to_thread(self._load, champion)
-            except BaseException:
-                if before is not None:  # wrong answers, or no memory for it: what served before remains the champion
-                    await asyncio.to_thread(self.registry.promote, before)
-                raise
+            before, champion = prepared = await asyncio.to_thread(self.registry.last_two)
+            engine = await asyncio.to_thread(self._load, champion)
+            await asyncio.to_thread(self.registry.rollback, prepared)
             self._swap(engine)
         return Promoted(champion, before)
 

@@ -57,6 +57,17 @@ def test_promotions_are_undone_one_by_one(registry: Registry) -> None:
     assert registry.current() == "b"
 
 
+def test_a_rollback_that_was_prepared_for_others_changes_nothing(registry: Registry) -> None:
+    for version in ("b", "a", "c"):
+        registry.promote(version)
+    prepared = registry.last_two()
+    assert prepared == ("c", "a")
+    assert registry.rollback(prepared) == "a"
+    with pytest.raises(RegistryError, match="a has become the champion"):  # somebody else was quicker
+        registry.rollback(prepared)
+    assert registry.last_two() == ("a", "b")
+
+
 def test_promoting_the_champion_again_changes_nothing(registry: Registry) -> None:
     registry.promote("a")
     registry.promote("b")

@@ -1,5 +1,6 @@
 """Promotion, rollback and the live swap: from HTTP and from the artifacts folder, under load."""
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -10,7 +11,7 @@ import httpx
 import numpy as np
 import pytest
 
-from models.registry import Registry
+from models.registry import Registry, RegistryError
 from service.engine import Engine
 from service.slot import Slot
 
@@ -133,8 +134,48 @@ def test_a_bundle_that_gives_other_answers_than_it_was_certified_with_may_not_se
     assert response.status_code == 409
     assert "golden" in response.json()["detail"]
     (artifacts / "CURRENT").write_text("v1\nv3\n")  # v3 served once, and is asked to again
-    assert two.post("/models/rollback").status_code == 409
+    with (artifacts / "CURRENT").open() as current:
+        assert two.post("/models/rollback").status_code == 409
+        assert os.fstat(current.fileno()).st_nlink == 1  # no other file has ever taken its place
     assert (Registry(artifacts).current(), first(two)) == ("v1", "i4")
+
+
+def test_a_rollback_from_a_damaged_champion_works_and_one_that_fails_leaves_it(
+    two: httpx.Client, artifacts: Path, make_bundle: Callable[..., Path]
+) -> None:
+    make_bundle("v3", items=2, table=np.ones((3, 2)), golden_table=np.zeros((3, 2)), promote=False)
+    two.post("/models/v2/promote")
+    damage(artifacts / "v2")
+    (artifacts / "CURRENT").write_text("v2\nv3\nv1\n")
+    assert two.post("/models/rollback").json()["code"] == "version_damaged"
+    assert (artifacts / "CURRENT").read_text() == "v2\nv3\nv1\n"
+    (artifacts / "CURRENT").write_text("v2\nv1\n")
+    assert two.post("/models/rollback").json() == {"champion": "v1", "before": "v2"}
+    assert (first(two), (artifacts / "CURRENT").read_text()) == ("i4", "v1\n")
+
+
+@pytest.mark.anyio
+async def test_nothing_is_written_before_the_predecessor_has_passed_and_a_champion_that_comes_meanwhile_stays(
+    artifacts: Path, make_bundle: Callable[..., Path]
+) -> None:
+    for version in ("v1", "v2"):
+        make_bundle(version)
+    make_bundle("v3", promote=False)
+    registry = Registry(artifacts)
+    seen: list[str | None] = []
+
+    def prepare(engine: Engine) -> None:
+        if engine.version == "v1":
+            seen.append(registry.current())
+            registry.promote("v3")
+
+    async with Slot(artifacts, device="cpu", cpus=1, poll_s=60, prepare=prepare) as slot:
+        with pytest.raises(RegistryError, match="v3 has become the champion"):
+            await slot.rollback()
+        assert slot.engine is not None
+        assert slot.engine.version == "v2"
+    assert seen == ["v2"]
+    assert registry.last_two() == ("v3", "v2")
 
 
 @pytest.mark.anyio
@@ -154,8 +195,7 @@ async def test_a_rollback_that_fails_leaves_the_champion_whatever_it_failed_with
             await slot.rollback()
         assert slot.engine is not None
         assert slot.engine.version == "v2"
-    registry = Registry(artifacts)
-    assert (registry.current(), registry.predecessor()) == ("v2", "v1")
+    assert Registry(artifacts).last_two() == ("v2", "v1")
 
 
 @pytest.mark.anyio
