@@ -34,8 +34,9 @@ class Registry:
         """Names of all bundles, oldest first (by the manifest's time of creation); unreadable ones come last."""
         if not self.artifacts.is_dir():
             return []
-        names = [path.parent.name for path in self.artifacts.glob(f"*/{MANIFEST}") if path.parent.name[0] != "."]
-        return sorted(names, key=lambda name: (self._created(name), name))
+        names = [path.parent.name for path in self.artifacts.glob(f"*/{MANIFEST}")]
+        named = [name for name in names if re.fullmatch(VERSION_NAME, name)]  # an editor's copy is no version
+        return sorted(named, key=lambda name: (self._created(name), name))
 
     def manifest(self, version: str) -> Manifest:
         """Raises BundleError if it cannot be read."""
@@ -95,7 +96,7 @@ class Registry:
     def _created(self, version: str) -> str:
         try:
             return read_manifest(self.artifacts / version).created
-        except BundleError:
+        except (BundleError, OSError):
             return "~"  # after every date
 
     def _promoted(self) -> list[str]:

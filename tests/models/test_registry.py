@@ -1,6 +1,7 @@
 """Which version is the champion: promotion, rollback and order, by one process or by many at once."""
 
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -43,6 +44,8 @@ def test_what_is_no_bundle_is_no_version_and_a_damaged_one_comes_last(registry: 
     (registry.artifacts / ".draft-x" / "manifest.json").write_text("{}")
     (registry.artifacts / "0").mkdir()
     (registry.artifacts / "0" / "manifest.json").write_text("{}")
+    for odd in ("a copy", "a~", "A" * 101):
+        shutil.copytree(registry.artifacts / "a", registry.artifacts / odd)
     assert registry.versions() == ["b", "a", "c", "0"]
 
 

@@ -1,6 +1,7 @@
 """Promotion, rollback and the live swap: from HTTP and from the artifacts folder, under load."""
 
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -61,6 +62,28 @@ def test_versions_are_listed_with_their_metrics(two: httpx.Client, artifacts: Pa
     assert found["versions"][0]["metrics"] == {"test": {"ndcg@10": 0.5}}
     assert found["versions"][0]["items"] == 12
     assert "cannot be read" in found["versions"][2]["damaged"]
+
+
+def test_the_list_goes_on_where_something_in_the_folder_is_odd(two: httpx.Client, artifacts: Path) -> None:
+    for odd in ("v1 copy", "v1~"):
+        shutil.copytree(artifacts / "v1", artifacts / odd)
+    (artifacts / "gone" / "manifest.json").mkdir(parents=True)
+    found = two.get("/models").json()
+    assert [entry["version"] for entry in found["versions"]] == ["v1", "v2", "gone"]
+    assert "manifest.json: is not there, or no file" in found["versions"][2]["damaged"]
+
+
+def test_a_current_that_cannot_be_read_is_told_at_once_beside_the_versions(two: httpx.Client, artifacts: Path) -> None:
+    current = artifacts / "CURRENT"
+    current.write_bytes(b"\xff")
+    for is_folder, reason in ((False, "is not a list of versions"), (True, "Is a directory")):
+        if is_folder:
+            current.unlink()
+            current.mkdir()
+        found = two.get("/models").json()
+        assert (found["champion"], found["loaded"]["version"], len(found["versions"])) == (None, "v1", 2)
+        assert found["refused"]["version"] == "CURRENT"
+        assert reason in found["refused"]["reason"]
 
 
 def test_a_promotion_serves_when_it_answers_and_a_rollback_too(two: httpx.Client, artifacts: Path) -> None:
