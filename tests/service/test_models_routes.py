@@ -222,6 +222,47 @@ async def test_a_rollback_that_fails_leaves_the_champion_whatever_it_failed_with
 
 
 @pytest.mark.anyio
+async def test_a_current_that_cannot_be_opened_is_told_once_and_the_old_one_serves_until_it_can(
+    artifacts: Path, make_bundle: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    make_bundle("v1")
+    make_bundle("v2", promote=False)
+    current = artifacts / "CURRENT"
+    async with Slot(artifacts, device="cpu", cpus=1, poll_s=60) as slot:
+        current.unlink()
+        current.mkdir()
+        for _ in range(3):
+            await slot.refresh()
+        assert slot.engine is not None
+        assert slot.refused is not None
+        assert (slot.engine.version, slot.refused.version) == ("v1", "CURRENT")
+        assert str(current) in slot.refused.reason
+        assert [record.levelname for record in caplog.records].count("ERROR") == 1
+        current.rmdir()
+        current.write_text("v2\n")
+        await slot.refresh()
+        assert slot.engine.version == "v2"
+        assert slot.refused is None
+
+
+@pytest.mark.anyio
+async def test_a_current_that_cannot_be_opened_at_the_start_is_told_and_mended_without_a_restart(
+    artifacts: Path, make_bundle: Callable[..., Path]
+) -> None:
+    make_bundle("v1", promote=False)
+    current = artifacts / "CURRENT"
+    current.mkdir()
+    async with Slot(artifacts, device="cpu", cpus=1, poll_s=60) as slot:
+        assert slot.refused is not None
+        assert (slot.engine, slot.refused.version) == (None, "CURRENT")
+        current.rmdir()
+        current.write_text("v1\n")
+        await slot.refresh()
+        assert slot.engine is not None
+        assert slot.refused is None
+
+
+@pytest.mark.anyio
 async def test_a_catalogue_that_is_scanned_is_ranked_by_all_threads_though_a_batch_is_brief(
     artifacts: Path, make_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
