@@ -7,6 +7,7 @@ small file replaced by rename, so that a reader sees the state before or after a
 import fcntl
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from models.draft import sync
 from models.manifest import MANIFEST, VERSION_NAME, BundleError, Manifest, read_manifest
 
 CURRENT = "CURRENT"
+LOCK = ".lock"
 _KEPT = 50  # promotions remembered, far more than anyone rolls back
 
 
@@ -128,6 +130,24 @@ class Registry:
     def _locked(self) -> Iterator[None]:
         if not self.artifacts.is_dir():
             raise RegistryError(f"there is no folder {self.artifacts}; give the one that holds the bundles")
-        with (self.artifacts / ".lock").open("w") as lock:
+        with os.fdopen(self._open_lock(), "rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+    def _open_lock(self) -> int:
+        """Descriptor of the file that is locked, whoever made it: root may promote beside a service that is not root.
+
+        To lock a file it is enough to read it, but on NFS, which wants it open to write: there that is tried first, and
+        of several users each needs the right to it (chmod 666).
+        """
+        path = self.artifacts / LOCK
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except PermissionError:
+            if not path.is_file():  # the folder is what may not be written
+                raise
+            return os.open(path, os.O_RDONLY)
+        file = os.fstat(descriptor)
+        if file.st_uid == os.geteuid():
+            os.fchmod(descriptor, stat.S_IMODE(file.st_mode) | 0o444)  # whatever the umask of who made it was
+        return descriptor

@@ -5,6 +5,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from itertools import pairwise
@@ -163,6 +164,42 @@ def test_a_promotion_is_on_disk_with_its_name_when_it_returns(
     monkeypatch.setattr(os, "fsync", fsync)
     registry.promote("a")
     assert synced == [(False, None), (True, "a")]  # the file before it has its name, then the folder
+
+
+_ANOTHER_USER = """
+import os, sys
+from pathlib import Path
+from models.registry import Registry
+
+os.umask(0o077)
+registry = Registry(Path(sys.argv[1]))
+registry.promote("a")
+if os.geteuid() == 0:
+    os.chown(registry.artifacts, 65534, 65534)
+    os.setuid(65534)
+else:
+    (registry.artifacts / ".lock").chmod(0o444)
+registry.promote("b")
+print(registry.rollback())
+"""
+
+
+def test_a_lock_that_somebody_else_made_keeps_nobody_from_promoting_who_may_write_the_folder(
+    registry: Registry,
+) -> None:
+    root = Path(__file__).parents[2]
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own are closed to other users
+        Path(folder).chmod(0o755)
+        artifacts = shutil.copytree(registry.artifacts, Path(folder) / "artifacts")
+        command = [sys.executable, "-c", _ANOTHER_USER, str(artifacts)]
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("a\n", 0), done.stderr
+
+
+def test_a_lock_that_cannot_be_made_is_named(registry: Registry) -> None:
+    (registry.artifacts / ".lock").mkdir()
+    with pytest.raises(OSError, match=r"\.lock"):
+        registry.promote("a")
 
 
 _PROMOTER = """
