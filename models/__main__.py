@@ -65,17 +65,27 @@ def _list(registry: Registry) -> None:
     if not versions:
         print(f"no versions in {registry.artifacts}; make one with: python -m training export RUN")
         return
-    champion = registry.current()
+    champion, unreadable = _champion(registry)
     print(f"  {'version':<32} {'model':<10} {'items':>9}  {'test':<14}  created")
     for version in versions:
         mark = "*" if version == champion else " "
         try:
             manifest = registry.manifest(version)
-        except BundleError as error:
+        except (BundleError, RegistryError, OSError) as error:  # it may have gone meanwhile
             print(f"{mark} {version:<32} damaged: {error}")
             continue
         shown = _figure(manifest.metrics.get("test"))
         print(f"{mark} {version:<32} {manifest.model:<10} {manifest.items:>9,}  {shown:<14}  {manifest.created}")
+    if unreadable is not None:
+        raise unreadable
+
+
+def _champion(registry: Registry) -> tuple[str | None, Exception | None]:
+    """The champion, or why it cannot be told: the versions are shown all the same."""
+    try:
+        return registry.current(), None
+    except (RegistryError, OSError) as error:
+        return None, error
 
 
 def _figure(test: object) -> str:

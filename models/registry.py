@@ -7,6 +7,7 @@ small file replaced by rename, so that a reader sees the state before or after a
 import fcntl
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from models.draft import sync
 from models.manifest import MANIFEST, VERSION_NAME, BundleError, Manifest, read_manifest
 
 CURRENT = "CURRENT"
+LOCK = ".lock"
 _KEPT = 50  # promotions remembered, far more than anyone rolls back
 
 
@@ -34,8 +36,9 @@ class Registry:
         """Names of all bundles, oldest first (by the manifest's time of creation); unreadable ones come last."""
         if not self.artifacts.is_dir():
             return []
-        names = [path.parent.name for path in self.artifacts.glob(f"*/{MANIFEST}") if path.parent.name[0] != "."]
-        return sorted(names, key=lambda name: (self._created(name), name))
+        names = [path.parent.name for path in self.artifacts.glob(f"*/{MANIFEST}")]
+        named = [name for name in names if re.fullmatch(VERSION_NAME, name)]  # an editor's copy is no version
+        return sorted(named, key=lambda name: (self._created(name), name))
 
     def manifest(self, version: str) -> Manifest:
         """Raises BundleError if it cannot be read."""
@@ -69,28 +72,33 @@ class Registry:
                 self._write([version, *promoted])
             return next((name for name in promoted if name != version), None)
 
-    def rollback(self) -> str:
+    def rollback(self, prepared: tuple[str, str] | None = None) -> str:
         """Make the champion's predecessor the champion again and return it.
 
+        prepared: the last two for which the caller has made sure that it is right; of others nothing is changed.
         Raises RegistryError if there is none, BundleError if it is damaged, OSError if the folder cannot be written.
         """
         with self._locked():
-            before = self.predecessor()
+            champion, before = self.last_two()
+            if prepared not in (None, (champion, before)):
+                raise RegistryError(
+                    f"{champion} has become the champion of {self.artifacts}; see whether to roll back from it"
+                )
             read_bundle(self.folder(before))
             self._write(self._promoted()[1:])
             return before
 
-    def predecessor(self) -> str:
-        """The champion before this one. Raises RegistryError if there is none."""
+    def last_two(self) -> tuple[str, str]:
+        """The champion and its predecessor. Raises RegistryError if there is none before it."""
         promoted = self._promoted()
         if len(promoted) < 2:
             raise RegistryError(f"there is no earlier champion in {self.artifacts} to roll back to")
-        return promoted[1]
+        return promoted[0], promoted[1]
 
     def _created(self, version: str) -> str:
         try:
             return read_manifest(self.artifacts / version).created
-        except BundleError:
+        except (BundleError, OSError):
             return "~"  # after every date
 
     def _promoted(self) -> list[str]:
@@ -122,6 +130,24 @@ class Registry:
     def _locked(self) -> Iterator[None]:
         if not self.artifacts.is_dir():
             raise RegistryError(f"there is no folder {self.artifacts}; give the one that holds the bundles")
-        with (self.artifacts / ".lock").open("w") as lock:
+        with os.fdopen(self._open_lock(), "rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+    def _open_lock(self) -> int:
+        """Descriptor of the file that is locked, whoever made it: root may promote beside a service that is not root.
+
+        To lock a file it is enough to read it, but on NFS, which wants it open to write: there that is tried first, and
+        of several users each needs the right to it (chmod 666).
+        """
+        path = self.artifacts / LOCK
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except PermissionError:
+            if not path.is_file():  # the folder is what may not be written
+                raise
+            return os.open(path, os.O_RDONLY)
+        file = os.fstat(descriptor)
+        if file.st_uid == os.geteuid():
+            os.fchmod(descriptor, stat.S_IMODE(file.st_mode) | 0o444)  # whatever the umask of who made it was
+        return descriptor

@@ -1,13 +1,15 @@
 """`python -m service`: serve recommendations, archive the event log, and manage the keys of those who may ask.
 
 Whatever stops it from starting is one sentence on stderr and exit status 2; a store of its own that ends by itself
-stops it with status 1, for whoever supervises it to start both again.
+stops it with status 1, for whoever supervises it to start both again. Told to stop, it ends with 0, and with 1 if it
+had to leave a ranking behind that does not end.
 """
 
 import argparse
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import sys
@@ -132,16 +134,21 @@ def _serve(settings: Settings) -> int:
     import uvloop  # noqa: PLC0415 - `keys` and `--help` should not wait for a web framework
 
     from service.auth import check_start  # noqa: PLC0415
+    from service.scoring import ScoringStuck  # noqa: PLC0415
 
     check_start(settings)  # before anything is started
     logs.configure(settings.log_level)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # until the server is up and drains instead
-    with (
-        _bound(settings.host, settings.port, shared=settings.workers > 1) as listener,
-        _embedded(settings) as embedded,
-        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
-    ):
-        return runner.run(_run(settings, embedded, listener))
+    try:
+        with (
+            _bound(settings.host, settings.port, shared=settings.workers > 1) as listener,
+            _embedded(settings) as embedded,
+            asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+        ):
+            return runner.run(_run(settings, embedded, listener))
+    except ScoringStuck as error:
+        logger.error("%s; the process ends without it", error)
+        os._exit(1)  # the usual way takes onnxruntime down below a thread that is in it, which aborts
 
 
 async def _run(settings: Settings, embedded: "EmbeddedStore | None", listener: socket.socket) -> int:

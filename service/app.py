@@ -67,7 +67,7 @@ async def running(settings: Settings, store_url: str, metrics: Metrics | None = 
     """The application with everything behind it open. Run it without a lifespan: this is it.
 
     Raises BadSettings for a URL that is none, BundleError if there is a champion and it must not serve, DeviceError if
-    the device is not there.
+    the device is not there; at the end ScoringStuck, when all else is closed, if a ranking does not end.
     """
     metrics = metrics or Metrics()
 
@@ -109,7 +109,7 @@ async def running(settings: Settings, store_url: str, metrics: Metrics | None = 
             )
         except durability.NotDurable as error:
             raise BadSettings(str(error)) from error
-        scoring = stack.enter_context(ScoringThread())
+        scoring = await stack.enter_async_context(ScoringThread())
         recommender = Recommender(store, lambda: slot.engine, scoring, metrics)
         batcher = Batcher(
             recommender.recommend,

@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect
 
 from models.device import DeviceError
 from models.manifest import BundleError
-from models.registry import Registry, RegistryError
+from models.registry import CURRENT, Registry, RegistryError
 from service import metrics as prometheus
 from service.attributes import ItemState
 from service.auth import Keys
@@ -43,7 +43,7 @@ from service.schemas import (
 )
 from service.scoring import ScoringStopped
 from service.sequences import SequenceStore
-from service.slot import Promoted, Slot
+from service.slot import Promoted, Refused, Slot
 
 router = APIRouter()
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -206,8 +206,10 @@ async def models(request: Request) -> Response:
     with services.metrics.observed("models"):
         await admitted(request, "admin")
         slot = services.slot
-        champion, versions = await asyncio.to_thread(_versions, slot.registry)
-        refused = slot.refused and {"version": slot.refused.version, "reason": slot.refused.reason}
+        champion, unreadable = await asyncio.to_thread(_champion, slot.registry)
+        versions = await asyncio.to_thread(_versions, slot.registry, champion)
+        found = unreadable or slot.refused
+        refused = found and {"version": found.version, "reason": found.reason}
         loaded = slot.engine and {"version": slot.engine.version, "provider": slot.engine.provider}
         return _json({"champion": champion, "loaded": loaded, "refused": refused, "versions": versions})
 
@@ -324,19 +326,26 @@ async def admitted(
     return body
 
 
-def _versions(registry: Registry) -> tuple[str | None, list[dict[str, Any]]]:
-    champion = registry.current()
+def _champion(registry: Registry) -> tuple[str | None, Refused | None]:
+    """The champion, or why it cannot be told."""
+    try:
+        return registry.current(), None
+    except (RegistryError, OSError) as error:
+        return None, Refused(CURRENT, str(error))
+
+
+def _versions(registry: Registry, champion: str | None) -> list[dict[str, Any]]:
     versions = []
     for version in registry.versions():
         entry: dict[str, Any] = {"version": version, "champion": version == champion}
         try:
             manifest = registry.manifest(version)
-        except BundleError as error:
+        except (BundleError, RegistryError, OSError) as error:  # it may have gone meanwhile
             entry["damaged"] = str(error)
         else:
             entry |= manifest.model_dump(include={"created", "model", "items", "dim", "length", "metrics", "data"})
         versions.append(entry)
-    return champion, versions
+    return versions
 
 
 def _unwritable(error: OSError) -> Problem:

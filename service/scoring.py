@@ -4,26 +4,37 @@ A pool of the standard library does not tell when its thread has ended: calls th
 looks healthy.
 """
 
+import asyncio
 import contextlib
 import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, InvalidStateError
 from queue import SimpleQueue
-from typing import Any, ParamSpec, TypeVar
+from types import TracebackType
+from typing import Any, ParamSpec, Self, TypeVar
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 logger = logging.getLogger(__name__)
 
+_END_S = 1.0  # for a ranking under way when all who waited for it have been told of the end
+
 
 class ScoringStopped(Exception):  # noqa: N818 - a condition: the service has to be restarted
     """The thread has ended; nothing is ranked on it any more."""
 
 
+class ScoringStuck(Exception):  # noqa: N818 - the message is the whole of it
+    """A ranking does not end. No process that has such a thread can end in the interpreter's usual way."""
+
+
 class ScoringThread(Executor):
-    """An executor of one thread. Calls that its end leaves without an answer fail with ScoringStopped."""
+    """An executor of one thread. Calls that its end leaves without an answer fail with ScoringStopped.
+
+    `async with` ends it without holding the event loop up, and raises ScoringStuck where `with` would wait for ever.
+    """
 
     def __init__(self) -> None:
         self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
@@ -31,6 +42,17 @@ class ScoringThread(Executor):
         self._ended = False
         self._thread = threading.Thread(target=self._work, name="scoring", daemon=True)
         self._thread.start()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.shutdown(wait=False)
+        await asyncio.to_thread(self._thread.join, _END_S)
+        if self._thread.is_alive():
+            raise ScoringStuck(f"a ranking is stuck: it has not ended {_END_S:g} s after the last request was let go")
 
     @property
     def alive(self) -> bool:

@@ -17,7 +17,7 @@ from typing import Self
 from models.bundle import Bundle, read_bundle
 from models.device import Device, DeviceError
 from models.manifest import BundleError
-from models.registry import Registry, RegistryError
+from models.registry import CURRENT, Registry, RegistryError
 from models.runtime import Runtime
 from service.engine import Engine, EngineError
 
@@ -28,7 +28,7 @@ _RETRY_S = 30.0  # before a refused version is tried again: it may have been rep
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A champion that does not serve, and why."""
+    """A champion that does not serve, and why; CURRENT, where it cannot be told who it is."""
 
     version: str
     reason: str
@@ -95,8 +95,8 @@ class Slot:
                 logger.warning("no version is promoted in %s: nothing is ranked until one is", self.registry.artifacts)
             else:
                 self._swap(await asyncio.to_thread(self._load, champion))
-        except (BundleError, RegistryError, EngineError) as error:
-            self._refuse(Refused(champion or "CURRENT", str(error)))
+        except (BundleError, RegistryError, EngineError, OSError) as error:
+            self._refuse(Refused(champion or CURRENT, str(error)))
         self._watcher = asyncio.create_task(self._watch(), name="slot")
         return self
 
@@ -127,27 +127,28 @@ class Slot:
         return Promoted(version, before)
 
     async def rollback(self) -> Promoted:
-        """Make the champion's predecessor the champion and serve it. Raises as `promote`."""
+        """Test the champion's predecessor, make it the champion and serve it.
+
+        Raises as `promote`, and RegistryError too if there is none or another champion has come meanwhile.
+        """
         async with self._changing:
-            before = await asyncio.to_thread(self.registry.current)
-            champion = await asyncio.to_thread(self.registry.rollback)
-            try:
-                engine = await asyncio.to_thread(self._load, champion)
-            except BaseException:
-                if before is not None:  # wrong answers, or no memory for it: what served before remains the champion
-                    await asyncio.to_thread(self.registry.promote, before)
-                raise
+            before, champion = prepared = await asyncio.to_thread(self.registry.last_two)
+            engine = await asyncio.to_thread(self._load, champion)
+            await asyncio.to_thread(self.registry.rollback, prepared)
             self._swap(engine)
         return Promoted(champion, before)
 
     async def refresh(self) -> None:
-        """Serve the champion, if another version serves now; a damaged one is reported and the old one kept."""
+        """Serve the champion, if another version serves now.
+
+        A damaged one, or that it cannot be told who it is, is reported once, and the old one kept.
+        """
         async with self._changing:
             try:
                 champion = await asyncio.to_thread(self.registry.current)
-            except RegistryError as error:
+            except (RegistryError, OSError) as error:
                 if self.refused is None or self.refused.reason != str(error):
-                    self._refuse(Refused("CURRENT", str(error)))
+                    self._refuse(Refused(CURRENT, str(error)))
                 return
             if champion is None or (self.engine is not None and self.engine.version == champion):
                 self.refused = None

@@ -20,7 +20,7 @@ import orjson
 from service.fork import Fork
 from service.settings import Settings
 from service.totals import Snapshot, Totals
-from service.worker import LINE_BYTES, Assignment, work
+from service.worker import LINE_BYTES, STUCK, Assignment, work
 
 logger = logging.getLogger(__name__)
 
@@ -137,14 +137,16 @@ class Supervisor:
         """One worker after the other."""
         short = 0  # lives in a row
         while not self.stopping:
-            ready = steady = False
+            ready = steady = stuck = False
             try:
                 worker = await self._live(number)
                 reason, ready, steady = worker.reason, worker.ready, worker.steady
-                how = reason or worker.how
+                how, stuck = reason or worker.how, worker.process.returncode == STUCK
             except OSError as error:  # no process or no file is to be had just now
                 reason = how = f"a worker could not be started: {error.strerror}"
             if self.stopping:
+                if stuck:
+                    self.status = self.status or STUCK
                 return
             if not self._announced:
                 self._failure = reason or f"a worker ended {how} before it could serve"

@@ -6,6 +6,7 @@ drains and ends when the supervisor is there no more.
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -23,11 +24,15 @@ from models.manifest import BundleError
 from service import logs
 from service.app import running
 from service.metrics import Metrics
+from service.scoring import ScoringStuck
 from service.server import CannotListen, Server
 from service.settings import BadSettings, Settings
 from service.totals import snapshot
 
+logger = logging.getLogger(__name__)
+
 LINE_BYTES = 1 << 24  # of a message between the two; a worker's counts are some tens of kilobytes
+STUCK = 1  # exit status of a worker that left a ranking behind
 
 _TOTALS_S = 5.0
 _GRACE_S = 2.0  # beyond the drain, for a worker whose supervisor has died
@@ -127,6 +132,9 @@ async def _run(assignment: Assignment, link: Link) -> int:
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, setattr, server, "should_exit", True)
             await server.serve(sockets=[_listener(assignment)])
         return 0
+    except ScoringStuck as error:
+        logger.error("%s; the process ends without it", error)
+        return STUCK
     except (BadSettings, BundleError, DeviceError, CannotListen, OSError) as error:
         link.failed(str(error))
         return 2

@@ -1,5 +1,6 @@
 """`python -m models` as an operator meets it: what it prints, where, and its exit status."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -77,6 +78,35 @@ def test_a_damaged_version_is_shown_in_the_list_and_refused_by_the_rest(
     assert status == 0
     assert "v2                               damaged:" in out
     assert Registry(artifacts).current() == "v1"
+
+
+def test_the_list_goes_on_where_something_in_the_folder_is_odd(
+    artifacts: Path, make_bundle: MakeBundle, command: Callable[..., tuple[int, str, str]]
+) -> None:
+    make_bundle("v1")
+    shutil.copytree(artifacts / "v1", artifacts / "v1 copy")
+    (artifacts / "v2" / "manifest.json").mkdir(parents=True)
+    status, out, error = command("list")
+    assert (status, error) == (0, "")
+    assert [line.split()[:2] for line in out.splitlines()[1:]] == [["*", "v1"], ["v2", "damaged:"]]
+
+
+def test_the_list_of_a_folder_whose_champion_cannot_be_read_is_shown_and_says_so(
+    artifacts: Path, make_bundle: MakeBundle, command: Callable[..., tuple[int, str, str]]
+) -> None:
+    make_bundle("v1")
+    current = artifacts / "CURRENT"
+    current.write_bytes(b"\xff")
+    for is_folder, reason in ((False, "is not a list of versions"), (True, "Is a directory")):
+        if is_folder:
+            current.unlink()
+            current.mkdir()
+        status, out, error = command("list")
+        assert status == 1
+        assert [line.split()[0] for line in out.splitlines()[1:]] == ["v1"]
+        assert error.startswith("error: ")
+        assert reason in error
+        assert str(current) in error
 
 
 def test_a_version_whose_answers_have_changed_is_not_promoted(

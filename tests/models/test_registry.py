@@ -1,9 +1,11 @@
 """Which version is the champion: promotion, rollback and order, by one process or by many at once."""
 
 import os
+import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from itertools import pairwise
@@ -43,6 +45,8 @@ def test_what_is_no_bundle_is_no_version_and_a_damaged_one_comes_last(registry: 
     (registry.artifacts / ".draft-x" / "manifest.json").write_text("{}")
     (registry.artifacts / "0").mkdir()
     (registry.artifacts / "0" / "manifest.json").write_text("{}")
+    for odd in ("a copy", "a~", "A" * 101):
+        shutil.copytree(registry.artifacts / "a", registry.artifacts / odd)
     assert registry.versions() == ["b", "a", "c", "0"]
 
 
@@ -55,6 +59,17 @@ def test_promotions_are_undone_one_by_one(registry: Registry) -> None:
     with pytest.raises(RegistryError, match="no earlier champion"):
         registry.rollback()
     assert registry.current() == "b"
+
+
+def test_a_rollback_that_was_prepared_for_others_changes_nothing(registry: Registry) -> None:
+    for version in ("b", "a", "c"):
+        registry.promote(version)
+    prepared = registry.last_two()
+    assert prepared == ("c", "a")
+    assert registry.rollback(prepared) == "a"
+    with pytest.raises(RegistryError, match="a has become the champion"):  # somebody else was quicker
+        registry.rollback(prepared)
+    assert registry.last_two() == ("a", "b")
 
 
 def test_promoting_the_champion_again_changes_nothing(registry: Registry) -> None:
@@ -149,6 +164,42 @@ def test_a_promotion_is_on_disk_with_its_name_when_it_returns(
     monkeypatch.setattr(os, "fsync", fsync)
     registry.promote("a")
     assert synced == [(False, None), (True, "a")]  # the file before it has its name, then the folder
+
+
+_ANOTHER_USER = """
+import os, sys
+from pathlib import Path
+from models.registry import Registry
+
+os.umask(0o077)
+registry = Registry(Path(sys.argv[1]))
+registry.promote("a")
+if os.geteuid() == 0:
+    os.chown(registry.artifacts, 65534, 65534)
+    os.setuid(65534)
+else:
+    (registry.artifacts / ".lock").chmod(0o444)
+registry.promote("b")
+print(registry.rollback())
+"""
+
+
+def test_a_lock_that_somebody_else_made_keeps_nobody_from_promoting_who_may_write_the_folder(
+    registry: Registry,
+) -> None:
+    root = Path(__file__).parents[2]
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own are closed to other users
+        Path(folder).chmod(0o755)
+        artifacts = shutil.copytree(registry.artifacts, Path(folder) / "artifacts")
+        command = [sys.executable, "-c", _ANOTHER_USER, str(artifacts)]
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("a\n", 0), done.stderr
+
+
+def test_a_lock_that_cannot_be_made_is_named(registry: Registry) -> None:
+    (registry.artifacts / ".lock").mkdir()
+    with pytest.raises(OSError, match=r"\.lock"):
+        registry.promote("a")
 
 
 _PROMOTER = """

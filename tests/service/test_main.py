@@ -22,6 +22,7 @@ import redis
 
 from models import eventlog
 from service.server import _admit_no_more, _last_of
+from tests.service.endless import endless_encoder, stuck
 from tests.service.processes import ROOT, refused, serving
 
 
@@ -124,6 +125,28 @@ def test_told_to_stop_it_answers_who_is_waiting_and_exits_0(
             assert "Traceback" not in line
             assert set(json.loads(line)) >= {"time", "level", "logger", "message"}
     assert set(statuses) == {200}
+
+
+def test_told_to_stop_it_leaves_a_ranking_behind_that_does_not_end_and_exits_1(
+    make_bundle: Callable[..., Path], artifacts: Path, data: Path
+) -> None:
+    make_bundle("v1", encoder=endless_encoder())
+    options = ("--artifacts", str(artifacts), "--embedded", "--data", str(data))
+    with serving(*options, environment={"RECSERVE_DRAIN_S": "0"}) as service:
+        with stuck(service.url):
+            began = time.monotonic()
+            assert service.stop() == 1
+            assert (
+                time.monotonic() - began < 10
+            )  # 3 where the machine has nothing else: kept connections, drain, thread
+        said = [record["message"] for record in service.records() if "ranking" in record["message"]]
+        assert len(said) == 1
+        assert "a ranking is stuck" in said[0]
+        assert "Traceback" not in str(service.lines)
+    assert "bye bye" in (data / "server.log").read_text()
+    with serving(*options) as service:  # the store's folder is free
+        assert httpx.get(f"{service.url}/readyz").status_code == 200
+        assert service.stop() == 0
 
 
 def test_told_to_stop_it_answers_every_connection_that_the_kernel_has_taken(

@@ -1,5 +1,7 @@
 """Promotion, rollback and the live swap: from HTTP and from the artifacts folder, under load."""
 
+import os
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -10,7 +12,7 @@ import httpx
 import numpy as np
 import pytest
 
-from models.registry import Registry
+from models.registry import Registry, RegistryError
 from service.engine import Engine
 from service.slot import Slot
 
@@ -60,6 +62,28 @@ def test_versions_are_listed_with_their_metrics(two: httpx.Client, artifacts: Pa
     assert found["versions"][0]["metrics"] == {"test": {"ndcg@10": 0.5}}
     assert found["versions"][0]["items"] == 12
     assert "cannot be read" in found["versions"][2]["damaged"]
+
+
+def test_the_list_goes_on_where_something_in_the_folder_is_odd(two: httpx.Client, artifacts: Path) -> None:
+    for odd in ("v1 copy", "v1~"):
+        shutil.copytree(artifacts / "v1", artifacts / odd)
+    (artifacts / "gone" / "manifest.json").mkdir(parents=True)
+    found = two.get("/models").json()
+    assert [entry["version"] for entry in found["versions"]] == ["v1", "v2", "gone"]
+    assert "manifest.json: is not there, or no file" in found["versions"][2]["damaged"]
+
+
+def test_a_current_that_cannot_be_read_is_told_at_once_beside_the_versions(two: httpx.Client, artifacts: Path) -> None:
+    current = artifacts / "CURRENT"
+    current.write_bytes(b"\xff")
+    for is_folder, reason in ((False, "is not a list of versions"), (True, "Is a directory")):
+        if is_folder:
+            current.unlink()
+            current.mkdir()
+        found = two.get("/models").json()
+        assert (found["champion"], found["loaded"]["version"], len(found["versions"])) == (None, "v1", 2)
+        assert found["refused"]["version"] == "CURRENT"
+        assert reason in found["refused"]["reason"]
 
 
 def test_a_promotion_serves_when_it_answers_and_a_rollback_too(two: httpx.Client, artifacts: Path) -> None:
@@ -133,8 +157,48 @@ def test_a_bundle_that_gives_other_answers_than_it_was_certified_with_may_not_se
     assert response.status_code == 409
     assert "golden" in response.json()["detail"]
     (artifacts / "CURRENT").write_text("v1\nv3\n")  # v3 served once, and is asked to again
-    assert two.post("/models/rollback").status_code == 409
+    with (artifacts / "CURRENT").open() as current:
+        assert two.post("/models/rollback").status_code == 409
+        assert os.fstat(current.fileno()).st_nlink == 1  # no other file has ever taken its place
     assert (Registry(artifacts).current(), first(two)) == ("v1", "i4")
+
+
+def test_a_rollback_from_a_damaged_champion_works_and_one_that_fails_leaves_it(
+    two: httpx.Client, artifacts: Path, make_bundle: Callable[..., Path]
+) -> None:
+    make_bundle("v3", items=2, table=np.ones((3, 2)), golden_table=np.zeros((3, 2)), promote=False)
+    two.post("/models/v2/promote")
+    damage(artifacts / "v2")
+    (artifacts / "CURRENT").write_text("v2\nv3\nv1\n")
+    assert two.post("/models/rollback").json()["code"] == "version_damaged"
+    assert (artifacts / "CURRENT").read_text() == "v2\nv3\nv1\n"
+    (artifacts / "CURRENT").write_text("v2\nv1\n")
+    assert two.post("/models/rollback").json() == {"champion": "v1", "before": "v2"}
+    assert (first(two), (artifacts / "CURRENT").read_text()) == ("i4", "v1\n")
+
+
+@pytest.mark.anyio
+async def test_nothing_is_written_before_the_predecessor_has_passed_and_a_champion_that_comes_meanwhile_stays(
+    artifacts: Path, make_bundle: Callable[..., Path]
+) -> None:
+    for version in ("v1", "v2"):
+        make_bundle(version)
+    make_bundle("v3", promote=False)
+    registry = Registry(artifacts)
+    seen: list[str | None] = []
+
+    def prepare(engine: Engine) -> None:
+        if engine.version == "v1":
+            seen.append(registry.current())
+            registry.promote("v3")
+
+    async with Slot(artifacts, device="cpu", cpus=1, poll_s=60, prepare=prepare) as slot:
+        with pytest.raises(RegistryError, match="v3 has become the champion"):
+            await slot.rollback()
+        assert slot.engine is not None
+        assert slot.engine.version == "v2"
+    assert seen == ["v2"]
+    assert registry.last_two() == ("v3", "v2")
 
 
 @pytest.mark.anyio
@@ -154,8 +218,48 @@ async def test_a_rollback_that_fails_leaves_the_champion_whatever_it_failed_with
             await slot.rollback()
         assert slot.engine is not None
         assert slot.engine.version == "v2"
-    registry = Registry(artifacts)
-    assert (registry.current(), registry.predecessor()) == ("v2", "v1")
+    assert Registry(artifacts).last_two() == ("v2", "v1")
+
+
+@pytest.mark.anyio
+async def test_a_current_that_cannot_be_opened_is_told_once_and_the_old_one_serves_until_it_can(
+    artifacts: Path, make_bundle: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    make_bundle("v1")
+    make_bundle("v2", promote=False)
+    current = artifacts / "CURRENT"
+    async with Slot(artifacts, device="cpu", cpus=1, poll_s=60) as slot:
+        current.unlink()
+        current.mkdir()
+        for _ in range(3):
+            await slot.refresh()
+        assert slot.engine is not None
+        assert slot.refused is not None
+        assert (slot.engine.version, slot.refused.version) == ("v1", "CURRENT")
+        assert str(current) in slot.refused.reason
+        assert [record.levelname for record in caplog.records].count("ERROR") == 1
+        current.rmdir()
+        current.write_text("v2\n")
+        await slot.refresh()
+        assert slot.engine.version == "v2"
+        assert slot.refused is None
+
+
+@pytest.mark.anyio
+async def test_a_current_that_cannot_be_opened_at_the_start_is_told_and_mended_without_a_restart(
+    artifacts: Path, make_bundle: Callable[..., Path]
+) -> None:
+    make_bundle("v1", promote=False)
+    current = artifacts / "CURRENT"
+    current.mkdir()
+    async with Slot(artifacts, device="cpu", cpus=1, poll_s=60) as slot:
+        assert slot.refused is not None
+        assert (slot.engine, slot.refused.version) == (None, "CURRENT")
+        current.rmdir()
+        current.write_text("v1\n")
+        await slot.refresh()
+        assert slot.engine is not None
+        assert slot.refused is None
 
 
 @pytest.mark.anyio

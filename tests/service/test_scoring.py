@@ -1,12 +1,14 @@
 """The scoring thread: it answers, and its end is seen at once and leaves nobody waiting."""
 
+import asyncio
+import contextlib
 import ctypes
 import threading
 from concurrent.futures import Future
 
 import pytest
 
-from service.scoring import ScoringStopped, ScoringThread
+from service.scoring import ScoringStopped, ScoringStuck, ScoringThread
 
 
 def end(scoring: ScoringThread) -> None:
@@ -80,3 +82,38 @@ def test_calls_that_are_given_up_are_not_made() -> None:
     go.set()
     scoring.shutdown()
     assert waiting.cancelled()
+
+
+@pytest.mark.anyio
+async def test_a_call_that_ends_soon_is_waited_for_at_the_end() -> None:
+    async with ScoringThread() as scoring:
+        go = threading.Event()
+        last = scoring.submit(go.wait, 10)
+        asyncio.get_running_loop().call_later(0.05, go.set)
+    assert last.result(0)
+    assert not scoring.alive
+
+
+@pytest.mark.anyio
+async def test_a_call_that_does_not_end_is_told_and_keeps_neither_the_end_nor_the_event_loop_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("service.scoring._END_S", 0.1)
+    go, ticks = threading.Event(), 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            await asyncio.sleep(0.001)
+            ticks += 1
+
+    ticking = asyncio.create_task(tick())
+    with pytest.raises(ScoringStuck, match=r"has not ended 0\.1 s after"):
+        async with ScoringThread() as scoring:
+            scoring.submit(go.wait, 10)
+    assert ticks > 5
+    ticking.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await ticking
+    go.set()
+    scoring.shutdown()

@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from bench.machine import memory_bytes
 from bench.sizing import PROCESS_BYTES, SHARED_BYTES
 from service.keyfile import KeyFolder
+from tests.service.endless import endless_encoder, stuck
 from tests.service.processes import ROOT, Process, refused, serving
 from tests.service.sockets import PLAIN
 
@@ -269,6 +270,17 @@ def test_told_to_stop_all_workers_end(two: Process) -> None:
     with pytest.raises(httpx.TransportError):
         httpx.get(f"{two.url}/healthz")
     assert "Traceback" not in str(two.lines)
+
+
+def test_told_to_stop_a_worker_leaves_a_ranking_behind_that_does_not_end_and_the_service_exits_1(
+    start_two: Start, make_bundle: Callable[..., Path]
+) -> None:
+    make_bundle("v2", encoder=endless_encoder())
+    with start_two(environment={"RECSERVE_DRAIN_S": "0"}) as service, stuck(service.url):
+        pids = workers_of(service)
+        assert service.stop() == 1
+        assert not any(map(running, pids))
+    eventually(lambda: any("a ranking is stuck" in line for line in service.lines))
 
 
 def test_a_signal_to_the_whole_group_of_processes_is_an_ordinary_stop(two: Process) -> None:
