@@ -225,7 +225,7 @@ def tell_story(url: str, titles: dict[str, str]) -> None:
 def where_next(url: str, version: str) -> str:
     """A line for each endpoint, to copy; `version` is one that can be promoted."""
     as_json = "-H 'Content-Type: application/json' -d"
-    return f"""Where to look next: {url}/docs, or with curl:
+    return f"""Where to look next: {url} in a browser, {url}/docs, or with curl:
   curl {url}/events {as_json} '{{"user_id": "bob", "item_id": "50", "type": "view"}}'
   curl {url}/recommend {as_json} '{{"user_id": "bob", "k": 3}}'
   curl {url}/recommend {as_json} '{{"history": ["50", "172"], "k": 3, "exclude_item_ids": ["181"]}}'

@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi_offline import FastAPIOffline
 from pydantic.json_schema import models_json_schema
+from starlette import routing
 from starlette.types import ASGIApp
 
 from models import VERSION
@@ -31,6 +32,7 @@ from service.items import ItemStore, LiveItems
 from service.limits import Limits
 from service.meetings import Meetings
 from service.metrics import Metrics
+from service.page import console
 from service.recommender import Recommender
 from service.requests import RequestScope
 from service.routes import Services, router
@@ -206,6 +208,7 @@ def create_app(services: Services) -> FastAPI:
     app.state.services = services
     app.include_router(router)
     app.include_router(users.router)
+    app.router.routes.append(routing.Route("/", console(), methods=["GET"], include_in_schema=False))
     app.add_middleware(RequestScope)
     errors.install(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]

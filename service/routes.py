@@ -9,7 +9,6 @@ from typing import Any
 
 import orjson
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import RedirectResponse
 from pydantic import ValidationError
 from starlette.requests import ClientDisconnect
 
@@ -294,11 +293,6 @@ async def metrics(request: Request) -> Response:
     except TimeoutError as error:
         raise unavailable("totals_unavailable", "the supervisor of the workers did not answer in time") from error
     return Response(text, media_type=prometheus.CONTENT_TYPE)
-
-
-@router.get("/", include_in_schema=False)
-async def root() -> Response:
-    return RedirectResponse("/docs")
 
 
 async def admitted(

@@ -190,8 +190,8 @@ def test_a_service_that_starts_without_its_file_of_keys_but_with_the_secret_answ
     eventually(lambda: client.post("/recommend", headers=as_holder(key), json={}).status_code == 200)
 
 
-def test_probes_and_documentation_need_no_key(client: httpx.Client) -> None:
-    for path in ("/healthz", "/readyz", "/metrics", "/docs", "/openapi.json"):
+def test_probes_documentation_and_the_console_need_no_key(client: httpx.Client) -> None:
+    for path in ("/", "/healthz", "/readyz", "/metrics", "/docs", "/openapi.json"):
         assert client.get(path).status_code == 200
 
 
