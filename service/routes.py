@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import re
 from collections.abc import Set
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from service import metrics as prometheus
 from service.attributes import ItemState
 from service.auth import Keys
 from service.batcher import Abandoned, Batcher, Closed, Overloaded
-from service.connection import StoreUnavailable
+from service.connection import StillUnavailable, StoreUnavailable
 from service.engine import EngineError, Ranking
 from service.erasure import Erasure
 from service.errors import Problem, invalid, shorten, unavailable
@@ -44,6 +45,8 @@ from service.schemas import (
 from service.scoring import ScoringStopped
 from service.sequences import SequenceStore
 from service.slot import Promoted, Slot
+
+logger = logging.getLogger(__name__)
 
 router = APIRouter()
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -155,6 +158,9 @@ async def put_items(request: Request) -> Response:
                 "too_many_items", f"{error}; put what is no longer needed back to what its bundle says"
             ) from error
         except StoreUnavailable as error:
+            services.metrics.store_write_errors.inc()
+            if not isinstance(error, StillUnavailable):
+                logger.warning("items were not stored: %s", error)
             raise unavailable(
                 "store_unavailable", "the items could not be stored; send the same items again"
             ) from error

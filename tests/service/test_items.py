@@ -311,6 +311,20 @@ def test_without_the_store_what_is_known_stands_and_nothing_is_acknowledged(
     assert recommended(client, history=["i1"], k=1) == ["i4"]  # i2 has outlived the server
 
 
+def test_items_that_a_full_store_refuses_are_counted_and_the_reason_is_in_the_log(
+    shop: httpx.Client, store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with redis.Redis.from_url(store_url) as server:
+        server.config_set("maxmemory", "1")
+        try:
+            refused = shop.put("/items", json={"items": [{"item_id": "i2", "available": False}]})
+        finally:
+            server.config_set("maxmemory", "0")
+    assert (refused.status_code, refused.json()["code"]) == (503, "store_unavailable")
+    assert 'recserve_store_errors_total{call="write"} 1.0' in shop.get("/metrics").text
+    assert any("items were not stored: " in line and "maxmemory" in line for line in caplog.messages)
+
+
 def test_similar_items_are_those_with_the_smallest_angle(
     start_service: Callable[..., httpx.Client], make_bundle: Callable[..., Path], store_url: str
 ) -> None:
