@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import re
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from service.batcher import Abandoned, Batcher, Closed, Overloaded
 from service.connection import StillUnavailable, StoreUnavailable
 from service.engine import EngineError, Ranking
 from service.erasure import Erasure
-from service.errors import Problem, invalid, shorten, unavailable
+from service.errors import Problem, describe, invalid, shorten, unavailable
 from service.intake import Intake
 from service.items import LiveItems, TooManyItems
 from service.keyfile import Scope
@@ -150,7 +150,7 @@ async def put_items(request: Request) -> Response:
             raise invalid(error) from error
         states = {item.item_id: ItemState(item.attributes, item.available) for item in asked.items}
         if len(states) < len(asked.items):
-            raise Problem("invalid_request", "items has an item twice; say everything about an item once")
+            raise _twice([item.item_id for item in asked.items])
         try:
             await services.items.put(states)
         except TooManyItems as error:
@@ -328,6 +328,20 @@ async def admitted(
     if not takes_body:
         refuse_body(body)
     return body
+
+
+def _twice(ids: Sequence[str]) -> Problem:
+    """What a list of items gets in which at least one stands twice; the first that does is told."""
+    first = {item_id: number for number, item_id in reversed([*enumerate(ids)])}
+    number = next(number for number, item_id in enumerate(ids) if first[item_id] < number)
+    detail = "stands twice; say everything about an item once"
+    entry = {
+        "field": f"items.{number}.item_id",
+        "code": "duplicate_item",
+        "detail": detail,
+        "value": shorten(ids[number]),
+    }
+    return Problem("invalid_request", describe(entry), errors=[entry])
 
 
 def _versions(registry: Registry) -> tuple[str | None, list[dict[str, Any]]]:

@@ -170,6 +170,15 @@ def test_as_many_items_as_the_contract_says_and_no_more(shop: httpx.Client) -> N
         assert shop.put("/items", json={"items": items}).status_code == 422
 
 
+def test_an_item_that_stands_twice_is_named(shop: httpx.Client) -> None:
+    items = [{"item_id": "i1"}, {"item_id": "i2"}, {"item_id": "i1", "available": False}, {"item_id": "i2"}]
+    refused = shop.put("/items", json={"items": items})
+    assert (refused.status_code, refused.json()["code"]) == (422, "invalid_request")
+    (error,) = refused.json()["errors"]
+    assert (error["field"], error["value"]) == ("items.2.item_id", '"i1"')
+    assert 'items.2.item_id is "i1": ' in refused.json()["detail"]
+
+
 @pytest.mark.anyio
 async def test_changes_are_read_in_pages_and_each_once(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     connection = Connection(store_url, read_timeout_s=1, write_timeout_s=1, max_connections=4)
