@@ -9,7 +9,8 @@
 -- ARGV  history_length, history_ttl_s, record_length, record_ttl_s, log_length, log_min_s, now_s, then the events as a
 --       MessagePack array of {timestamp_ms, event_id, item_id, type, value or false, digest, in_sequence, log fields},
 --       ordered as a history is; the first five go there as they are
--- Gives the number of events that were new, or the error LOGFULL where the log would have to drop an entry that is
+-- Gives the number of events that were new, below zero where they begin the history anew because what was there could
+-- not be read, or the error LOGFULL where the log would have to drop an entry that is
 -- younger than log_min_s to take them.
 
 local STRIDE = 5
@@ -36,8 +37,25 @@ local function later(time_a, id_a, time_b, id_b)
   return #id_a > #id_b
 end
 
+-- The values of a history, or an error if it is none. Comparing a value with one of another type is an error, and quicker
+-- than asking for its type; nothing is less than '' or happened before 0.
+local function read(stored)
+  local first = string.byte(stored)
+  local array = first and (first >= 0x90 and first <= 0x9f or first == 0xdc or first == 0xdd)
+  local window, more = cmsgpack.unpack(stored)
+  if not array or more ~= nil or #window % STRIDE ~= 0 then error('not a list of events') end
+  for i = 1, #window, STRIDE do
+    if window[i] < 0 or window[i + 1] < '' or window[i + 2] < '' then error('not an event') end
+  end
+  return window
+end
+
+-- A damaged one counts as empty, as it does for readers: an error would refuse the user's events for good, and with them
+-- those of others in the same request.
 local stored = redis.call('GET', KEYS[1])
-local window = stored and cmsgpack.unpack(stored) or {}
+local whole, window = true, {}
+if stored then whole, window = pcall(read, stored) end
+if not whole then window = {} end
 -- A record and a window of fifty entries are searched for one event in less time than their sets are made.
 local few = #events <= 4
 local in_window = {}
@@ -114,5 +132,6 @@ end
 redis.call('SET', KEYS[2], string.sub(table.concat(taken), -record_length * ENTRY), 'EX', record_ttl_s)
 if #shown > 0 then
   redis.call('SET', KEYS[1], cmsgpack.pack(window), 'EX', history_ttl_s)
+  if not whole then return -#logged end
 end
 return #logged

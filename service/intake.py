@@ -7,7 +7,7 @@ import asyncio
 import logging
 import math
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextvars import Context, copy_context
 from functools import partial
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Self
 import orjson
 from pydantic import ValidationError
 
+from service.arrivals import Arrivals
 from service.batcher import Batcher, Closed, Overloaded, Pending
 from service.connection import StillUnavailable, StoreUnavailable
 from service.engine import Engine
@@ -72,6 +73,7 @@ class Intake:
         self._live = live
         self._metrics = metrics
         self._now = now
+        self._arrivals = Arrivals()
         self._bytes = 0  # of the bodies whose events wait or are being stored
         self._large: deque[tuple[Context, bytes, asyncio.Future[Pending[AppendResult]]]] = deque()
         self._said: dict[str, float] = {}  # each warning, and when
@@ -155,17 +157,33 @@ class Intake:
                 f"none of {len(received)} event(s) can be accepted; event {first['index']}: {first['detail']}",
                 errors=problems[:20],
             )
-        accepted = _timed(checked, now_ms)
-        earliest_ms = min(event.timestamp_ms for event in accepted)
-        if 0 < earliest_ms < _SECONDS:
-            self._warn("an event has the timestamp %d, in milliseconds before 1974; send no seconds", earliest_ms)
         try:
+            accepted = self._timed(checked, now_ms)
             future = self._writes.enqueue(_Waiting(accepted, time.monotonic()))
         except Overloaded as error:
             raise _full(error) from error
         except Closed as error:
             raise _closed(error) from error
+        earliest_ms = min(event.timestamp_ms for event in accepted)
+        if 0 < earliest_ms < _SECONDS:
+            self._warn("an event has the timestamp %d, in milliseconds before 1974; send no seconds", earliest_ms)
         return Pending(future, partial(self._stored, accepted, rejected))
+
+    def _timed(self, events: Sequence[EventRequest], now_ms: int) -> list[Event]:
+        """The events as they will be stored. Raises Overloaded."""
+        untimed: dict[str, int] = {}
+        for event in events:
+            if event.timestamp is None:
+                untimed[event.user_id] = untimed.get(event.user_id, 0) + 1
+        next_ms = {user_id: self._arrivals.first_ms(user_id, count, now_ms) for user_id, count in untimed.items()}
+        stored = []
+        for event in events:
+            timestamp_ms = event.timestamp
+            if timestamp_ms is None:
+                timestamp_ms = next_ms[event.user_id]
+                next_ms[event.user_id] += 1
+            stored.append(_stored(event, timestamp_ms))
+        return stored
 
     def _stored(
         self, accepted: Sequence[Event], rejected: list[dict[str, Any]], future: "asyncio.Future[AppendResult]"
@@ -232,23 +250,6 @@ def _check(raw: object, *, latest_ms: int) -> EventRequest | list[dict[str, Any]
         detail = "must not be more than 5 minutes ahead of the service's clock"
         return [{"field": "timestamp", "code": "timestamp_ahead", "detail": detail, "value": shorten(event.timestamp)}]
     return event
-
-
-def _timed(events: Sequence[EventRequest], now_ms: int) -> list[Event]:
-    """The events as they will be stored.
-
-    A user's events without a time happened a millisecond apart, the last of them now: so they keep their order, and
-    none lies in the future, where it would come after the events of the user's next request.
-    """
-    later: Counter[str] = Counter()  # untimed events of each user that follow
-    stored = []
-    for event in reversed(events):
-        timestamp_ms = event.timestamp
-        if timestamp_ms is None:
-            timestamp_ms = now_ms - later[event.user_id]
-            later[event.user_id] += 1
-        stored.append(_stored(event, timestamp_ms))
-    return stored[::-1]
 
 
 def _stored(event: EventRequest, timestamp_ms: int) -> Event:

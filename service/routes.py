@@ -2,8 +2,9 @@
 
 import asyncio
 import contextlib
+import logging
 import re
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +20,10 @@ from service import metrics as prometheus
 from service.attributes import ItemState
 from service.auth import Keys
 from service.batcher import Abandoned, Batcher, Closed, Overloaded
-from service.connection import StoreUnavailable
+from service.connection import StillUnavailable, StoreUnavailable
 from service.engine import EngineError, Ranking
 from service.erasure import Erasure
-from service.errors import Problem, invalid, shorten, unavailable
+from service.errors import Problem, describe, invalid, shorten, unavailable
 from service.intake import Intake
 from service.items import LiveItems, TooManyItems
 from service.keyfile import Scope
@@ -43,6 +44,8 @@ from service.schemas import (
 from service.scoring import ScoringStopped
 from service.sequences import SequenceStore
 from service.slot import Promoted, Refused, Slot
+
+logger = logging.getLogger(__name__)
 
 router = APIRouter()
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -146,7 +149,7 @@ async def put_items(request: Request) -> Response:
             raise invalid(error) from error
         states = {item.item_id: ItemState(item.attributes, item.available) for item in asked.items}
         if len(states) < len(asked.items):
-            raise Problem("invalid_request", "items has an item twice; say everything about an item once")
+            raise _twice([item.item_id for item in asked.items])
         try:
             await services.items.put(states)
         except TooManyItems as error:
@@ -154,6 +157,9 @@ async def put_items(request: Request) -> Response:
                 "too_many_items", f"{error}; put what is no longer needed back to what its bundle says"
             ) from error
         except StoreUnavailable as error:
+            services.metrics.store_write_errors.inc()
+            if not isinstance(error, StillUnavailable):
+                logger.warning("items were not stored: %s", error)
             raise unavailable(
                 "store_unavailable", "the items could not be stored; send the same items again"
             ) from error
@@ -318,6 +324,20 @@ async def admitted(
     if not takes_body:
         refuse_body(body)
     return body
+
+
+def _twice(ids: Sequence[str]) -> Problem:
+    """What a list of items gets in which at least one stands twice; the first that does is told."""
+    first = {item_id: number for number, item_id in reversed([*enumerate(ids)])}
+    number = next(number for number, item_id in enumerate(ids) if first[item_id] < number)
+    detail = "stands twice; say everything about an item once"
+    entry = {
+        "field": f"items.{number}.item_id",
+        "code": "duplicate_item",
+        "detail": detail,
+        "value": shorten(ids[number]),
+    }
+    return Problem("invalid_request", describe(entry), errors=[entry])
 
 
 def _champion(registry: Registry) -> tuple[str | None, Refused | None]:

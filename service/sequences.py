@@ -227,7 +227,9 @@ def _result(events: int, replies: Sequence[int | Exception]) -> AppendResult | S
     for reply in replies:
         if isinstance(reply, Exception):
             return StoreUnavailable(f"Redis refused: {reply}")
-        accepted += reply
+        if reply < 0:
+            logger.error("a history was not readable and begins anew with %d event(s)", -reply)
+        accepted += abs(reply)
     return AppendResult(accepted=accepted, duplicates=events - accepted)
 
 

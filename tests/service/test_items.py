@@ -170,6 +170,15 @@ def test_as_many_items_as_the_contract_says_and_no_more(shop: httpx.Client) -> N
         assert shop.put("/items", json={"items": items}).status_code == 422
 
 
+def test_an_item_that_stands_twice_is_named(shop: httpx.Client) -> None:
+    items = [{"item_id": "i1"}, {"item_id": "i2"}, {"item_id": "i1", "available": False}, {"item_id": "i2"}]
+    refused = shop.put("/items", json={"items": items})
+    assert (refused.status_code, refused.json()["code"]) == (422, "invalid_request")
+    (error,) = refused.json()["errors"]
+    assert (error["field"], error["value"]) == ("items.2.item_id", '"i1"')
+    assert 'items.2.item_id is "i1": ' in refused.json()["detail"]
+
+
 @pytest.mark.anyio
 async def test_changes_are_read_in_pages_and_each_once(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     connection = Connection(store_url, read_timeout_s=1, write_timeout_s=1, max_connections=4)
@@ -309,6 +318,20 @@ def test_without_the_store_what_is_known_stands_and_nothing_is_acknowledged(
         assert time.monotonic() < until
         time.sleep(0.02)
     assert recommended(client, history=["i1"], k=1) == ["i4"]  # i2 has outlived the server
+
+
+def test_items_that_a_full_store_refuses_are_counted_and_the_reason_is_in_the_log(
+    shop: httpx.Client, store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with redis.Redis.from_url(store_url) as server:
+        server.config_set("maxmemory", "1")
+        try:
+            refused = shop.put("/items", json={"items": [{"item_id": "i2", "available": False}]})
+        finally:
+            server.config_set("maxmemory", "0")
+    assert (refused.status_code, refused.json()["code"]) == (503, "store_unavailable")
+    assert 'recserve_store_errors_total{call="write"} 1.0' in shop.get("/metrics").text
+    assert any("items were not stored: " in line and "maxmemory" in line for line in caplog.messages)
 
 
 def test_similar_items_are_those_with_the_smallest_angle(
