@@ -20,7 +20,7 @@ from starlette.types import ASGIApp
 from models import VERSION
 from models.eventlog import PARTITIONS
 from models.runtime import cpu_quota
-from service import durability, errors, users
+from service import durability, errors, users, versions
 from service.auth import Keys
 from service.batcher import Batcher
 from service.engine import Engine
@@ -207,6 +207,7 @@ def create_app(services: Services) -> FastAPI:
     )
     app.state.services = services
     app.include_router(router)
+    app.include_router(versions.router)
     app.include_router(users.router)
     app.router.routes.append(routing.Route("/", console(), methods=["GET"], include_in_schema=False))
     app.add_middleware(RequestScope)

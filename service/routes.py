@@ -1,9 +1,7 @@
 """The routes of the framework: those of operators, and the documentation of the hot ones, which hot.py answers."""
 
-import asyncio
 import contextlib
 import logging
-import re
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Any
@@ -13,15 +11,12 @@ from fastapi import APIRouter, Request, Response
 from pydantic import ValidationError
 from starlette.requests import ClientDisconnect
 
-from models.device import DeviceError
-from models.manifest import BundleError
-from models.registry import CURRENT, Registry, RegistryError
 from service import metrics as prometheus
 from service.attributes import ItemState
 from service.auth import Keys
 from service.batcher import Abandoned, Batcher, Closed, Overloaded
 from service.connection import StillUnavailable, StoreUnavailable
-from service.engine import EngineError, Ranking
+from service.engine import Ranking
 from service.erasure import Erasure
 from service.errors import Problem, describe, invalid, shorten, unavailable
 from service.intake import Intake
@@ -43,12 +38,11 @@ from service.schemas import (
 )
 from service.scoring import ScoringStopped
 from service.sequences import SequenceStore
-from service.slot import Promoted, Refused, Slot
+from service.slot import Slot
 
 logger = logging.getLogger(__name__)
 
 router = APIRouter()
-_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 NO_MODEL = (
     "no model is promoted; train and export one with 'python -m training', then 'python -m models promote VERSION': "
     "it is picked up within a second"
@@ -204,65 +198,6 @@ async def similar(item_id: PathId, request: Request) -> Response:
         return _json({"item_id": item_id, "model_version": engine.version, "items": items})
 
 
-@router.get("/models", tags=["models"], responses=problems(*BODILESS), openapi_extra=KEYED)
-async def models(request: Request) -> Response:
-    """All versions with their metrics, the champion, and what is loaded."""
-    services: Services = request.app.state.services
-    with services.metrics.observed("models"):
-        await admitted(request, "admin")
-        slot = services.slot
-        champion, unreadable = await asyncio.to_thread(_champion, slot.registry)
-        versions = await asyncio.to_thread(_versions, slot.registry, champion)
-        found = unreadable or slot.refused
-        refused = found and {"version": found.version, "reason": found.reason}
-        loaded = slot.engine and {"version": slot.engine.version, "provider": slot.engine.provider}
-        return _json({"champion": champion, "loaded": loaded, "refused": refused, "versions": versions})
-
-
-@router.post(
-    "/models/{version}/promote",
-    tags=["models"],
-    responses=problems(*BODILESS, 404, 409, 503),
-    openapi_extra=KEYED,
-)
-async def promote(version: str, request: Request) -> Response:
-    """Test a version and serve it. When this answers, it serves here; other workers notice within a second."""
-    services: Services = request.app.state.services
-    with services.metrics.observed("promote"):
-        await admitted(request, "admin")
-        if not _VERSION.fullmatch(version):
-            raise Problem("version_not_found", "a version is 1 to 100 letters, digits, dots, dashes and underscores")
-        try:
-            return _promoted(await services.slot.promote(version))
-        except RegistryError as error:
-            raise Problem("version_not_found", str(error)) from error
-        except (BundleError, EngineError, DeviceError) as error:
-            raise Problem("version_damaged", str(error)) from error
-        except OSError as error:
-            raise _unwritable(error) from error
-
-
-@router.post(
-    "/models/rollback",
-    tags=["models"],
-    responses=problems(*BODILESS, 409, 503),
-    openapi_extra=KEYED,
-)
-async def rollback(request: Request) -> Response:
-    """Serve the champion before this one again; other workers notice within a second."""
-    services: Services = request.app.state.services
-    with services.metrics.observed("rollback"):
-        await admitted(request, "admin")
-        try:
-            return _promoted(await services.slot.rollback())
-        except RegistryError as error:
-            raise Problem("conflict", str(error)) from error
-        except (BundleError, EngineError, DeviceError) as error:
-            raise Problem("version_damaged", str(error)) from error
-        except OSError as error:
-            raise _unwritable(error) from error
-
-
 @router.get("/healthz", tags=["operation"], responses=problems(503))
 async def healthz(request: Request) -> Response:
     """Whether the scoring worker of the process that answers lives; restart it if not, as several workers do."""
@@ -338,37 +273,6 @@ def _twice(ids: Sequence[str]) -> Problem:
         "value": shorten(ids[number]),
     }
     return Problem("invalid_request", describe(entry), errors=[entry])
-
-
-def _champion(registry: Registry) -> tuple[str | None, Refused | None]:
-    """The champion, or why it cannot be told."""
-    try:
-        return registry.current(), None
-    except (RegistryError, OSError) as error:
-        return None, Refused(CURRENT, str(error))
-
-
-def _versions(registry: Registry, champion: str | None) -> list[dict[str, Any]]:
-    versions = []
-    for version in registry.versions():
-        entry: dict[str, Any] = {"version": version, "champion": version == champion}
-        try:
-            manifest = registry.manifest(version)
-        except (BundleError, RegistryError, OSError) as error:  # it may have gone meanwhile
-            entry["damaged"] = str(error)
-        else:
-            entry |= manifest.model_dump(include={"created", "model", "items", "dim", "length", "metrics", "data"})
-        versions.append(entry)
-    return versions
-
-
-def _unwritable(error: OSError) -> Problem:
-    detail = f"the artifacts folder cannot be changed: {error}; free space there, or let the service write to it"
-    return unavailable("artifacts_unavailable", detail, retry_after_s=30)
-
-
-def _promoted(promoted: Promoted) -> Response:
-    return _json({"champion": promoted.champion, "before": promoted.before})
 
 
 def _json(body: object) -> Response:

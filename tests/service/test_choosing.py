@@ -4,16 +4,20 @@ In the bundle used, 12 items lie on a circle: after item i come i + 1, i + 2, ..
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+import redis
 
 from models.neighbours import Neighbours
 from models.registry import Registry
+from service.settings import Settings
+from tests.conftest import service_on_a_thread, succession, write_tiny
+from tests.service.sockets import PLAIN
 
 KINDS = ["book", "film"] * 6  # of i1, i2, ...
 COLUMNS: dict[str, list[Any]] = {
@@ -25,10 +29,23 @@ COLUMNS: dict[str, list[Any]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def shop_url(_shared_store_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """One service for all who only ask: of 12 items with COLUMNS. Nothing may be promoted there, and no item put."""
+    with redis.Redis.from_url(_shared_store_url) as store:
+        store.flushall()  # a service reads at its start what an earlier test has said of items
+    folder = tmp_path_factory.mktemp("shop")
+    write_tiny(folder, "v1", succession(12, 1), created="2026-01-01T00:00:00Z", attributes=COLUMNS)
+    Registry(folder).promote("v1")
+    settings = Settings(artifacts=folder, redis=_shared_store_url, device="cpu")
+    with service_on_a_thread(settings, _shared_store_url) as url:
+        yield url
+
+
 @pytest.fixture
-def shop(start_service: Callable[..., httpx.Client], make_bundle: Callable[..., Path], store_url: str) -> httpx.Client:
-    make_bundle("v1", attributes=COLUMNS)
-    return start_service(store_url)
+def shop(shop_url: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=shop_url, timeout=10, verify=PLAIN) as client:
+        yield client
 
 
 def items(client: httpx.Client, **body: Any) -> list[int]:

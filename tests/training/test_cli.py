@@ -84,6 +84,7 @@ def test_who_interrupts_a_training_is_told_how_it_goes_on(
     command: Callable[..., tuple[int, str, str]], log: Path, tiny: Path
 ) -> None:
     tiny.write_text(tiny.read_text().replace("epochs = 2", "epochs = 100000\npatience = 100000"))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it puts behind itself ignore it
 
     def interrupt() -> None:
         while not Path("run/checkpoint.safetensors").exists():

@@ -1,0 +1,111 @@
+"""The versions of the model: listed, promoted and rolled back. For keys with the scope `admin`."""
+
+import asyncio
+import re
+from typing import Any
+
+import orjson
+from fastapi import APIRouter, Request, Response
+
+from models.device import DeviceError
+from models.manifest import BundleError
+from models.registry import CURRENT, Registry, RegistryError
+from service.engine import EngineError
+from service.errors import Problem, unavailable
+from service.routes import BODILESS, KEYED, Services, admitted, problems
+from service.slot import Promoted, Refused
+
+router = APIRouter(prefix="/models", tags=["models"])
+_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+@router.get("", responses=problems(*BODILESS), openapi_extra=KEYED)
+async def models(request: Request) -> Response:
+    """All versions with their metrics, the champion, and what is loaded."""
+    services: Services = request.app.state.services
+    with services.metrics.observed("models"):
+        await admitted(request, "admin")
+        slot = services.slot
+        champion, unreadable = await asyncio.to_thread(_champion, slot.registry)
+        versions = await asyncio.to_thread(_versions, slot.registry, champion)
+        found = unreadable or slot.refused
+        refused = found and {"version": found.version, "reason": found.reason}
+        loaded = slot.engine and {"version": slot.engine.version, "provider": slot.engine.provider}
+        return _json({"champion": champion, "loaded": loaded, "refused": refused, "versions": versions})
+
+
+@router.post(
+    "/{version}/promote",
+    responses=problems(*BODILESS, 404, 409, 503),
+    openapi_extra=KEYED,
+)
+async def promote(version: str, request: Request) -> Response:
+    """Test a version and serve it. When this answers, it serves here; other workers notice within a second."""
+    services: Services = request.app.state.services
+    with services.metrics.observed("promote"):
+        await admitted(request, "admin")
+        if not _VERSION.fullmatch(version):
+            raise Problem("version_not_found", "a version is 1 to 100 letters, digits, dots, dashes and underscores")
+        try:
+            return _promoted(await services.slot.promote(version))
+        except RegistryError as error:
+            raise Problem("version_not_found", str(error)) from error
+        except (BundleError, EngineError, DeviceError) as error:
+            raise Problem("version_damaged", str(error)) from error
+        except OSError as error:
+            raise _unwritable(error) from error
+
+
+@router.post(
+    "/rollback",
+    responses=problems(*BODILESS, 409, 503),
+    openapi_extra=KEYED,
+)
+async def rollback(request: Request) -> Response:
+    """Serve the champion before this one again; other workers notice within a second."""
+    services: Services = request.app.state.services
+    with services.metrics.observed("rollback"):
+        await admitted(request, "admin")
+        try:
+            return _promoted(await services.slot.rollback())
+        except RegistryError as error:
+            raise Problem("conflict", str(error)) from error
+        except (BundleError, EngineError, DeviceError) as error:
+            raise Problem("version_damaged", str(error)) from error
+        except OSError as error:
+            raise _unwritable(error) from error
+
+
+def _champion(registry: Registry) -> tuple[str | None, Refused | None]:
+    """The champion, or why it cannot be told."""
+    try:
+        return registry.current(), None
+    except (RegistryError, OSError) as error:
+        return None, Refused(CURRENT, str(error))
+
+
+def _versions(registry: Registry, champion: str | None) -> list[dict[str, Any]]:
+    versions = []
+    for version in registry.versions():
+        entry: dict[str, Any] = {"version": version, "champion": version == champion}
+        try:
+            manifest = registry.manifest(version)
+        except (BundleError, RegistryError, OSError) as error:  # it may have gone meanwhile
+            entry["damaged"] = str(error)
+        else:
+            entry |= manifest.model_dump(include={"created", "model", "items", "dim", "length", "metrics", "data"})
+        versions.append(entry)
+    return versions
+
+
+def _unwritable(error: OSError) -> Problem:
+    detail = f"the artifacts folder cannot be changed: {error}; free space there, or let the service write to it"
+    return unavailable("artifacts_unavailable", detail, retry_after_s=30)
+
+
+def _promoted(promoted: Promoted) -> Response:
+    return _json({"champion": promoted.champion, "before": promoted.before})
+
+
+def _json(body: object) -> Response:
+    return Response(orjson.dumps(body), media_type="application/json")
