@@ -89,7 +89,7 @@ def _instants(text: pl.Series) -> pl.Series:
 
 
 def values(source: str, given: pl.Series) -> tuple[pl.Series, pl.Series]:
-    """Float32, null where there is no value, and True where something was there but is no finite number."""
+    """Float32, null where there is no value or NaN, and True where something was there but is no finite number."""
     if given.dtype == pl.String:
         present = given.str.contains(r"\S").fill_null(False)
         numbers = given.str.strip_chars().cast(pl.Float32, strict=False)
@@ -98,4 +98,5 @@ def values(source: str, given: pl.Series) -> tuple[pl.Series, pl.Series]:
         numbers = given.cast(pl.Float32)
     else:
         raise FieldError(f"{source}: the value column is {given.dtype}; it must be numbers")
-    return numbers, present & ~numbers.is_finite().fill_null(False)
+    missing = numbers.is_nan().fill_null(False)
+    return numbers.set(missing, None), present & ~missing & ~numbers.is_finite().fill_null(False)

@@ -27,7 +27,7 @@ class Columns:
     """Names of the columns to read. One that is named must be there.
 
     None stands for "timestamp" and "value" (in .inter files and MovieLens's .base, .test and .data "timestamp" and
-    "rating"), read where a file has them. An empty timestamp reads none: the order of the rows counts.
+    "rating"), read where a file has them. An empty name reads none; without times the order of the rows counts.
     """
 
     user: str = "user_id"
@@ -109,7 +109,8 @@ def read_interactions(
     where their median is below 1e11, else milliseconds. Without a timestamp column the order of the rows counts.
 
     Dropped and counted: ids that are empty, blank, over 256 UTF-8 bytes or of a wrong type; timestamps that are
-    missing, unreadable, before 1970 or after 2100; values that are not a finite number; lines that are not JSON.
+    missing, unreadable, before 1970 or after 2100; values that are not a finite number (NaN is none, as is an empty
+    cell); lines that are not JSON.
     Raises InteractionsError if a file or column is missing or unreadable, if more than max_dropped (a share) of the
     rows are dropped, if no row is left, if only some files have timestamps, or if a file is named twice.
     """
@@ -160,9 +161,7 @@ def _raw_columns(path: Path, columns: Columns) -> pl.DataFrame:
         found = formats.read_timed_sequences(path)
         return found if columns.timestamp is None else found.drop("timestamp")
     value_name = "rating" if suffix in (".inter", *formats.RATINGS) else "value"
-    wanted = list(
-        dict.fromkeys([columns.user, columns.item, columns.timestamp or "timestamp", columns.value or value_name])
-    )
+    wanted = list(dict.fromkeys(name for name in _names(columns, value_name).values() if name))
     if suffix == ".parquet":
         frame, present = formats.read_parquet(path, wanted)
     elif suffix in (".jsonl", ".ndjson"):
@@ -187,21 +186,23 @@ def _refuse_swallowed_rows(path: Path, chosen: pl.DataFrame) -> None:
             )
 
 
+def _names(columns: Columns, value_name: str) -> dict[str, str]:
+    """What each role's column is called, empty where none is to be read."""
+    return {
+        "user": columns.user,
+        "item": columns.item,
+        "timestamp": "timestamp" if columns.timestamp is None else columns.timestamp,
+        "value": value_name if columns.value is None else columns.value,
+    }
+
+
 def _chosen(
     frame: pl.DataFrame, present: Sequence[str], columns: Columns, *, source: str, value_name: str
 ) -> pl.DataFrame:
     """The mapped columns under the names user, item, timestamp, value."""
-    wanted = {
-        "user": columns.user,
-        "item": columns.item,
-        "timestamp": columns.timestamp
-        if columns.timestamp is not None
-        else ("timestamp" if "timestamp" in frame.columns else None),
-        "value": columns.value or (value_name if value_name in frame.columns else None),
-    }
     chosen = []
-    for role, name in wanted.items():
-        if not name:
+    for role, name in _names(columns, value_name).items():
+        if not name or (name not in frame.columns and getattr(columns, role) is None):
             continue
         if name not in frame.columns:
             raise InteractionsError(

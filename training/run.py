@@ -28,8 +28,7 @@ from training import checkpoint
 from training.attributes import Attributes, learnable
 from training.config import S3RecRunConfig
 from training.dataset import popularity_of
-from training.interactions import read_interactions
-from training.preparation import Prepared, data_window, prepare
+from training.preparation import Prepared, data_window, prepare, read_for
 from training.spec import RunSpec
 
 _AGAIN = "the same train command writes it again"
@@ -154,9 +153,8 @@ class RunFolder:
         spec = self.spec()
         if "events" in spec.data.files:
             raise RunError(f"{self.path} was trained on events of a live store, which cannot be read a second time")
-        most = spec.config.data.max_dropped
-        log = read_interactions(spec.files, columns=spec.columns, max_dropped=most)
-        test = read_interactions(spec.test, columns=spec.columns, max_dropped=most) if spec.test else None
+        log = read_for(spec.config, spec.files, spec.columns)
+        test = read_for(spec.config, spec.test, spec.columns) if spec.test else None
         prepared = prepare(log, spec.config, split=spec.split, held_out=spec.held_out, seed=spec.seed, test=test)
         if data_window([*spec.files, *spec.test], prepared) != spec.data:
             raise RunError(f"{self.path}: the data files are not those the run was trained on (their sha256 differ)")

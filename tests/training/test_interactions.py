@@ -86,7 +86,6 @@ GOOD = {"user_id": "u", "item_id": "i", "timestamp": str(SECOND), "value": "1"}
         ({"timestamp": "2101-01-01"}, "timestamp before 1970 or after 2100"),
         ({"timestamp": "4133980800"}, "timestamp before 1970 or after 2100"),
         ({"value": "good"}, "value is not a finite number"),
-        ({"value": "nan"}, "value is not a finite number"),
         ({"value": "-inf"}, "value is not a finite number"),
         ({"user_id": "", "timestamp": "x", "value": "x"}, "user id empty"),
     ],
@@ -110,12 +109,37 @@ def test_a_bad_row_is_dropped_and_counted_under_its_first_reason(bad: dict[str, 
         {"timestamp": "4133980799"},
         {"value": ""},
         {"value": None},
+        {"value": "NaN"},
     ],
 )
 def test_a_row_at_the_limit_is_kept(row: dict[str, str | None]) -> None:
     frame = pl.DataFrame([GOOD, GOOD | row], schema=dict.fromkeys(GOOD, pl.String))
 
     assert interactions_from_frame(frame, source="events", max_dropped=0).report.rows_kept == 2
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_a_value_that_is_nan_is_a_missing_one(tmp_path: Path, suffix: str) -> None:
+    frame = pl.DataFrame({"user_id": ["u", "u"], "item_id": ["a", "b"], "value": [float("nan"), 2.0]})
+    path = tmp_path / f"log.{suffix}"
+    (frame.write_csv if suffix == "csv" else frame.write_parquet)(path)
+    assert [row[3] for row in rows(read_interactions([path], max_dropped=0))] == [None, 2.0]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "inter", "jsonl", "parquet"])
+def test_no_values_are_read_where_the_name_of_their_column_is_empty(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"log.{suffix}"
+    frame = pl.DataFrame({"user_id": ["u"], "item_id": ["i"], "value": ["purchase"], "rating": ["good"]})
+    if suffix == "parquet":
+        frame.write_parquet(path)
+    elif suffix == "jsonl":
+        frame.write_ndjson(path)
+    else:
+        frame.write_csv(path, separator="," if suffix == "csv" else "\t")
+
+    assert rows(read_interactions([path], columns=Columns(value=""))) == [("u", "i", None, None)]
+    with pytest.raises(InteractionsError, match="value is not a finite number"):
+        read_interactions([path])
 
 
 def test_the_share_of_dropped_rows_may_reach_the_limit_and_not_pass_it(tmp_path: Path) -> None:
