@@ -14,6 +14,7 @@ import polars as pl
 
 from training import fields, formats
 from training.fields import MAX_TIMESTAMP_MS
+from training.quotes import swallowed_rows
 
 MAX_ID_BYTES = 256  # the limit of the HTTP contract: a longer id could never be asked for
 
@@ -171,11 +172,11 @@ def _raw_columns(path: Path, columns: Columns) -> pl.DataFrame:
         present = frame.columns
     chosen = _chosen(frame, present, columns, source=str(path), value_name=value_name)
     if suffix == ".csv":
-        _refuse_swallowed_rows(path, chosen)
+        _refuse_swallowed_rows(path, chosen, frame, columns)
     return chosen
 
 
-def _refuse_swallowed_rows(path: Path, chosen: pl.DataFrame) -> None:
+def _refuse_swallowed_rows(path: Path, chosen: pl.DataFrame, table: pl.DataFrame, columns: Columns) -> None:
     """A quote that is not closed takes the rows up to the next quote into one cell, where nobody would count them."""
     for role in {"user", "item", "timestamp"} & set(chosen.columns):
         broken = chosen[role].filter(chosen[role].str.contains("\n", literal=True))
@@ -184,6 +185,12 @@ def _refuse_swallowed_rows(path: Path, chosen: pl.DataFrame) -> None:
                 f"{path}: the {role} {broken[0][:60]!r} goes on over {broken[0].count(chr(10)) + 1} lines; close the "
                 "quote it begins with, or write it without"
             )
+    found = swallowed_rows(table, separator=",", ids=(columns.user, columns.item))
+    if found is not None:
+        raise InteractionsError(
+            f"{path}: in row {found.row:,} the column {found.column!r} goes on over {found.text.count(chr(10)) + 1} "
+            f"lines, and one of them is a row: {found.text[:60]!r}; close the quote it begins with, or write it without"
+        )
 
 
 def _names(columns: Columns, value_name: str) -> dict[str, str]:

@@ -162,6 +162,29 @@ def test_rows_that_an_open_quote_swallows_are_not_lost_unnoticed(tmp_path: Path,
         read_interactions([log])
 
 
+@pytest.mark.parametrize("header", ["user_id,item_id,timestamp,note", "note,user_id,item_id", "user_id,note,item_id"])
+@pytest.mark.parametrize("swallows", [1, 3])
+def test_rows_that_an_open_quote_swallows_in_a_column_nobody_reads_are_not_lost_unnoticed(
+    tmp_path: Path, header: str, swallows: int
+) -> None:
+    def line(number: int, note: str) -> str:
+        row = {"user_id": f"u{number % 9}", "item_id": f"i{number % 7}", "timestamp": str(SECOND), "note": note}
+        return ",".join(row[name] for name in header.split(","))
+
+    notes = ["plain"] * 300
+    notes[100], notes[100 + swallows] = '"7 inch', '7 inch"'
+    log = written(tmp_path / "log.csv", "\n".join([header, *map(line, range(300), notes), ""]))
+    with pytest.raises(InteractionsError, match=r"in row 101 the column 'note' goes .* one of them is a row: .*quote"):
+        read_interactions([log])
+
+
+def test_text_of_several_lines_in_a_column_nobody_reads_is_no_harm(tmp_path: Path) -> None:
+    texts = ["one\ntwo", "good, cheap,\nfast, and, so, on", 'a ""quoted"" word\n\n1,2', "u\ni\n1"]
+    lines = [f'u,i,1,"{text}"' for text in texts]
+    log = written(tmp_path / "log.csv", "\n".join(["user_id,item_id,timestamp,review", *lines, ""]))
+    assert read_interactions([log], max_dropped=0).report.rows_kept == 4
+
+
 def test_a_missing_file_a_folder_and_no_file_at_all_are_refused(tmp_path: Path) -> None:
     (tmp_path / "folder.csv").mkdir()
     for paths in ([tmp_path / "absent.csv"], [tmp_path / "absent.parquet"], []):
