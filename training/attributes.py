@@ -203,6 +203,7 @@ def _read_table(path: Path, item_column: str) -> tuple[list[str], dict[str, list
         types: dict[str, str] = {}
     elif suffix in (".csv", ".tsv", ".item"):
         frame, types = formats.read_delimited(path)
+        frame = frame.filter(~formats.blank_rows(frame))
     else:
         raise AttributesError(f"{path}: attributes come as .item, .json, .jsonl, .csv, .tsv or .parquet")
     named = next((name for name in (ITEM_COLUMN, item_column) if name in frame.columns), None)

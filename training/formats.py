@@ -30,11 +30,8 @@ SUFFIXES = (
     ".test",
     ".data",
 )
-RATINGS = (
-    ".base",
-    ".test",
-    ".data",
-)  # of MovieLens-100K: tabs, no header, always these columns; all but Parquet also .gz
+RATINGS = (".base", ".test", ".data")  # of MovieLens-100K: tabs, no header, always these columns
+DELIMITED = (".csv", ".tsv", ".inter", ".item", *RATINGS)
 _RATING_COLUMNS = ["user_id", "item_id", "rating", "timestamp"]
 _TIMED_LINE = re.compile(rb"[^\t]+\t\S+( \S+)*\t\d{9,}( \d{9,})*\s*")  # numbers that can be times, and no ratings
 _NO_SEPARATOR = "\x01"  # occurs in no text, so a delimited reader gives whole lines
@@ -105,6 +102,16 @@ def read_delimited(path: Path) -> tuple[pl.DataFrame, dict[str, str]]:
         raise FormatError(f"{path}: a column occurs twice in the header {frame.columns}")
     frame.columns = list(types)
     return frame, types
+
+
+def blank_rows(table: pl.DataFrame) -> pl.Series:
+    """True where no cell of a delimited table has anything: a blank line, or the bare separators of a spreadsheet."""
+    blank = pl.repeat(True, table.height, dtype=pl.Boolean, eager=True)
+    for column in table:
+        blank &= ~column.str.contains(r"\S").fill_null(False)
+        if not blank.any():
+            break
+    return blank
 
 
 def _too_wide(content: bytes, separator: str) -> str:

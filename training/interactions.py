@@ -111,7 +111,7 @@ def read_interactions(
 
     Dropped and counted: ids that are empty, blank, over 256 UTF-8 bytes or of a wrong type; timestamps that are
     missing, unreadable, before 1970 or after 2100; values that are not a finite number (NaN is none, as is an empty
-    cell); lines that are not JSON.
+    cell); lines that are not JSON. Blank lines are no rows.
     Raises InteractionsError if a file or column is missing or unreadable, if more than max_dropped (a share) of the
     rows are dropped, if no row is left, if only some files have timestamps, or if a file is named twice.
     """
@@ -150,7 +150,10 @@ def interactions_from_frame(
 
 
 def _raw_columns(path: Path, columns: Columns) -> pl.DataFrame:
-    """user and item, and timestamp, value and malformed where there are any, of one file, nothing checked."""
+    """user and item, and timestamp, value and malformed where there are any, of one file, nothing checked.
+
+    row has the number of each, from 0, where blank lines were left out of it.
+    """
     suffix = formats.suffix_of(path)
     timed = suffix == ".tsv" and formats.holds_timed_sequences(path)
     if suffix == ".txt" or timed:
@@ -173,6 +176,8 @@ def _raw_columns(path: Path, columns: Columns) -> pl.DataFrame:
     chosen = _chosen(frame, present, columns, source=str(path), value_name=value_name)
     if suffix == ".csv":
         _refuse_swallowed_rows(path, chosen, frame, columns)
+    if suffix in formats.DELIMITED and (blank := formats.blank_rows(frame)).any():
+        chosen = chosen.with_row_index("row").filter(~blank)
     return chosen
 
 
@@ -297,7 +302,8 @@ def _checked(source: str, raw: pl.DataFrame) -> tuple[pl.DataFrame, Report]:
 
 
 def _place(source: str, raw: pl.DataFrame, reason: str, row: int) -> str:
-    """Where a row is, counted from 1 without a header, and the cell that is the reason, except a user's."""
+    """Where a row is, counted from 1 without a header but with blank lines, and the cell, if it is not a user's."""
     role = reason.partition(" ")[0]
     cell = raw[role][row] if role in ("item", "timestamp", "value") else None
-    return f"in row {row + 1:,} of {source}" + ("" if cell is None else f": {str(cell)[:40]!r}")
+    number = int(raw["row"][row]) if "row" in raw.columns else row
+    return f"in row {number + 1:,} of {source}" + ("" if cell is None else f": {str(cell)[:40]!r}")

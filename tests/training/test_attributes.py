@@ -52,6 +52,13 @@ def test_a_table_stays_text(tmp_path: Path, name: str, separator: str) -> None:
     assert (attributes.missing_items, attributes.unknown_items) == (1, 1)
 
 
+def test_blank_lines_of_a_table_are_no_items(tmp_path: Path) -> None:
+    attributes = read(tmp_path / "a.csv", "item_id,brand\n10,acme\n\n ,\n20,acme\n\n")
+
+    assert attributes.columns == {"brand": [None, "acme", "acme", None]}
+    assert (attributes.missing_items, attributes.unknown_items) == (1, 0)
+
+
 def test_json_from_item_to_a_list_of_attribute_ids(tmp_path: Path) -> None:
     attributes = read(tmp_path / "a.json", '{"10": [3, 1], "20": [], "99": [7]}')
 

@@ -185,6 +185,27 @@ def test_text_of_several_lines_in_a_column_nobody_reads_is_no_harm(tmp_path: Pat
     assert read_interactions([log], max_dropped=0).report.rows_kept == 4
 
 
+@pytest.mark.parametrize(
+    ("name", "header"),
+    [
+        ("log.csv", "user_id,item_id,timestamp"),
+        ("log.tsv", "user_id\titem_id\ttimestamp"),
+        ("log.inter", "user_id:token\titem_id:token\ttimestamp:float"),
+        ("log.data", ""),
+    ],
+)
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_blank_lines_are_no_rows(tmp_path: Path, name: str, header: str, end: str) -> None:
+    mark = "," if name == "log.csv" else "\t"
+    row = mark.join(["u", "i", *(["3"] if name == "log.data" else []), str(SECOND)])
+    blank = ["", "  ", mark * row.count(mark)]
+    lines = [*([header] if header else []), row, *blank, row, row.replace("i", "", 1), "", ""]
+    log = read_interactions([written(tmp_path / name, end.join(lines))], max_dropped=0.5)
+
+    assert (log.report.rows_read, log.report.dropped) == (3, {"item id empty": 1})
+    assert log.report.first == {"item id empty": f"in row 6 of {tmp_path / name}"}
+
+
 def test_a_missing_file_a_folder_and_no_file_at_all_are_refused(tmp_path: Path) -> None:
     (tmp_path / "folder.csv").mkdir()
     for paths in ([tmp_path / "absent.csv"], [tmp_path / "absent.parquet"], []):
