@@ -110,8 +110,8 @@ def read_interactions(
     where their median is below 1e11, else milliseconds. Without a timestamp column the order of the rows counts.
 
     Dropped and counted: ids that are empty, blank, over 256 UTF-8 bytes or of a wrong type; timestamps that are
-    missing, unreadable, before 1970 or after 2100; values that are not a finite number (NaN is none, as is an empty
-    cell); lines that are not JSON. Blank lines are no rows.
+    missing, unreadable, in another unit than most, before 1970 or after 2100; values that are not a finite number (NaN
+    is none, as is an empty cell); lines that are not JSON. Blank lines are no rows.
     Raises InteractionsError if a file or column is missing or unreadable, if more than max_dropped (a share) of the
     rows are dropped, if no row is left, if only some files have timestamps, or if a file is named twice.
     """
@@ -266,7 +266,7 @@ def _checked(source: str, raw: pl.DataFrame) -> tuple[pl.DataFrame, Report]:
     absent = pl.repeat(None, raw.height, dtype=pl.Null, eager=True)
     timed = "timestamp" in raw.columns
     user, item = fields.ids(source, raw["user"]), fields.ids(source, raw["item"])
-    timestamp, unreadable = fields.timestamps(source, raw["timestamp"] if timed else absent)
+    timestamp, unreadable, other_unit = fields.timestamps(source, raw["timestamp"] if timed else absent)
     value, no_number = fields.values(source, raw["value"] if "value" in raw.columns else absent)
     frame = pl.DataFrame({"user_id": user, "item_id": item, "timestamp": timestamp, "value": value})
     tests: list[tuple[str, pl.Series]] = []
@@ -282,6 +282,7 @@ def _checked(source: str, raw: pl.DataFrame) -> tuple[pl.DataFrame, Report]:
         tests += [
             ("timestamp unreadable", unreadable),
             ("timestamp missing", timestamp.is_null()),
+            ("timestamp in seconds where most are in milliseconds, or the reverse", other_unit),
             (
                 "timestamp before 1970 or after 2100",
                 ~timestamp.is_between(0, MAX_TIMESTAMP_MS, closed="left").fill_null(False),
