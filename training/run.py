@@ -48,8 +48,8 @@ class RunFolder:
         self.path = path
 
     def begin(self, spec: RunSpec, prepared: Prepared) -> None:
-        """Write what went in. Raises RunError if the folder holds another run."""
-        if (self.path / RUN).exists() and (other := self.spec().differences(spec)):
+        """Write what went in. Raises RunError if another run has trained in the folder."""
+        if self._trained() and (self.path / RUN).exists() and (other := self.spec().differences(spec)):
             said = [f"{name} {before!r} there, {now!r} here" for name, (before, now) in list(other.items())[:3]]
             raise RunError(f"{self.path} holds another run ({'; '.join(said)}); give another --output")
         self.path.mkdir(parents=True, exist_ok=True)
@@ -60,6 +60,11 @@ class RunFolder:
         else:  # the same run with attributes may have been here before
             (self.path / "attributes.json").unlink(missing_ok=True)
         self._write_json(RUN, spec.model_dump(mode="json"), indent=2)  # last: what it describes is there
+
+    def _trained(self) -> bool:
+        """Whether something would be lost: a run that was refused before its first epoch leaves the folder free."""
+        folders = self.path, self.pretraining.path
+        return any((folder / name).exists() for folder in folders for name in (CHECKPOINT, METRICS))
 
     def keep_neighbours(self, neighbours: Neighbours | None) -> None:
         """Write what is blended into the model's scores, instead of what was. Call before `finish`."""
