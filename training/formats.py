@@ -68,25 +68,26 @@ def content_of(path: Path) -> bytes:
 
 
 def read_delimited(path: Path) -> tuple[pl.DataFrame, dict[str, str]]:
-    """CSV with a comma and quotes; the others with tabs and none. Every column is String, null if empty.
+    """CSV with quotes, the others without, parted as `separator_of` says. Every column is String, null if empty.
 
+    Names of columns lose the white space around them.
     .inter and .item declare types in their header ("user_id:token"): these are taken off the names and come as the
     second value, type by name; it is empty for CSV and TSV. UTF-8, with or without a byte order mark.
     """
     suffix = suffix_of(path)
     content = content_of(path)
-    separator = "," if suffix == ".csv" else "\t"
+    separator, quote = separator_of(path), '"' if suffix == ".csv" else None
     try:
         frame = pl.read_csv(
             content,
             separator=separator,
-            quote_char='"' if suffix == ".csv" else None,
+            quote_char=quote,
             infer_schema=False,
             has_header=suffix not in RATINGS,
         )
     except (pl.exceptions.PolarsError, OSError) as error:
         raise FormatError(
-            f"{path}: not a readable {suffix} table ({_too_wide(content, separator) or _first_line(error)}); "
+            f"{path}: not a readable {suffix} table ({_too_wide(content, separator, quote) or _first_line(error)}); "
             "it must be UTF-8 with one header line and "
             "the same number of fields in every line"
         ) from error
@@ -94,6 +95,7 @@ def read_delimited(path: Path) -> tuple[pl.DataFrame, dict[str, str]]:
         if frame.width != len(_RATING_COLUMNS):
             raise FormatError(f"{path}: has {frame.width} columns; a {suffix} file has user, item, rating and time")
         frame.columns = _RATING_COLUMNS
+    frame.columns = _stripped(frame.columns)
     if suffix not in (".inter", ".item"):
         return frame, {}
     header = [name.rpartition(":") if ":" in name else (name, ":", "token") for name in frame.columns]
@@ -102,6 +104,24 @@ def read_delimited(path: Path) -> tuple[pl.DataFrame, dict[str, str]]:
         raise FormatError(f"{path}: a column occurs twice in the header {frame.columns}")
     frame.columns = list(types)
     return frame, types
+
+
+def separator_of(path: Path) -> str:
+    """What stands between the fields of a delimited file: tabs, or commas in a .csv.
+
+    A .csv whose header has no comma, but one of semicolon, tab and | and neither of the others, has that one.
+    """
+    if suffix_of(path) != ".csv":
+        return "\t"
+    header = _header_of(path)
+    found = [mark for mark in ";\t|" if mark.encode() in header]
+    return found[0] if len(found) == 1 and b"," not in header else ","
+
+
+def _stripped(names: list[str]) -> list[str]:
+    """Names without white space around them, unless two would then be the same."""
+    bare = [name.strip() for name in names]
+    return [short if bare.count(short) == 1 else name for name, short in zip(names, bare, strict=True)]
 
 
 def blank_rows(table: pl.DataFrame) -> pl.Series:
@@ -114,12 +134,12 @@ def blank_rows(table: pl.DataFrame) -> pl.Series:
     return blank
 
 
-def _too_wide(content: bytes, separator: str) -> str:
+def _too_wide(content: bytes, separator: str, quote: str | None) -> str:
     """Which line has more fields than the first, which polars does not say; empty if none has."""
     table = csv.reader(
         io.StringIO(content.decode(errors="replace"), newline=""),
         delimiter=separator,
-        quoting=csv.QUOTE_MINIMAL if separator == "," else csv.QUOTE_NONE,
+        quoting=csv.QUOTE_MINIMAL if quote else csv.QUOTE_NONE,
     )
     width = 0
     try:
@@ -199,11 +219,7 @@ def read_sequences(path: Path, *, header: str) -> pl.DataFrame:
 
 def holds_timed_sequences(path: Path) -> bool:
     """Whether a file begins with a line for `read_timed_sequences` rather than a header; FormatError if unreadable."""
-    try:
-        with (gzip.open if path.name.lower().endswith(".gz") else open)(path, "rb") as file:
-            return _TIMED_LINE.fullmatch(file.readline()) is not None
-    except (OSError, EOFError, zlib.error) as error:
-        raise _unreadable(path, error) from error
+    return _TIMED_LINE.fullmatch(_header_of(path)) is not None
 
 
 def read_timed_sequences(path: Path) -> pl.DataFrame:
@@ -225,6 +241,15 @@ def read_timed_sequences(path: Path) -> pl.DataFrame:
             "every line must be a user, the items and as many times, between tabs"
         )
     return frame.explode("item", "timestamp")
+
+
+def _header_of(path: Path) -> bytes:
+    """The first line that is not blank."""
+    try:
+        with (gzip.open if path.name.lower().endswith(".gz") else open)(path, "rb") as file:
+            return next((line for line in file if line.strip()), b"")
+    except (OSError, EOFError, zlib.error) as error:
+        raise _unreadable(path, error) from error
 
 
 def _unreadable(path: Path, error: Exception) -> FormatError:

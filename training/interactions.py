@@ -7,7 +7,7 @@ rows are counted and left behind, and many are an error before any of them is le
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import polars as pl
@@ -16,6 +16,7 @@ from training import fields, formats
 from training.fields import MAX_TIMESTAMP_MS
 from training.quotes import swallowed_rows
 
+_ONE_COLUMN = "If that is several, part them by commas in a .csv (;, tabs or | do too, one of them), by tabs in a .tsv"
 MAX_ID_BYTES = 256  # the limit of the HTTP contract: a longer id could never be asked for
 
 
@@ -99,10 +100,10 @@ def read_interactions(
 ) -> Interactions:
     """Read interaction files as one log, in the given order.
 
-    By suffix: .csv, .tsv (with a header; without one a user, the items and their times a line, between tabs), .jsonl
-    or .ndjson, .inter (RecBole's atomic file, typed header), .txt without a header ("user item" or "user item item ..."
-    a line, oldest first), .base, .test and .data as MovieLens-100K has them (user, item, rating, time, no header), each
-    also with .gz; and .parquet.
+    By suffix: .csv (parted by commas, or by semicolons, tabs or | alone), .tsv (with a header; without one a user, the
+    items and their times a line, between tabs), .jsonl or .ndjson, .inter (RecBole's atomic file, typed header), .txt
+    without a header ("user item" or "user item item ..." a line, oldest first), .base, .test and .data as
+    MovieLens-100K has them (user, item, rating, time, no header), each also with .gz; and .parquet.
 
     Ids are kept as written; integers become their decimal digits, and so do numbers with a fraction of zero in a
     Parquet column of floats (there 3.0 is item "3"; any other fraction is a wrong type). Timestamps are RFC 3339 or
@@ -173,6 +174,7 @@ def _raw_columns(path: Path, columns: Columns) -> pl.DataFrame:
     else:
         frame, _ = formats.read_delimited(path)
         present = frame.columns
+        columns = _without_padding(columns, present)
     chosen = _chosen(frame, present, columns, source=str(path), value_name=value_name)
     if suffix == ".csv":
         _refuse_swallowed_rows(path, chosen, frame, columns)
@@ -190,7 +192,7 @@ def _refuse_swallowed_rows(path: Path, chosen: pl.DataFrame, table: pl.DataFrame
                 f"{path}: the {role} {broken[0][:60]!r} goes on over {broken[0].count(chr(10)) + 1} lines; close the "
                 "quote it begins with, or write it without"
             )
-    found = swallowed_rows(table, separator=",", ids=(columns.user, columns.item))
+    found = swallowed_rows(table, separator=formats.separator_of(path), ids=(columns.user, columns.item))
     if found is not None:
         raise InteractionsError(
             f"{path}: in row {found.row:,} the column {found.column!r} goes on over {found.text.count(chr(10)) + 1} "
@@ -208,6 +210,12 @@ def _names(columns: Columns, value_name: str) -> dict[str, str]:
     }
 
 
+def _without_padding(columns: Columns, present: Sequence[str]) -> Columns:
+    """The columns as they are called once white space is off the header's names, and so off those that were copied."""
+    named = asdict(columns).items()
+    return Columns(**{role: name.strip() if name and name not in present else name for role, name in named})
+
+
 def _chosen(
     frame: pl.DataFrame, present: Sequence[str], columns: Columns, *, source: str, value_name: str
 ) -> pl.DataFrame:
@@ -219,7 +227,7 @@ def _chosen(
         if name not in frame.columns:
             raise InteractionsError(
                 f"{source}: no column {name!r} for the {role}; the columns are {', '.join(map(repr, present))}. "
-                f"Name the {role} column with --{role}-column"
+                + (_ONE_COLUMN if len(present) == 1 else f"Name the {role} column with --{role}-column")
             )
         if f"{name}_duplicated_0" in frame.columns:  # as polars calls the second one
             raise InteractionsError(f"{source}: the header has {name!r} twice; rename the one that is not the {role}")

@@ -52,6 +52,12 @@ def test_a_table_stays_text(tmp_path: Path, name: str, separator: str) -> None:
     assert (attributes.missing_items, attributes.unknown_items) == (1, 1)
 
 
+def test_a_table_may_be_parted_by_semicolons(tmp_path: Path) -> None:
+    assert read(tmp_path / "a.csv", "item_id; brand\n10;acme, inc\n").columns == {
+        "brand": [None, None, "acme, inc", None]
+    }
+
+
 def test_blank_lines_of_a_table_are_no_items(tmp_path: Path) -> None:
     attributes = read(tmp_path / "a.csv", "item_id,brand\n10,acme\n\n ,\n20,acme\n\n")
 
