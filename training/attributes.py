@@ -20,6 +20,7 @@ from training.dataset import Vocabulary
 
 ITEM_COLUMN = "item_id"
 TITLE_COLUMNS = ("title", "movie_title", "name")
+_HALF = "with half of a surrogate pair, which is no text; write the whole character or none of it"
 LIST_COLUMN = "attributes"  # where the lists of {"item": [attribute, ...]} go
 
 
@@ -264,6 +265,8 @@ def _by_column(path: Path, rows: Iterable[tuple[str, Mapping[str, object]]]) -> 
     count = 0
     for count, (item_id, row) in enumerate(rows, start=1):
         for name, value in row.items():
+            if name not in columns and not formats.is_text(name):
+                raise AttributesError(f"{path}: item {item_id!r} has an attribute {name!r}, {_HALF}")
             column = columns.setdefault(name, [])
             column.extend([None] * (count - 1 - len(column)))
             column.append(_entry(path, f"item {item_id!r}, attribute {name!r}", value))
@@ -280,5 +283,7 @@ def _entry(path: Path, where: str, value: object) -> object:
             raise AttributesError(
                 f"{path}: {where} is {value!r}; it must be text, a number, true, false or null, or a list of these"
             )
+        if isinstance(element, str) and not formats.is_text(element):
+            raise AttributesError(f"{path}: {where} is {element!r}, {_HALF}")
     known = [None if isinstance(element, float) and not math.isfinite(element) else element for element in elements]
     return known if isinstance(value, list) else known[0]

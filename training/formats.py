@@ -35,6 +35,7 @@ DELIMITED = (".csv", ".tsv", ".inter", ".item", *RATINGS)
 _RATING_COLUMNS = ["user_id", "item_id", "rating", "timestamp"]
 _TIMED_LINE = re.compile(rb"[^\t]+\t\S+( \S+)*\t\d{9,}( \d{9,})*\s*")  # numbers that can be times, and no ratings
 _NO_SEPARATOR = "\x01"  # occurs in no text, so a delimited reader gives whole lines
+_HALF = "has half of a surrogate pair, which is no text"
 MALFORMED = _NO_SEPARATOR  # a column of ours, called as no file's own is
 
 
@@ -178,20 +179,26 @@ def read_lines(path: Path) -> pl.Series:
 
 
 def read_json_lines(path: Path, wanted: Sequence[str]) -> tuple[pl.DataFrame, list[str]]:
-    """Those of the wanted fields that any line has, as String, and MALFORMED, True where a line is no JSON object.
+    """Those of the wanted fields that any line has, as String, and MALFORMED: why a line is unusable, null if not.
 
     Text and numbers come as they are written, an object or array as its JSON, and so do true and false in brackets: as
     text they could be ids. The second value names the fields of the first line that is an object; none is FormatError.
     """
-    lines = read_lines(path)
-    whole = lines.str.json_path_match("$")
-    objects = whole.str.starts_with("{").fill_null(False)
-    if not objects.any():
-        raise FormatError(f"{path}: no line is a JSON object; write one a line, and check that the file is complete")
+    given = read_lines(path)
+    unread = ~given.str.json_path_match("$").str.starts_with("{").fill_null(False)
+    mended = [_mended(line, wanted) for line in given.filter(unread)]
+    lines = given.scatter(unread.arg_true(), [line for line, _ in mended])
+    malformed = pl.repeat(None, len(lines), dtype=pl.String, eager=True)
+    malformed = malformed.scatter(unread.arg_true(), [reason for _, reason in mended])
+    if not malformed.null_count():
+        halves = f" (the first {_HALF})" if malformed[0] == f"line {_HALF}" else ""
+        raise FormatError(
+            f"{path}: no line is a JSON object{halves}; write one a line, and check that the file is complete"
+        )
     columns = {name: _json_field(lines, name) for name in wanted}
     found = {name: column for name, column in columns.items() if column.null_count() < len(column)}
-    fields = list(json.loads(lines.filter(objects)[0]))
-    return pl.DataFrame({**found, MALFORMED: ~objects}), fields
+    fields = list(json.loads(given.filter(malformed.is_null())[0]))
+    return pl.DataFrame({**found, MALFORMED: malformed}), fields
 
 
 def read_sequences(path: Path, *, header: str) -> pl.DataFrame:
@@ -254,6 +261,30 @@ def _header_of(path: Path) -> bytes:
 
 def _unreadable(path: Path, error: Exception) -> FormatError:
     return FormatError(f"{path}: cannot be read ({error}); check the path and that the file is complete")
+
+
+def _mended(line: str, wanted: Sequence[str]) -> tuple[str, str | None]:
+    """A line that polars cannot read, of the wanted fields alone, and why it is unusable, None if it is not.
+
+    Many write NaN, which is not JSON, for what is missing: it becomes null.
+    """
+    try:
+        found = json.loads(line, parse_constant=lambda name: None if name == "NaN" else name)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        return line, "line is not a JSON object"
+    kept = {name: found[name] for name in wanted if name in found}
+    return json.dumps(kept), None if is_text(json.dumps(kept, ensure_ascii=False)) else f"line {_HALF}"
+
+
+def is_text(value: str) -> bool:
+    """Whether UTF-8 can hold it: JSON may have half of a surrogate pair, as in a title that was cut off."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _json_field(lines: pl.Series, name: str) -> pl.Series:

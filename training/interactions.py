@@ -279,7 +279,8 @@ def _checked(source: str, raw: pl.DataFrame) -> tuple[pl.DataFrame, Report]:
     frame = pl.DataFrame({"user_id": user, "item_id": item, "timestamp": timestamp, "value": value})
     tests: list[tuple[str, pl.Series]] = []
     if "malformed" in raw.columns:
-        tests.append(("line is not a JSON object", raw["malformed"]))
+        reasons = raw["malformed"].drop_nulls().unique(maintain_order=True)
+        tests += [(reason, (raw["malformed"] == reason).fill_null(False)) for reason in reasons]
     for role, given, ids in (("user", raw["user"], user), ("item", raw["item"], item)):
         tests += [
             (f"{role} id of a wrong type", ids.is_null() & given.is_not_null()),

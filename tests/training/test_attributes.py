@@ -52,6 +52,21 @@ def test_a_table_stays_text(tmp_path: Path, name: str, separator: str) -> None:
     assert (attributes.missing_items, attributes.unknown_items) == (1, 1)
 
 
+@pytest.mark.parametrize("suffix", ["json", "jsonl"])
+@pytest.mark.parametrize(
+    ("attributes", "where"),
+    [
+        ('{"x": "\\ud83d"}', "attribute 'x' is '.ud83d'"),
+        ('{"x": ["ok", "\\ud83d"]}', "attribute 'x' is '.ud83d'"),
+        ('{"\\ud83d": 1}', "has an attribute '.ud83d'"),
+    ],
+)
+def test_half_a_surrogate_pair_is_no_text(tmp_path: Path, suffix: str, attributes: str, where: str) -> None:
+    text = f'{{"10": {attributes}}}' if suffix == "json" else '{"item_id": "10", ' + attributes[1:]
+    with pytest.raises(AttributesError, match=rf"a\.{suffix}: item '10',? {where}, with half of a surrogate pair"):
+        read(tmp_path / f"a.{suffix}", text)
+
+
 def test_a_table_may_be_parted_by_semicolons(tmp_path: Path) -> None:
     assert read(tmp_path / "a.csv", "item_id; brand\n10;acme, inc\n").columns == {
         "brand": [None, None, "acme, inc", None]

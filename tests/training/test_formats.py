@@ -185,6 +185,28 @@ def test_a_line_that_is_not_json_is_dropped_and_counted(tmp_path: Path) -> None:
     assert log.report.rows_kept == 2
 
 
+def test_nan_in_json_is_a_missing_value(tmp_path: Path) -> None:
+    lines = ['{"user_id": 7, "item_id": "a", "value": NaN}', '{"user_id": 7, "item_id": "b", "value": 2, "x": [NaN]}']
+    log = read_interactions([written(tmp_path / "log.jsonl", "\n".join(lines))], max_dropped=0)
+    assert rows(log) == [("7", "a", None, None), ("7", "b", None, 2.0)]
+    infinite = written(tmp_path / "infinite.jsonl", lines[0].replace("NaN", "-Infinity"))
+    with pytest.raises(InteractionsError, match="value is not a finite number"):
+        read_interactions([infinite])
+
+
+def test_half_a_surrogate_pair_is_told_where_it_stands_in_what_is_read(tmp_path: Path) -> None:
+    good, half = '{"user_id": "u", "item_id": "i", "title": "\\ud83d"}\n', '{"user_id": "u", "item_id": "\\ud83d"}\n'
+    path = written(tmp_path / "log.jsonl", good + half)
+
+    log = read_interactions([path], max_dropped=0.5)
+
+    assert rows(log) == [("u", "i", None, None)]
+    reason = "line has half of a surrogate pair, which is no text"
+    assert (log.report.dropped, log.report.first) == ({reason: 1}, {reason: f"in row 2 of {path}"})
+    with pytest.raises(InteractionsError, match=r"log\.jsonl: no line is .* half of a surrogate pair"):
+        read_interactions([written(path, half)])
+
+
 @pytest.mark.parametrize("name", ["log.csv", "log.jsonl"])
 def test_a_column_may_be_called_as_one_of_ours(tmp_path: Path, name: str) -> None:
     table = "user_id,item_id,malformed\nu,i,no\n" if name == "log.csv" else '{"malformed": "u", "item_id": "i"}\n'
