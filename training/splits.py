@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from training.dataset import Dataset, DatasetError, Sequences
 
+_OTHERWISE = "take --split loo, which train and evaluate have"
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Holdout:
@@ -112,7 +114,10 @@ def split_by_time(dataset: Dataset, *, validation_share: float = 0.1, test_share
     whole = dataset.sequences
     times = whole.timestamps
     if times is None:
-        raise DatasetError("a split by time needs timestamps and the interactions have none; split leave-one-out")
+        raise DatasetError(
+            "a split by time needs timestamps and the interactions have none; name their column with "
+            f"--timestamp-column, or {_OTHERWISE}"
+        )
     if not (validation_share > 0 and test_share > 0 and validation_share + test_share < 1):
         raise DatasetError(
             f"validation_share {validation_share} and test_share {test_share} must be above 0 and together below 1"
@@ -133,7 +138,7 @@ def split_by_time(dataset: Dataset, *, validation_share: float = 0.1, test_share
         if not present:
             raise DatasetError(
                 f"the {part} part is empty with cuts at {first_cut} and {second_cut} ms: too few users have events on "
-                "both sides of a cut; choose other shares or split leave-one-out"
+                f"both sides of a cut; give a log that spans more time, or {_OTHERWISE}"
             )
     validation_users, test_users = np.flatnonzero(has_validation), np.flatnonzero(has_test)
     newcomers_first = (before_first < before_second) & (before_first == whole.starts)
