@@ -56,6 +56,7 @@ class Split:
 
     train and the histories of validation share their arrays, which hold no held-out item. `left_out` counts users
     without a target, by reason. `cuts_ms` are the times where validation and test begin, for a split by time.
+    `test_ties` counts test targets with the time of the event before, for leave-one-out: a cut in time ties none.
     """
 
     train: Sequences
@@ -63,6 +64,7 @@ class Split:
     _test: Holdout = field(repr=False)
     left_out: dict[str, int]
     cuts_ms: tuple[int, int] | None = None
+    test_ties: int = 0
 
     @property
     def judges(self) -> int:
@@ -92,11 +94,13 @@ def split_leave_one_out(dataset: Dataset) -> Split:
     if not users.size:
         raise DatasetError("no user has 3 interactions, so none can be split into train, validation and test")
     train = Sequences(whole.items, whole.starts, whole.ends - 2 * split_users, whole.timestamps, whole.values).compact()
+    test = _holdout(whole, users, whole.ends[users] - 1)
     return Split(
         train=train,
         validation=_holdout(whole, users, whole.ends[users] - 2, train.take(users)),
-        _test=_holdout(whole, users, whole.ends[users] - 1),
+        _test=test,
         left_out={"fewer than 3 interactions": int((~split_users).sum())},
+        test_ties=int((~test.strictly_later).sum()),
     )
 
 
