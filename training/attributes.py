@@ -21,6 +21,7 @@ from training.dataset import Vocabulary
 ITEM_COLUMN = "item_id"
 TITLE_COLUMNS = ("title", "movie_title", "name")
 _HALF = "with half of a surrogate pair, which is no text; write the whole character or none of it"
+_NUMBER = r"^-?(0|[1-9]\d*)(\.\d+)?$"
 LIST_COLUMN = "attributes"  # where the lists of {"item": [attribute, ...]} go
 
 
@@ -138,10 +139,10 @@ def read_attributes(path: Path, vocabulary: Vocabulary, *, item_column: str = IT
     """Read item attributes and line them up with the vocabulary.
 
     By suffix: .item (RecBole's atomic file; token_seq becomes a list of words, except in a title column, and float a
-    number), .csv and .tsv (text; a column with "a|b" in it holds lists, titles aside), .jsonl or .ndjson and .parquet
-    (their own types; dates become ISO text), all with a column `item_id`, or the one that the interactions have it in;
-    .json, an object from item id to an object of attributes or to a list of attribute ids (then the column is
-    "attributes"). All but Parquet may end in .gz.
+    number), .csv and .tsv (text; titles aside, a column with "a|b" in it holds lists, and one with nothing but numbers,
+    some with a fraction, numbers), .jsonl or .ndjson and .parquet (their own types; dates become ISO text), all with a
+    column `item_id`, or the one that the interactions have it in; .json, an object from item id to an object of
+    attributes or to a list of attribute ids (then the column is "attributes"). All but Parquet may end in .gz.
     Raises AttributesError if the file is unreadable, has no item column, has an item twice, or a value of
     another type.
     """
@@ -213,7 +214,7 @@ def _read_table(path: Path, item_column: str) -> tuple[list[str], dict[str, list
         raise AttributesError(f"{path}: no column {wanted}; the columns are {', '.join(map(repr, frame.columns))}")
     if suffix in (".csv", ".tsv"):
         frame = frame.with_columns(
-            _listed(frame[name]) for name in frame.columns if name not in (named, *TITLE_COLUMNS)
+            _numbers(_listed(frame[name])) for name in frame.columns if name not in (named, *TITLE_COLUMNS)
         )
     columns = {name: _typed(path, frame[name], types.get(name, "")) for name in frame.columns if name != named}
     items = frame[named]
@@ -226,6 +227,13 @@ def _listed(column: pl.Series) -> pl.Series:
     """A column as lists if any of its entries is one, as films' genres in "Comedy|Drama"."""
     many = column.dtype == pl.String and column.str.contains("|", literal=True).any()
     return column.str.split("|") if many else column
+
+
+def _numbers(column: pl.Series) -> pl.Series:
+    """A column as numbers if all known entries are and one has a fraction, as prices; ids, years and "007" stay."""
+    if column.dtype != pl.String or not column.str.contains(r"\.\d").any():
+        return column
+    return column.cast(pl.Float64) if column.str.contains(_NUMBER).all() else column
 
 
 def _typed(path: Path, column: pl.Series, declared: str) -> list[object]:
