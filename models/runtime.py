@@ -22,7 +22,8 @@ from models.selection import Selection
 from models.sequence import PADDING, Indices, Values, by_length, pad, pad_values, truncate
 from models.subset import Subset, spoken_for
 
-TOLERANCE = 1e-4  # of a score, against torch: twenty times the noise seen between the two on one machine
+# Of a score, against torch: twenty times the noise seen between the two on one machine, where the largest is about 1.
+TOLERANCE = 1e-4
 EXCLUDED_SCORE = float(np.finfo(np.float32).min)  # finite stand-in for minus infinity inside the graph
 _ENTRIES = 1 << 14  # of one run of the encoder, padding included: 32 MB of rows that an AutoRec of 500 units gathers
 _CELLS = 1 << 26  # scores of one run of the ranker: 256 MB
@@ -187,12 +188,14 @@ class Runtime:
         neighbours = self.bundle.neighbours
         bonus = None if neighbours is None else neighbours.bonus(sequences)
         difference = np.max([_distance(vectors, golden.vectors), _distance(scores, golden.scores)])
-        if not difference <= TOLERANCE:  # so written, a NaN fails too
+        allowed = tolerance_of(golden.scores)
+        if not difference <= allowed:  # so written, a NaN fails too
             raise BundleError(
                 f"{where}: golden inputs come out {difference:.2g} away from torch's answers "
-                f"(at most {TOLERANCE:.0e} is allowed); do not serve it, export it again"
+                f"(at most {allowed:.2g} is allowed); do not serve it, export it again"
             )
-        if not same_items(self.bundle.items, vectors, indices, golden.indices, golden.scores, bonus=bonus):
+        asked_for = golden.indices, golden.scores
+        if not same_items(self.bundle.items, vectors, indices, *asked_for, bonus=bonus, allowed=allowed):
             raise BundleError(
                 f"{where}: golden inputs rank other items than torch did; do not serve it, export it again"
             )
@@ -276,6 +279,12 @@ class Runtime:
         return self._encoder.run(["vectors"], feeds)[0]  # type: ignore[no-any-return]
 
 
+def tolerance_of(scores: NDArray[np.float32]) -> float:
+    """How far others may be from torch's scores: of the largest a share, since float32 has as many digits of each."""
+    real = scores[np.isfinite(scores) & (scores > EXCLUDED_SCORE)]
+    return TOLERANCE * max(1.0, float(np.abs(real).max(initial=0.0)))
+
+
 def same_items(
     items: NDArray[np.float32],
     vectors: NDArray[np.float32],
@@ -284,8 +293,9 @@ def same_items(
     scores: NDArray[np.float32],
     *,
     bonus: NDArray[np.float32] | None = None,
+    allowed: float = TOLERANCE,
 ) -> bool:
-    """Whether found ranks the expected items, exchanges of equal scores aside.
+    """Whether found ranks the expected items, exchanges of scores that are equal, or `allowed` apart, aside.
 
     items (rows, dim), vectors (batch, dim), found and expected (batch, k), scores (batch, k) of the expected, bonus
     (batch, rows) what neighbours add. Scores that agree prove nothing about the indices beside them.
@@ -296,7 +306,7 @@ def same_items(
     if bonus is not None:
         own += np.take_along_axis(bonus, found, axis=1)
     distinct = (np.diff(np.sort(found, axis=1), axis=1) > 0).all()
-    return bool(distinct and ((found == expected) | (np.abs(own - scores) <= TOLERANCE)).all())
+    return bool(distinct and ((found == expected) | (np.abs(own - scores) <= allowed)).all())
 
 
 def overlap(found: NDArray[np.int64], expected: NDArray[np.int64]) -> float:

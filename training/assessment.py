@@ -15,10 +15,10 @@ from training.baselines import baselines
 from training.config import AutoRecRunConfig, DataConfig, RunConfig, parse_config
 from training.dataset import Dataset, Vocabulary
 from training.evaluate import Evaluation, EvaluationError, Scorer, difference, evaluate_test, evaluate_test_sampled
-from training.interactions import Columns, Interactions, read_interactions
+from training.interactions import Columns, Interactions
 from training.measures import Difference
 from training.next_item import METRIC
-from training.preparation import prepare, split_data
+from training.preparation import prepare, read_for, split_data
 from training.run import RUN, RunFolder
 from training.scorers import BundleScorer, run_scorer
 from training.spec import RATED, SplitName
@@ -159,7 +159,7 @@ def _data(
         return prepared.interactions, prepared.dataset, prepared.split, chosen
     rules = subject.config.data if subject.config else DataConfig()
     held_out = spec.held_out if spec else 0.1
-    interactions = read_interactions(files, columns=columns, max_dropped=rules.max_dropped)
+    interactions = read_for(subject.config, files, columns)
     if isinstance(subject.config, AutoRecRunConfig):  # only what counts for it, as it was trained
         prepared = prepare(interactions, subject.config, split=chosen, held_out=held_out)
         return prepared.interactions, prepared.dataset, prepared.split, chosen

@@ -20,6 +20,8 @@ from training.dataset import Vocabulary
 
 ITEM_COLUMN = "item_id"
 TITLE_COLUMNS = ("title", "movie_title", "name")
+_HALF = "with half of a surrogate pair, which is no text; write the whole character or none of it"
+_NUMBER = r"^-?(0|[1-9]\d*)(\.\d+)?$"
 LIST_COLUMN = "attributes"  # where the lists of {"item": [attribute, ...]} go
 
 
@@ -137,10 +139,10 @@ def read_attributes(path: Path, vocabulary: Vocabulary, *, item_column: str = IT
     """Read item attributes and line them up with the vocabulary.
 
     By suffix: .item (RecBole's atomic file; token_seq becomes a list of words, except in a title column, and float a
-    number), .csv and .tsv (text; a column with "a|b" in it holds lists, titles aside), .jsonl or .ndjson and .parquet
-    (their own types; dates become ISO text), all with a column `item_id`, or the one that the interactions have it in;
-    .json, an object from item id to an object of attributes or to a list of attribute ids (then the column is
-    "attributes"). All but Parquet may end in .gz.
+    number), .csv and .tsv (text; titles aside, a column with "a|b" in it holds lists, and one with nothing but numbers,
+    some with a fraction, numbers), .jsonl or .ndjson and .parquet (their own types; dates become ISO text), all with a
+    column `item_id`, or the one that the interactions have it in; .json, an object from item id to an object of
+    attributes or to a list of attribute ids (then the column is "attributes"). All but Parquet may end in .gz.
     Raises AttributesError if the file is unreadable, has no item column, has an item twice, or a value of
     another type.
     """
@@ -203,6 +205,7 @@ def _read_table(path: Path, item_column: str) -> tuple[list[str], dict[str, list
         types: dict[str, str] = {}
     elif suffix in (".csv", ".tsv", ".item"):
         frame, types = formats.read_delimited(path)
+        frame = frame.filter(~formats.blank_rows(frame))
     else:
         raise AttributesError(f"{path}: attributes come as .item, .json, .jsonl, .csv, .tsv or .parquet")
     named = next((name for name in (ITEM_COLUMN, item_column) if name in frame.columns), None)
@@ -211,7 +214,7 @@ def _read_table(path: Path, item_column: str) -> tuple[list[str], dict[str, list
         raise AttributesError(f"{path}: no column {wanted}; the columns are {', '.join(map(repr, frame.columns))}")
     if suffix in (".csv", ".tsv"):
         frame = frame.with_columns(
-            _listed(frame[name]) for name in frame.columns if name not in (named, *TITLE_COLUMNS)
+            _numbers(_listed(frame[name])) for name in frame.columns if name not in (named, *TITLE_COLUMNS)
         )
     columns = {name: _typed(path, frame[name], types.get(name, "")) for name in frame.columns if name != named}
     items = frame[named]
@@ -224,6 +227,13 @@ def _listed(column: pl.Series) -> pl.Series:
     """A column as lists if any of its entries is one, as films' genres in "Comedy|Drama"."""
     many = column.dtype == pl.String and column.str.contains("|", literal=True).any()
     return column.str.split("|") if many else column
+
+
+def _numbers(column: pl.Series) -> pl.Series:
+    """A column as numbers if all known entries are and one has a fraction, as prices; ids, years and "007" stay."""
+    if column.dtype != pl.String or not column.str.contains(r"\.\d").any():
+        return column
+    return column.cast(pl.Float64) if column.str.contains(_NUMBER).all() else column
 
 
 def _typed(path: Path, column: pl.Series, declared: str) -> list[object]:
@@ -263,6 +273,8 @@ def _by_column(path: Path, rows: Iterable[tuple[str, Mapping[str, object]]]) -> 
     count = 0
     for count, (item_id, row) in enumerate(rows, start=1):
         for name, value in row.items():
+            if name not in columns and not formats.is_text(name):
+                raise AttributesError(f"{path}: item {item_id!r} has an attribute {name!r}, {_HALF}")
             column = columns.setdefault(name, [])
             column.extend([None] * (count - 1 - len(column)))
             column.append(_entry(path, f"item {item_id!r}, attribute {name!r}", value))
@@ -279,5 +291,7 @@ def _entry(path: Path, where: str, value: object) -> object:
             raise AttributesError(
                 f"{path}: {where} is {value!r}; it must be text, a number, true, false or null, or a list of these"
             )
+        if isinstance(element, str) and not formats.is_text(element):
+            raise AttributesError(f"{path}: {where} is {element!r}, {_HALF}")
     known = [None if isinstance(element, float) and not math.isfinite(element) else element for element in elements]
     return known if isinstance(value, list) else known[0]

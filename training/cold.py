@@ -22,10 +22,10 @@ from training.attributes import Attributes, read_attributes
 from training.config import AutoRecRunConfig, ConfigError, load_config
 from training.dataset import PADDING_ID, Dataset, DatasetError, Sequences, Vocabulary, build_dataset, popularity_of
 from training.evaluate import mask_seen
-from training.interactions import Columns, Interactions, read_interactions
+from training.interactions import Columns, Interactions
 from training.measures import intervals, summarise
 from training.next_item import ModelScorer
-from training.preparation import Prepared, data_window, prepare
+from training.preparation import Prepared, data_window, prepare, read_for
 from training.presets import settle
 from training.report import with_interval
 from training.spec import RunSpec
@@ -108,7 +108,7 @@ def evaluate_cold(
     loaded = load_config(name)
     if isinstance(loaded, AutoRecRunConfig):
         raise ConfigError(f"{name} is an autoencoder; cold judges models that are learned from sequences")
-    interactions = read_interactions(files, columns=columns, max_dropped=loaded.data.max_dropped)
+    interactions = read_for(loaded, files, columns)
     console.print(str(interactions.report))
     rules = loaded.data
     dataset = build_dataset(

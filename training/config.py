@@ -187,6 +187,14 @@ class S3RecRunConfig(_NextItem):
         return self
 
 
+RunConfig = Config | S3RecRunConfig | AutoRecRunConfig
+
+
+def reads_values(config: RunConfig) -> bool:
+    """Whether the model learns from what an interaction was worth, as a rating, and not only that there was one."""
+    return isinstance(config, AutoRecRunConfig) and config.model.feedback == "explicit"
+
+
 def differences(one: BaseModel, other: BaseModel) -> dict[str, tuple[Any, Any]]:
     """Options that are not the same in both, by dotted name, with their two values (None where there is none)."""
     first, second = flat(one), flat(other)
@@ -220,8 +228,6 @@ def _fits(config: _NextItem, model: EncoderConfig) -> None:
         if name in (model if section == "model" else config.training).model_fields_set:
             raise ValueError(f"from_data has {name!r} and {section}.{name} is given too; leave one of them out")
 
-
-RunConfig = Config | S3RecRunConfig | AutoRecRunConfig
 
 _KINDS: dict[str, type[Config] | type[S3RecRunConfig] | type[AutoRecRunConfig]] = {
     "sasrec": Config,

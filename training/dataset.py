@@ -113,6 +113,16 @@ class Sequences:
         """Items of all users together."""
         return int(self.lengths.sum())
 
+    @property
+    def duplicates(self) -> int:
+        """How many interactions have the user, item and time of an earlier one; 0 without times."""
+        if self.timestamps is None:
+            return 0
+        compact = self.compact()
+        owners = np.repeat(np.arange(len(compact)), compact.lengths)
+        rows = pl.DataFrame({"user": owners, "item": compact.items, "time": compact.timestamps})
+        return rows.height - rows.n_unique()
+
     def take(self, users: NDArray[np.int64]) -> "Sequences":
         """The sequences of these users, in this order, sharing the flat arrays."""
         return Sequences(self.items, self.starts[users], self.ends[users], self.timestamps, self.values)

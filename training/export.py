@@ -24,7 +24,7 @@ from models.bundle import Golden, read_bundle
 from models.draft import Content, write_bundle
 from models.manifest import VERSION_NAME, BundleError, Manifest, Parity
 from models.neighbours import Neighbours
-from models.runtime import EXCLUDED_SCORE, TOLERANCE, Runtime, same_items
+from models.runtime import EXCLUDED_SCORE, Runtime, same_items, tolerance_of
 from models.sasrec import SASRec
 from models.sequence import Indices, Values, pad, pad_values, truncate
 from models.zoo import Model
@@ -196,8 +196,8 @@ def golden(model: Model, neighbours: Neighbours | None = None) -> Golden:
 def certify(content: Content, model: Model) -> Parity:
     """Compare onnxruntime with torch over the grid, from a bundle in a temporary folder.
 
-    Raises ExportError with the worst difference if any score is more than 1e-4 away, or a top-k differs by more than
-    an exchange of equal scores.
+    Raises ExportError with the worst difference if any score is further away than `tolerance_of` allows, or a top-k
+    differs by more than an exchange of equal scores.
     """
     generator = np.random.default_rng(1)
     longest = model.config.length
@@ -206,6 +206,7 @@ def certify(content: Content, model: Model) -> Parity:
     values = _random_values(generator, model, histories)
     vectors, indices, scores = _torch_answers(model, histories, values, content.neighbours)
     bonus = None if content.neighbours is None else content.neighbours.bonus(histories)
+    allowed = tolerance_of(scores)
     cases, worst, agreed = 0, 0.0, True
     with tempfile.TemporaryDirectory() as folder:
         runtime = Runtime(read_bundle(write_bundle(Path(folder), content)), device="cpu")
@@ -229,11 +230,12 @@ def certify(content: Content, model: Model) -> Parity:
                     indices[rows],
                     scores[rows],
                     bonus=None if bonus is None else bonus[rows],
+                    allowed=allowed,
                 )
                 cases += len(rows)
-    if not (worst <= TOLERANCE and agreed):
+    if not (worst <= allowed and agreed):
         raise ExportError(
-            f"onnxruntime and torch differ by {worst:.2g} (at most {TOLERANCE:.0e} is allowed) over {cases} histories, "
+            f"onnxruntime and torch differ by {worst:.2g} (at most {allowed:.2g} is allowed) over {cases} histories, "
             f"top-{_K} {'agree' if agreed else 'differ'}; nothing was published"
         )
     return Parity(cases=cases, largest_difference=worst, top_k_agreed=agreed)

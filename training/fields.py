@@ -7,6 +7,7 @@ import polars as pl
 
 MAX_TIMESTAMP_MS = 4_133_980_800_000  # 2101-01-01; anything from there on, or before 1970, is no event's time
 _SECONDS_BELOW = 1e11  # as seconds the year 5138, as milliseconds March 1973: no log is near either
+_SECONDS_FROM = 1e8  # as seconds March 1973; from here to MAX_TIMESTAMP_MS's seconds is early 1970 as milliseconds
 _FIRST_DAY, _LAST_DAY = 19_700_101, 21_001_231  # as seconds, a summer of 1970
 _INSTANT = (
     r"^(\d{4}-\d{2}-\d{2})(?:[Tt ](\d{2}:\d{2})(?::(\d{2}))?(?:[.,](\d{1,9}))?"
@@ -34,10 +35,13 @@ def ids(source: str, given: pl.Series) -> pl.Series:
     raise FieldError(f"{source}: the {given.name} column is {given.dtype}; ids must be text or integers")
 
 
-def timestamps(source: str, given: pl.Series) -> tuple[pl.Series, pl.Series]:
-    """Epoch milliseconds Int64, null where there is no time, and True where something was there but is none."""
+def timestamps(source: str, given: pl.Series) -> tuple[pl.Series, pl.Series, pl.Series]:
+    """Epoch milliseconds Int64, null where there is no time; True where something was there but is none; and True
+    where a number is seconds and most are milliseconds, or the reverse.
+    """
     if given.dtype in (pl.Date, pl.Datetime):
-        return given.cast(pl.Datetime("ms")).cast(pl.Int64), given.is_null() & False
+        nowhere = given.is_null() & False
+        return given.cast(pl.Datetime("ms")).cast(pl.Int64), nowhere, nowhere
     if not (given.dtype.is_numeric() or given.dtype in (pl.String, pl.Null)):
         raise FieldError(f"{source}: the timestamp column is {given.dtype}; it must be numbers, text or dates")
     present = given.is_not_null()
@@ -50,17 +54,26 @@ def timestamps(source: str, given: pl.Series) -> tuple[pl.Series, pl.Series]:
         numbers = given.cast(pl.Float64)
     not_a_number = numbers.is_nan().fill_null(False)
     finite = numbers.set(~numbers.is_finite().fill_null(False), None)
+    other_unit = present & False
     milliseconds = _days(finite)
     if milliseconds is None:
         median = finite.abs().median()
-        factor = 1000.0 if isinstance(median, float) and median < _SECONDS_BELOW else 1.0
+        seconds = isinstance(median, float) and median < _SECONDS_BELOW
+        other_unit = _in_other_unit(finite, seconds=seconds)
+        factor = 1000.0 if seconds else 1.0
         # Past the limit the exact time no longer matters, and an integer may not hold it.
         milliseconds = (finite * factor).round().clip(-1.0, float(MAX_TIMESTAMP_MS)).cast(pl.Int64)
     infinite = numbers.is_infinite().fill_null(False)
     milliseconds = milliseconds.set(infinite, MAX_TIMESTAMP_MS)
     if text is not None and (present & numbers.is_null()).any():
         milliseconds = milliseconds.zip_with(numbers.is_not_null(), _instants(text))
-    return milliseconds, present & milliseconds.is_null() & ~not_a_number
+    return milliseconds, present & milliseconds.is_null() & ~not_a_number, other_unit
+
+
+def _in_other_unit(numbers: pl.Series, *, seconds: bool) -> pl.Series:
+    """True where a number among seconds, or among milliseconds, is a time of this age only in the other unit."""
+    lowest, end = (_SECONDS_BELOW, MAX_TIMESTAMP_MS) if seconds else (_SECONDS_FROM, MAX_TIMESTAMP_MS / 1000)
+    return numbers.is_between(lowest, end, closed="left").fill_null(False)
 
 
 def _days(numbers: pl.Series) -> pl.Series | None:
@@ -89,7 +102,7 @@ def _instants(text: pl.Series) -> pl.Series:
 
 
 def values(source: str, given: pl.Series) -> tuple[pl.Series, pl.Series]:
-    """Float32, null where there is no value, and True where something was there but is no finite number."""
+    """Float32, null where there is no value or NaN, and True where something was there but is no finite number."""
     if given.dtype == pl.String:
         present = given.str.contains(r"\S").fill_null(False)
         numbers = given.str.strip_chars().cast(pl.Float32, strict=False)
@@ -98,4 +111,5 @@ def values(source: str, given: pl.Series) -> tuple[pl.Series, pl.Series]:
         numbers = given.cast(pl.Float32)
     else:
         raise FieldError(f"{source}: the value column is {given.dtype}; it must be numbers")
-    return numbers, present & ~numbers.is_finite().fill_null(False)
+    missing = numbers.is_nan().fill_null(False)
+    return numbers.set(missing, None), present & ~missing & ~numbers.is_finite().fill_null(False)

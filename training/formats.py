@@ -30,14 +30,12 @@ SUFFIXES = (
     ".test",
     ".data",
 )
-RATINGS = (
-    ".base",
-    ".test",
-    ".data",
-)  # of MovieLens-100K: tabs, no header, always these columns; all but Parquet also .gz
+RATINGS = (".base", ".test", ".data")  # of MovieLens-100K: tabs, no header, always these columns
+DELIMITED = (".csv", ".tsv", ".inter", ".item", *RATINGS)
 _RATING_COLUMNS = ["user_id", "item_id", "rating", "timestamp"]
 _TIMED_LINE = re.compile(rb"[^\t]+\t\S+( \S+)*\t\d{9,}( \d{9,})*\s*")  # numbers that can be times, and no ratings
 _NO_SEPARATOR = "\x01"  # occurs in no text, so a delimited reader gives whole lines
+_HALF = "has half of a surrogate pair, which is no text"
 MALFORMED = _NO_SEPARATOR  # a column of ours, called as no file's own is
 
 
@@ -71,25 +69,26 @@ def content_of(path: Path) -> bytes:
 
 
 def read_delimited(path: Path) -> tuple[pl.DataFrame, dict[str, str]]:
-    """CSV with a comma and quotes; the others with tabs and none. Every column is String, null if empty.
+    """CSV with quotes, the others without, parted as `separator_of` says. Every column is String, null if empty.
 
+    Names of columns lose the white space around them.
     .inter and .item declare types in their header ("user_id:token"): these are taken off the names and come as the
     second value, type by name; it is empty for CSV and TSV. UTF-8, with or without a byte order mark.
     """
     suffix = suffix_of(path)
     content = content_of(path)
-    separator = "," if suffix == ".csv" else "\t"
+    separator, quote = separator_of(path), '"' if suffix == ".csv" else None
     try:
         frame = pl.read_csv(
             content,
             separator=separator,
-            quote_char='"' if suffix == ".csv" else None,
+            quote_char=quote,
             infer_schema=False,
             has_header=suffix not in RATINGS,
         )
     except (pl.exceptions.PolarsError, OSError) as error:
         raise FormatError(
-            f"{path}: not a readable {suffix} table ({_too_wide(content, separator) or _first_line(error)}); "
+            f"{path}: not a readable {suffix} table ({_too_wide(content, separator, quote) or _first_line(error)}); "
             "it must be UTF-8 with one header line and "
             "the same number of fields in every line"
         ) from error
@@ -97,6 +96,7 @@ def read_delimited(path: Path) -> tuple[pl.DataFrame, dict[str, str]]:
         if frame.width != len(_RATING_COLUMNS):
             raise FormatError(f"{path}: has {frame.width} columns; a {suffix} file has user, item, rating and time")
         frame.columns = _RATING_COLUMNS
+    frame.columns = _stripped(frame.columns)
     if suffix not in (".inter", ".item"):
         return frame, {}
     header = [name.rpartition(":") if ":" in name else (name, ":", "token") for name in frame.columns]
@@ -107,12 +107,40 @@ def read_delimited(path: Path) -> tuple[pl.DataFrame, dict[str, str]]:
     return frame, types
 
 
-def _too_wide(content: bytes, separator: str) -> str:
+def separator_of(path: Path) -> str:
+    """What stands between the fields of a delimited file: tabs, or commas in a .csv.
+
+    A .csv whose header has no comma, but one of semicolon, tab and | and neither of the others, has that one.
+    """
+    if suffix_of(path) != ".csv":
+        return "\t"
+    header = _header_of(path)
+    found = [mark for mark in ";\t|" if mark.encode() in header]
+    return found[0] if len(found) == 1 and b"," not in header else ","
+
+
+def _stripped(names: list[str]) -> list[str]:
+    """Names without white space around them, unless two would then be the same."""
+    bare = [name.strip() for name in names]
+    return [short if bare.count(short) == 1 else name for name, short in zip(names, bare, strict=True)]
+
+
+def blank_rows(table: pl.DataFrame) -> pl.Series:
+    """True where no cell of a delimited table has anything: a blank line, or the bare separators of a spreadsheet."""
+    blank = pl.repeat(True, table.height, dtype=pl.Boolean, eager=True)
+    for column in table:
+        blank &= ~column.str.contains(r"\S").fill_null(False)
+        if not blank.any():
+            break
+    return blank
+
+
+def _too_wide(content: bytes, separator: str, quote: str | None) -> str:
     """Which line has more fields than the first, which polars does not say; empty if none has."""
     table = csv.reader(
         io.StringIO(content.decode(errors="replace"), newline=""),
         delimiter=separator,
-        quoting=csv.QUOTE_MINIMAL if separator == "," else csv.QUOTE_NONE,
+        quoting=csv.QUOTE_MINIMAL if quote else csv.QUOTE_NONE,
     )
     width = 0
     try:
@@ -151,20 +179,26 @@ def read_lines(path: Path) -> pl.Series:
 
 
 def read_json_lines(path: Path, wanted: Sequence[str]) -> tuple[pl.DataFrame, list[str]]:
-    """Those of the wanted fields that any line has, as String, and MALFORMED, True where a line is no JSON object.
+    """Those of the wanted fields that any line has, as String, and MALFORMED: why a line is unusable, null if not.
 
     Text and numbers come as they are written, an object or array as its JSON, and so do true and false in brackets: as
     text they could be ids. The second value names the fields of the first line that is an object; none is FormatError.
     """
-    lines = read_lines(path)
-    whole = lines.str.json_path_match("$")
-    objects = whole.str.starts_with("{").fill_null(False)
-    if not objects.any():
-        raise FormatError(f"{path}: no line is a JSON object; write one a line, and check that the file is complete")
+    given = read_lines(path)
+    unread = ~given.str.json_path_match("$").str.starts_with("{").fill_null(False)
+    mended = [_mended(line, wanted) for line in given.filter(unread)]
+    lines = given.scatter(unread.arg_true(), [line for line, _ in mended])
+    malformed = pl.repeat(None, len(lines), dtype=pl.String, eager=True)
+    malformed = malformed.scatter(unread.arg_true(), [reason for _, reason in mended])
+    if not malformed.null_count():
+        halves = f" (the first {_HALF})" if malformed[0] == f"line {_HALF}" else ""
+        raise FormatError(
+            f"{path}: no line is a JSON object{halves}; write one a line, and check that the file is complete"
+        )
     columns = {name: _json_field(lines, name) for name in wanted}
     found = {name: column for name, column in columns.items() if column.null_count() < len(column)}
-    fields = list(json.loads(lines.filter(objects)[0]))
-    return pl.DataFrame({**found, MALFORMED: ~objects}), fields
+    fields = list(json.loads(given.filter(malformed.is_null())[0]))
+    return pl.DataFrame({**found, MALFORMED: malformed}), fields
 
 
 def read_sequences(path: Path, *, header: str) -> pl.DataFrame:
@@ -192,11 +226,7 @@ def read_sequences(path: Path, *, header: str) -> pl.DataFrame:
 
 def holds_timed_sequences(path: Path) -> bool:
     """Whether a file begins with a line for `read_timed_sequences` rather than a header; FormatError if unreadable."""
-    try:
-        with (gzip.open if path.name.lower().endswith(".gz") else open)(path, "rb") as file:
-            return _TIMED_LINE.fullmatch(file.readline()) is not None
-    except (OSError, EOFError, zlib.error) as error:
-        raise _unreadable(path, error) from error
+    return _TIMED_LINE.fullmatch(_header_of(path)) is not None
 
 
 def read_timed_sequences(path: Path) -> pl.DataFrame:
@@ -220,8 +250,41 @@ def read_timed_sequences(path: Path) -> pl.DataFrame:
     return frame.explode("item", "timestamp")
 
 
+def _header_of(path: Path) -> bytes:
+    """The first line that is not blank."""
+    try:
+        with (gzip.open if path.name.lower().endswith(".gz") else open)(path, "rb") as file:
+            return next((line for line in file if line.strip()), b"")
+    except (OSError, EOFError, zlib.error) as error:
+        raise _unreadable(path, error) from error
+
+
 def _unreadable(path: Path, error: Exception) -> FormatError:
     return FormatError(f"{path}: cannot be read ({error}); check the path and that the file is complete")
+
+
+def _mended(line: str, wanted: Sequence[str]) -> tuple[str, str | None]:
+    """A line that polars cannot read, of the wanted fields alone, and why it is unusable, None if it is not.
+
+    Many write NaN, which is not JSON, for what is missing: it becomes null.
+    """
+    try:
+        found = json.loads(line, parse_constant=lambda name: None if name == "NaN" else name)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        return line, "line is not a JSON object"
+    kept = {name: found[name] for name in wanted if name in found}
+    return json.dumps(kept), None if is_text(json.dumps(kept, ensure_ascii=False)) else f"line {_HALF}"
+
+
+def is_text(value: str) -> bool:
+    """Whether UTF-8 can hold it: JSON may have half of a surrogate pair, as in a title that was cut off."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _json_field(lines: pl.Series, name: str) -> pl.Series:

@@ -7,14 +7,16 @@ rows are counted and left behind, and many are an error before any of them is le
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import polars as pl
 
 from training import fields, formats
 from training.fields import MAX_TIMESTAMP_MS
+from training.quotes import swallowed_rows
 
+_ONE_COLUMN = "If that is several, part them by commas in a .csv (;, tabs or | do too, one of them), by tabs in a .tsv"
 MAX_ID_BYTES = 256  # the limit of the HTTP contract: a longer id could never be asked for
 
 
@@ -27,7 +29,7 @@ class Columns:
     """Names of the columns to read. One that is named must be there.
 
     None stands for "timestamp" and "value" (in .inter files and MovieLens's .base, .test and .data "timestamp" and
-    "rating"), read where a file has them. An empty timestamp reads none: the order of the rows counts.
+    "rating"), read where a file has them. An empty name reads none; without times the order of the rows counts.
     """
 
     user: str = "user_id"
@@ -98,10 +100,10 @@ def read_interactions(
 ) -> Interactions:
     """Read interaction files as one log, in the given order.
 
-    By suffix: .csv, .tsv (with a header; without one a user, the items and their times a line, between tabs), .jsonl
-    or .ndjson, .inter (RecBole's atomic file, typed header), .txt without a header ("user item" or "user item item ..."
-    a line, oldest first), .base, .test and .data as MovieLens-100K has them (user, item, rating, time, no header), each
-    also with .gz; and .parquet.
+    By suffix: .csv (parted by commas, or by semicolons, tabs or | alone), .tsv (with a header; without one a user, the
+    items and their times a line, between tabs), .jsonl or .ndjson, .inter (RecBole's atomic file, typed header), .txt
+    without a header ("user item" or "user item item ..." a line, oldest first), .base, .test and .data as
+    MovieLens-100K has them (user, item, rating, time, no header), each also with .gz; and .parquet.
 
     Ids are kept as written; integers become their decimal digits, and so do numbers with a fraction of zero in a
     Parquet column of floats (there 3.0 is item "3"; any other fraction is a wrong type). Timestamps are RFC 3339 or
@@ -109,7 +111,8 @@ def read_interactions(
     where their median is below 1e11, else milliseconds. Without a timestamp column the order of the rows counts.
 
     Dropped and counted: ids that are empty, blank, over 256 UTF-8 bytes or of a wrong type; timestamps that are
-    missing, unreadable, before 1970 or after 2100; values that are not a finite number; lines that are not JSON.
+    missing, unreadable, in another unit than most, before 1970 or after 2100; values that are not a finite number (NaN
+    is none, as is an empty cell); lines that are not JSON. Blank lines are no rows.
     Raises InteractionsError if a file or column is missing or unreadable, if more than max_dropped (a share) of the
     rows are dropped, if no row is left, if only some files have timestamps, or if a file is named twice.
     """
@@ -148,7 +151,10 @@ def interactions_from_frame(
 
 
 def _raw_columns(path: Path, columns: Columns) -> pl.DataFrame:
-    """user and item, and timestamp, value and malformed where there are any, of one file, nothing checked."""
+    """user and item, and timestamp, value and malformed where there are any, of one file, nothing checked.
+
+    row has the number of each, from 0, where blank lines were left out of it.
+    """
     suffix = formats.suffix_of(path)
     timed = suffix == ".tsv" and formats.holds_timed_sequences(path)
     if suffix == ".txt" or timed:
@@ -160,9 +166,7 @@ def _raw_columns(path: Path, columns: Columns) -> pl.DataFrame:
         found = formats.read_timed_sequences(path)
         return found if columns.timestamp is None else found.drop("timestamp")
     value_name = "rating" if suffix in (".inter", *formats.RATINGS) else "value"
-    wanted = list(
-        dict.fromkeys([columns.user, columns.item, columns.timestamp or "timestamp", columns.value or value_name])
-    )
+    wanted = list(dict.fromkeys(name for name in _names(columns, value_name).values() if name))
     if suffix == ".parquet":
         frame, present = formats.read_parquet(path, wanted)
     elif suffix in (".jsonl", ".ndjson"):
@@ -170,13 +174,16 @@ def _raw_columns(path: Path, columns: Columns) -> pl.DataFrame:
     else:
         frame, _ = formats.read_delimited(path)
         present = frame.columns
+        columns = _without_padding(columns, present)
     chosen = _chosen(frame, present, columns, source=str(path), value_name=value_name)
     if suffix == ".csv":
-        _refuse_swallowed_rows(path, chosen)
+        _refuse_swallowed_rows(path, chosen, frame, columns)
+    if suffix in formats.DELIMITED and (blank := formats.blank_rows(frame)).any():
+        chosen = chosen.with_row_index("row").filter(~blank)
     return chosen
 
 
-def _refuse_swallowed_rows(path: Path, chosen: pl.DataFrame) -> None:
+def _refuse_swallowed_rows(path: Path, chosen: pl.DataFrame, table: pl.DataFrame, columns: Columns) -> None:
     """A quote that is not closed takes the rows up to the next quote into one cell, where nobody would count them."""
     for role in {"user", "item", "timestamp"} & set(chosen.columns):
         broken = chosen[role].filter(chosen[role].str.contains("\n", literal=True))
@@ -185,28 +192,42 @@ def _refuse_swallowed_rows(path: Path, chosen: pl.DataFrame) -> None:
                 f"{path}: the {role} {broken[0][:60]!r} goes on over {broken[0].count(chr(10)) + 1} lines; close the "
                 "quote it begins with, or write it without"
             )
+    found = swallowed_rows(table, separator=formats.separator_of(path), ids=(columns.user, columns.item))
+    if found is not None:
+        raise InteractionsError(
+            f"{path}: in row {found.row:,} the column {found.column!r} goes on over {found.text.count(chr(10)) + 1} "
+            f"lines, and one of them is a row: {found.text[:60]!r}; close the quote it begins with, or write it without"
+        )
+
+
+def _names(columns: Columns, value_name: str) -> dict[str, str]:
+    """What each role's column is called, empty where none is to be read."""
+    return {
+        "user": columns.user,
+        "item": columns.item,
+        "timestamp": "timestamp" if columns.timestamp is None else columns.timestamp,
+        "value": value_name if columns.value is None else columns.value,
+    }
+
+
+def _without_padding(columns: Columns, present: Sequence[str]) -> Columns:
+    """The columns as they are called once white space is off the header's names, and so off those that were copied."""
+    named = asdict(columns).items()
+    return Columns(**{role: name.strip() if name and name not in present else name for role, name in named})
 
 
 def _chosen(
     frame: pl.DataFrame, present: Sequence[str], columns: Columns, *, source: str, value_name: str
 ) -> pl.DataFrame:
     """The mapped columns under the names user, item, timestamp, value."""
-    wanted = {
-        "user": columns.user,
-        "item": columns.item,
-        "timestamp": columns.timestamp
-        if columns.timestamp is not None
-        else ("timestamp" if "timestamp" in frame.columns else None),
-        "value": columns.value or (value_name if value_name in frame.columns else None),
-    }
     chosen = []
-    for role, name in wanted.items():
-        if not name:
+    for role, name in _names(columns, value_name).items():
+        if not name or (name not in frame.columns and getattr(columns, role) is None):
             continue
         if name not in frame.columns:
             raise InteractionsError(
                 f"{source}: no column {name!r} for the {role}; the columns are {', '.join(map(repr, present))}. "
-                f"Name the {role} column with --{role}-column"
+                + (_ONE_COLUMN if len(present) == 1 else f"Name the {role} column with --{role}-column")
             )
         if f"{name}_duplicated_0" in frame.columns:  # as polars calls the second one
             raise InteractionsError(f"{source}: the header has {name!r} twice; rename the one that is not the {role}")
@@ -253,12 +274,13 @@ def _checked(source: str, raw: pl.DataFrame) -> tuple[pl.DataFrame, Report]:
     absent = pl.repeat(None, raw.height, dtype=pl.Null, eager=True)
     timed = "timestamp" in raw.columns
     user, item = fields.ids(source, raw["user"]), fields.ids(source, raw["item"])
-    timestamp, unreadable = fields.timestamps(source, raw["timestamp"] if timed else absent)
+    timestamp, unreadable, other_unit = fields.timestamps(source, raw["timestamp"] if timed else absent)
     value, no_number = fields.values(source, raw["value"] if "value" in raw.columns else absent)
     frame = pl.DataFrame({"user_id": user, "item_id": item, "timestamp": timestamp, "value": value})
     tests: list[tuple[str, pl.Series]] = []
     if "malformed" in raw.columns:
-        tests.append(("line is not a JSON object", raw["malformed"]))
+        reasons = raw["malformed"].drop_nulls().unique(maintain_order=True)
+        tests += [(reason, (raw["malformed"] == reason).fill_null(False)) for reason in reasons]
     for role, given, ids in (("user", raw["user"], user), ("item", raw["item"], item)):
         tests += [
             (f"{role} id of a wrong type", ids.is_null() & given.is_not_null()),
@@ -269,6 +291,7 @@ def _checked(source: str, raw: pl.DataFrame) -> tuple[pl.DataFrame, Report]:
         tests += [
             ("timestamp unreadable", unreadable),
             ("timestamp missing", timestamp.is_null()),
+            ("timestamp in seconds where most are in milliseconds, or the reverse", other_unit),
             (
                 "timestamp before 1970 or after 2100",
                 ~timestamp.is_between(0, MAX_TIMESTAMP_MS, closed="left").fill_null(False),
@@ -289,7 +312,8 @@ def _checked(source: str, raw: pl.DataFrame) -> tuple[pl.DataFrame, Report]:
 
 
 def _place(source: str, raw: pl.DataFrame, reason: str, row: int) -> str:
-    """Where a row is, counted from 1 without a header, and the cell that is the reason, except a user's."""
+    """Where a row is, counted from 1 without a header but with blank lines, and the cell, if it is not a user's."""
     role = reason.partition(" ")[0]
     cell = raw[role][row] if role in ("item", "timestamp", "value") else None
-    return f"in row {row + 1:,} of {source}" + ("" if cell is None else f": {str(cell)[:40]!r}")
+    number = int(raw["row"][row]) if "row" in raw.columns else row
+    return f"in row {number + 1:,} of {source}" + ("" if cell is None else f": {str(cell)[:40]!r}")

@@ -10,11 +10,12 @@ from models.manifest import MANIFEST
 from models.registry import Registry
 from models.runtime import Runtime
 from training.assessment import assess
-from training.config import DataConfig, parse_config
+from training.config import RunConfig, parse_config
 from training.evaluate import EvaluationError
 from training.export import export
-from training.interactions import Columns, read_interactions
+from training.interactions import Columns
 from training.options import Artifacts, Item, Run, TestFiles, Time, User, Value
+from training.preparation import read_for
 from training.rating_run import is_autorec, judged_again, judged_bundle, print_figures
 from training.recommend import RecommendError, recommend, recommend_run
 from training.reconstruction import RMSE
@@ -80,9 +81,9 @@ def _evaluate_ratings(folder: Path, data: list[Path], test: list[Path], columns:
         raise EvaluationError(f"{folder} is a bundle, which does not hold its data; name the files with --data")
     runtime = Runtime(read_bundle(folder), device="cpu")
     runtime.replay_golden()
-    most = _max_dropped(runtime)
-    tested = read_interactions(test, columns=columns, max_dropped=most) if test else None
-    learned = read_interactions(data, columns=columns, max_dropped=most)
+    config = _config_of(runtime)
+    tested = read_for(config, test, columns) if test else None
+    learned = read_for(config, data, columns)
     figures = judged_bundle(runtime, learned, split=split, test=tested)
     console, found = terminal(), figures["test"][RMSE]
     print_figures(folder.name, figures, console, split=split)
@@ -96,10 +97,10 @@ def _evaluate_ratings(folder: Path, data: list[Path], test: list[Path], columns:
         )
 
 
-def _max_dropped(runtime: Runtime) -> float:
-    """The share of unusable rows that the bundle's own data was allowed, and so is any other."""
+def _config_of(runtime: Runtime) -> RunConfig | None:
+    """By whose rules the bundle's own data was read, and so is any other."""
     config = runtime.bundle.manifest.config
-    return (parse_config(config).data if config else DataConfig()).max_dropped
+    return parse_config(config) if config else None
 
 
 def export_command(
@@ -161,7 +162,7 @@ def recommend_command(
     runtime = Runtime(read_bundle(Registry(artifacts).folder(version)))
     runtime.replay_golden()
     columns = Columns(user=user_column, item=item_column, timestamp=timestamp_column, value=value_column)
-    interactions = read_interactions(data, columns=columns, max_dropped=_max_dropped(runtime))
+    interactions = read_for(_config_of(runtime), data, columns)
     console.print(str(interactions.report))
     console.print(f"{output}: {recommend(runtime, interactions, output, k=k, console=console)}")
 

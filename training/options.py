@@ -7,8 +7,8 @@ import typer
 from rich.console import Console
 
 from training.config import load_config
-from training.interactions import Columns, read_interactions
-from training.preparation import Prepared, data_window, default_split, prepare
+from training.interactions import Columns
+from training.preparation import Prepared, data_window, default_split, prepare, read_for
 from training.presets import describe, settle
 from training.spec import RunSpec, SplitName, rules_of
 
@@ -45,7 +45,14 @@ Time = Annotated[
         "--timestamp-column", help='Column with the time; "" for none.  \\[default: timestamp, if there is one]'
     ),
 ]
-Value = Annotated[str | None, typer.Option("--value-column", help="Column with a rating or weight.")]
+Value = Annotated[
+    str | None,
+    typer.Option(
+        "--value-column",
+        help='Column with a rating; "" for none.  \\[default: for AutoRec with explicit ratings, value, or in .inter, '
+        ".base, .test and .data rating, if there is one; for other models none]",
+    ),
+]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished training run.")]
 Artifacts = Annotated[Path, typer.Option("--artifacts", metavar="DIR", help="Folder of bundles.")]
 
@@ -63,9 +70,9 @@ def run_of(
     """What a run is made from, and its data; says what was read. files: those to learn from, and those of the test."""
     data, test = files
     loaded = load_config(name)
-    interactions = read_interactions(data, columns=columns, max_dropped=loaded.data.max_dropped)
+    interactions = read_for(loaded, data, columns)
     console.print(str(interactions.report))
-    tested = read_interactions(test, columns=columns, max_dropped=loaded.data.max_dropped) if test else None
+    tested = read_for(loaded, test, columns) if test else None
     if tested is not None:
         console.print(f"test: {tested.report}")
     split = split or ("file" if test else default_split(loaded))

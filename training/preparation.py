@@ -1,13 +1,14 @@
 """Interactions made ready to train on: which of them count, and which are held out."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from models.manifest import DataWindow
 from training.attributes import ITEM_COLUMN, Attributes, read_attributes
-from training.config import AutoRecRunConfig, DataConfig, RunConfig
+from training.config import AutoRecRunConfig, DataConfig, RunConfig, reads_values
 from training.dataset import Dataset, DatasetError, build_dataset
-from training.interactions import Interactions
+from training.interactions import Columns, Interactions, read_interactions
 from training.ratings import rated
 from training.spec import SplitName
 from training.splits import Split, split_by_time, split_leave_one_out
@@ -22,6 +23,17 @@ class Prepared:
     split: Split
     attributes: Attributes | None
     notes: tuple[str, ...] = ()  # sentences about what was left out of it
+
+
+def read_for(config: RunConfig | None, paths: Sequence[Path], columns: Columns) -> Interactions:
+    """Interaction files, read as one log for the configuration's model; None: not known.
+
+    A column of values that nobody named is left alone where the model learns from none: its cells may be anything.
+    """
+    if columns.value is None and config is not None and not reads_values(config):
+        columns = replace(columns, value="")
+    rules = config.data if config else DataConfig()
+    return read_interactions(paths, columns=columns, max_dropped=rules.max_dropped)
 
 
 def prepare(
@@ -59,8 +71,7 @@ def prepare(
 
 def default_split(config: RunConfig) -> SplitName:
     """How a model is judged unless somebody says otherwise: by random ratings if it predicts some, else by ranking."""
-    explicit = isinstance(config, AutoRecRunConfig) and config.model.feedback == "explicit"
-    return "random" if explicit else "loo"
+    return "random" if reads_values(config) else "loo"
 
 
 def split_data(

@@ -29,6 +29,7 @@ SPLITS = {
 
 _SHOWN = ("hr@10", "ndcg@10", "mrr", "coverage@10", "novelty@10")
 _MORE_IS_BETTER = _SHOWN[:-1]  # novelty describes; chance has the most of it
+_MANY_TIES = 0.1  # share of the test targets: above, ties and not the order of events may decide the figures
 
 
 def terminal(*, quiet: bool = False) -> Console:
@@ -100,6 +101,16 @@ def describe_data(prepared: Prepared) -> str:
         lines.append(
             f"in the user's history already, which counts as missed: {validation:,} of {len(split.validation):,} "
             f"validation targets, {test:,} of {split.judges:,} test targets"
+        )
+    if split.test_ties > _MANY_TIES * split.judges:
+        lines.append(
+            f"at the same time as the event before: {split.test_ties:,} of {split.judges:,} test targets, so that what "
+            'came last is a guess; --timestamp-column "" takes the order of the rows'
+        )
+    if duplicates := prepared.dataset.sequences.duplicates:
+        lines.append(
+            f"note: {duplicates:,} interactions have the user, item and time of another; each counts, so if a row was "
+            "written twice, take one out"
         )
     if not prepared.interactions.has_timestamps:
         lines.append(

@@ -20,9 +20,9 @@ from training.dataset import DatasetError, Vocabulary
 from training.evaluate import Evaluation, Scorer, evaluate_test
 from training.export import export
 from training.gate import compare
-from training.interactions import Columns, Interactions, InteractionsError, read_interactions
+from training.interactions import Columns, Interactions, InteractionsError
 from training.logged import logged_interactions, without_erased, without_known
-from training.preparation import Prepared, data_window, prepare
+from training.preparation import Prepared, data_window, prepare, read_for
 from training.presets import settle
 from training.run import RunError, RunFolder
 from training.scorers import BundleScorer, run_scorer
@@ -63,7 +63,7 @@ def retrain(
             f"{name} is an item-based AutoRec, which knows only the users it was trained on and cannot serve; retrain "
             "a user-based one, such as autorec-user"
         )
-    interactions = read_interactions(data, columns=columns, max_dropped=config.data.max_dropped)
+    interactions = read_for(config, data, columns)
     if events_from:
         logged = logged_interactions(events_from, event_types, console)
         interactions = without_erased(interactions, logged.tombstones)

@@ -28,8 +28,7 @@ from training import checkpoint
 from training.attributes import Attributes, learnable
 from training.config import S3RecRunConfig
 from training.dataset import popularity_of
-from training.interactions import read_interactions
-from training.preparation import Prepared, data_window, prepare
+from training.preparation import Prepared, data_window, prepare, read_for
 from training.spec import RunSpec
 
 _AGAIN = "the same train command writes it again"
@@ -49,8 +48,8 @@ class RunFolder:
         self.path = path
 
     def begin(self, spec: RunSpec, prepared: Prepared) -> None:
-        """Write what went in. Raises RunError if the folder holds another run."""
-        if (self.path / RUN).exists() and (other := self.spec().differences(spec)):
+        """Write what went in. Raises RunError if another run has trained in the folder."""
+        if self._trained() and (self.path / RUN).exists() and (other := self.spec().differences(spec)):
             said = [f"{name} {before!r} there, {now!r} here" for name, (before, now) in list(other.items())[:3]]
             raise RunError(f"{self.path} holds another run ({'; '.join(said)}); give another --output")
         self.path.mkdir(parents=True, exist_ok=True)
@@ -61,6 +60,11 @@ class RunFolder:
         else:  # the same run with attributes may have been here before
             (self.path / "attributes.json").unlink(missing_ok=True)
         self._write_json(RUN, spec.model_dump(mode="json"), indent=2)  # last: what it describes is there
+
+    def _trained(self) -> bool:
+        """Whether something would be lost: a run that was refused before its first epoch leaves the folder free."""
+        folders = self.path, self.pretraining.path
+        return any((folder / name).exists() for folder in folders for name in (CHECKPOINT, METRICS))
 
     def keep_neighbours(self, neighbours: Neighbours | None) -> None:
         """Write what is blended into the model's scores, instead of what was. Call before `finish`."""
@@ -154,9 +158,8 @@ class RunFolder:
         spec = self.spec()
         if "events" in spec.data.files:
             raise RunError(f"{self.path} was trained on events of a live store, which cannot be read a second time")
-        most = spec.config.data.max_dropped
-        log = read_interactions(spec.files, columns=spec.columns, max_dropped=most)
-        test = read_interactions(spec.test, columns=spec.columns, max_dropped=most) if spec.test else None
+        log = read_for(spec.config, spec.files, spec.columns)
+        test = read_for(spec.config, spec.test, spec.columns) if spec.test else None
         prepared = prepare(log, spec.config, split=spec.split, held_out=spec.held_out, seed=spec.seed, test=test)
         if data_window([*spec.files, *spec.test], prepared) != spec.data:
             raise RunError(f"{self.path}: the data files are not those the run was trained on (their sha256 differ)")

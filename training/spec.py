@@ -18,6 +18,7 @@ from training.config import (
     differences,
     flat,
     load_config,
+    reads_values,
 )
 from training.interactions import Columns
 
@@ -91,10 +92,9 @@ class RunSpec(BaseModel):
     def _deciding(self) -> "RunSpec":
         """Without what decides nothing: where files lie, attributes that are but titles, values that nothing reads."""
         learns = isinstance(self.config, S3RecRunConfig) and self.config.uses_attributes
-        rates = isinstance(self.config, AutoRecRunConfig) and self.config.model.feedback == "explicit"
         changes: dict[str, Any] = {"attributes": None, "by_rule": None, "test": [Path(path.name) for path in self.test]}
         changes["attributes_sha256"] = self.attributes_sha256 if learns else None
-        changes["columns"] = self.columns if rates else replace(self.columns, value=None)
+        changes["columns"] = self.columns if reads_values(self.config) else replace(self.columns, value=None)
         return self.model_copy(update=changes)
 
     @staticmethod

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from training.dataset import Dataset, DatasetError, Sequences
 
+_OTHERWISE = "take --split loo, which train and evaluate have"
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Holdout:
@@ -54,6 +56,7 @@ class Split:
 
     train and the histories of validation share their arrays, which hold no held-out item. `left_out` counts users
     without a target, by reason. `cuts_ms` are the times where validation and test begin, for a split by time.
+    `test_ties` counts test targets with the time of the event before, for leave-one-out: a cut in time ties none.
     """
 
     train: Sequences
@@ -61,6 +64,7 @@ class Split:
     _test: Holdout = field(repr=False)
     left_out: dict[str, int]
     cuts_ms: tuple[int, int] | None = None
+    test_ties: int = 0
 
     @property
     def judges(self) -> int:
@@ -90,11 +94,13 @@ def split_leave_one_out(dataset: Dataset) -> Split:
     if not users.size:
         raise DatasetError("no user has 3 interactions, so none can be split into train, validation and test")
     train = Sequences(whole.items, whole.starts, whole.ends - 2 * split_users, whole.timestamps, whole.values).compact()
+    test = _holdout(whole, users, whole.ends[users] - 1)
     return Split(
         train=train,
         validation=_holdout(whole, users, whole.ends[users] - 2, train.take(users)),
-        _test=_holdout(whole, users, whole.ends[users] - 1),
+        _test=test,
         left_out={"fewer than 3 interactions": int((~split_users).sum())},
+        test_ties=int((~test.strictly_later).sum()),
     )
 
 
@@ -112,7 +118,10 @@ def split_by_time(dataset: Dataset, *, validation_share: float = 0.1, test_share
     whole = dataset.sequences
     times = whole.timestamps
     if times is None:
-        raise DatasetError("a split by time needs timestamps and the interactions have none; split leave-one-out")
+        raise DatasetError(
+            "a split by time needs timestamps and the interactions have none; name their column with "
+            f"--timestamp-column, or {_OTHERWISE}"
+        )
     if not (validation_share > 0 and test_share > 0 and validation_share + test_share < 1):
         raise DatasetError(
             f"validation_share {validation_share} and test_share {test_share} must be above 0 and together below 1"
@@ -133,7 +142,7 @@ def split_by_time(dataset: Dataset, *, validation_share: float = 0.1, test_share
         if not present:
             raise DatasetError(
                 f"the {part} part is empty with cuts at {first_cut} and {second_cut} ms: too few users have events on "
-                "both sides of a cut; choose other shares or split leave-one-out"
+                f"both sides of a cut; give a log that spans more time, or {_OTHERWISE}"
             )
     validation_users, test_users = np.flatnonzero(has_validation), np.flatnonzero(has_test)
     newcomers_first = (before_first < before_second) & (before_first == whole.starts)

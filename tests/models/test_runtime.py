@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from models.bundle import read_bundle
 from models.device import DeviceError, check_installation
 from models.manifest import BundleError
-from models.runtime import EXCLUDED_SCORE, Runtime, cpu_quota, same_items
+from models.runtime import EXCLUDED_SCORE, TOLERANCE, Runtime, cpu_quota, same_items, tolerance_of
 
 ITEMS = 300  # more than one history excludes
 
@@ -214,6 +214,14 @@ EXPECTED, SCORES = np.array([[1, 2]]), np.array([[3.0, 2.0]], np.float32)
 def test_only_an_exchange_of_equal_scores_is_the_same_ranking(found: list[list[int]], same: bool) -> None:
     items = np.array([[0, 0], [3, 0], [2, 0], [2, 9], [1, 0]], np.float32)
     assert same_items(items, ONE, np.array(found), EXPECTED, SCORES) is same
+
+
+@pytest.mark.parametrize(
+    ("scores", "times"),
+    [([0.5, -0.2], 1), ([], 1), ([3.0, -2000.0], 2000), ([40.0, EXCLUDED_SCORE, -np.inf], 40), ([np.nan, 2.0], 2)],
+)
+def test_what_rounding_may_do_grows_with_the_scores(scores: list[float], times: int) -> None:
+    assert tolerance_of(np.array([scores], np.float32)) == pytest.approx(TOLERANCE * times)
 
 
 def test_an_item_that_comes_twice_is_no_exchange() -> None:

@@ -52,6 +52,62 @@ def test_a_table_stays_text(tmp_path: Path, name: str, separator: str) -> None:
     assert (attributes.missing_items, attributes.unknown_items) == (1, 1)
 
 
+@pytest.mark.parametrize("suffix", ["json", "jsonl"])
+@pytest.mark.parametrize(
+    ("attributes", "where"),
+    [
+        ('{"x": "\\ud83d"}', "attribute 'x' is '.ud83d'"),
+        ('{"x": ["ok", "\\ud83d"]}', "attribute 'x' is '.ud83d'"),
+        ('{"\\ud83d": 1}', "has an attribute '.ud83d'"),
+    ],
+)
+def test_half_a_surrogate_pair_is_no_text(tmp_path: Path, suffix: str, attributes: str, where: str) -> None:
+    text = f'{{"10": {attributes}}}' if suffix == "json" else '{"item_id": "10", ' + attributes[1:]
+    with pytest.raises(AttributesError, match=rf"a\.{suffix}: item '10',? {where}, with half of a surrogate pair"):
+        read(tmp_path / f"a.{suffix}", text)
+
+
+def test_a_table_may_be_parted_by_semicolons(tmp_path: Path) -> None:
+    assert read(tmp_path / "a.csv", "item_id; brand\n10;acme, inc\n").columns == {
+        "brand": [None, None, "acme, inc", None]
+    }
+
+
+def test_blank_lines_of_a_table_are_no_items(tmp_path: Path) -> None:
+    attributes = read(tmp_path / "a.csv", "item_id,brand\n10,acme\n\n ,\n20,acme\n\n")
+
+    assert attributes.columns == {"brand": [None, "acme", "acme", None]}
+    assert (attributes.missing_items, attributes.unknown_items) == (1, 0)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+@pytest.mark.parametrize(
+    ("first", "second", "numbers"),
+    [
+        ("12", "-0.99", True),
+        ("", "0.5", True),
+        ("1999", "2000", False),
+        ("007", "1.5", False),
+        ("1.5", "n/a", False),
+        ("1.5", " ", False),
+        ("1.5|2", "3", False),
+        ("1.", "2", False),
+        ("1e3", "1.5", False),
+    ],
+)
+def test_a_column_of_a_table_is_numbers_if_all_are_and_one_has_a_fraction(
+    tmp_path: Path, name: str, first: str, second: str, numbers: bool
+) -> None:
+    text = f"item_id,price,title\n10,{first},1.5\n20,{second},2.5\n".replace(",", "\t" if name == "a.tsv" else ",")
+
+    columns = read(tmp_path / name, text).columns
+
+    known = [value for value in columns["price"] if value is not None]
+    assert all(isinstance(value, float) is numbers for value in known)
+    assert not numbers or known == [float(value) for value in (second, first) if value]
+    assert columns["title"] == [None, "2.5", "1.5", None]
+
+
 def test_json_from_item_to_a_list_of_attribute_ids(tmp_path: Path) -> None:
     attributes = read(tmp_path / "a.json", '{"10": [3, 1], "20": [], "99": [7]}')
 

@@ -238,6 +238,21 @@ def test_columns_can_be_called_anything(
     assert "no timestamps: the order of the rows is taken as the order of events" in " ".join(out.split())
 
 
+def test_a_column_of_values_that_nobody_named_stops_no_model_that_reads_none(
+    command: Callable[..., tuple[int, str, str]], log: Path, tiny: Path, tmp_path: Path
+) -> None:
+    run, bundle = tmp_path / "run", tmp_path / "artifacts" / "v1"
+    pl.read_csv(log).with_columns(value=pl.lit("purchase")).write_csv(log)
+    assert command("train", tiny, "--data", log, "--output", run)[::2] == (0, "")
+    assert command("evaluate", run)[::2] == (0, "")
+    assert command("export", run, "--version", "v1")[::2] == (0, "")
+    assert command("evaluate", bundle, "--data", log)[::2] == (0, "")
+    assert command("recommend", "v1", "--data", log, "--output", "top.csv")[::2] == (0, "")
+    status, _, error = command("train", tiny, "--data", log, "--value-column", "value", "--output", tmp_path / "other")
+    assert (status, "value is not a finite number" in error) == (1, True)
+    assert command("train", tiny, "--data", log, "--value-column", "", "--output", run)[::2] == (0, "")
+
+
 def test_ids_titles_and_paths_are_printed_as_they_are_written(
     command: Callable[..., tuple[int, str, str]], log: Path, tiny: Path, tmp_path: Path
 ) -> None:

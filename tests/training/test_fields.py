@@ -48,6 +48,22 @@ def test_the_unit_of_numbers_is_judged_per_file(tmp_path: Path) -> None:
     assert log.frame["timestamp"].to_list() == [SECOND * 1000, SECOND * 1000 + 250, SECOND * 1000 + 500]
 
 
+@pytest.mark.parametrize(("most", "other"), [(1000, 1), (1, 1000)])
+@pytest.mark.parametrize("text", [True, False])
+def test_seconds_among_milliseconds_and_the_reverse_are_counted(most: int, other: int, text: bool) -> None:
+    column = pl.Series([SECOND * most, (SECOND + 1) * other, (SECOND + 2) * most, 0])
+    frame = pl.DataFrame({"user_id": ["u"] * 4, "item_id": [*"abcd"], "timestamp": column})
+    if text:
+        frame = frame.cast({"timestamp": pl.String})
+
+    log = interactions_from_frame(frame, source="events", max_dropped=0.25)
+
+    assert log.frame["item_id"].to_list() == ["d", "a", "c"]
+    assert log.report.dropped == {"timestamp in seconds where most are in milliseconds, or the reverse": 1}
+    with pytest.raises(InteractionsError, match=f"or the reverse, first in row 2 of events: '{(SECOND + 1) * other}'"):
+        interactions_from_frame(frame, source="events")
+
+
 @pytest.mark.parametrize(
     "column", [["20240301", "", "20231231"], [20240301, None, 20231231], [20240301.0, None, 20231231.0]]
 )

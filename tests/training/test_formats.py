@@ -26,6 +26,11 @@ INTER = CSV.replace("user_id,item_id,timestamp,value", "user_id:token,item_id:to
         ("log.csv.gz", CSV),
         ("log.csv", "\ufeff" + CSV),
         ("log.csv", CSV.replace("\n", "\r\n")),
+        ("log.csv", CSV.replace(",", ";")),
+        ("log.csv.gz", CSV.replace(",", "\t")),
+        ("log.csv", CSV.replace(",", "|").replace("x", '"x"')),
+        ("log.csv", CSV.replace(",item_id", ", item_id ").replace("timestamp", " timestamp\t")),
+        ("log.csv", CSV.replace("\n", "\r\r\n")),
         ("log.tsv", CSV.replace(",", "\t")),
         ("log.tsv.gz", CSV.replace(",", "\t")),
         ("log.inter", INTER.replace(",", "\t")),
@@ -51,6 +56,36 @@ def test_every_text_format_gives_the_same_columns(tmp_path: Path, name: str, tex
         "timestamp": pl.Int64,
         "value": pl.Float32,
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("log.csv", "user_id;item_id|x\nu;i|1\n"),
+        ("log.tsv", "user_id,item_id\nu,i\n"),
+        ("log.csv", "user_id item_id\n1 2\n"),
+    ],
+)
+def test_a_table_that_is_parted_otherwise_is_told_what_parts_it(tmp_path: Path, name: str, text: str) -> None:
+    with pytest.raises(
+        InteractionsError, match=r"no column 'user_id' .* part them by commas in a \.csv .* tabs in a \.tsv"
+    ):
+        read_interactions([written(tmp_path / name, text)])
+
+
+def test_a_decimal_comma_parts_nothing_and_an_open_quote_is_seen_between_semicolons(tmp_path: Path) -> None:
+    header = "user_id;item_id;price;note\n"
+    log = written(tmp_path / "log.csv", header + "u;i;3,5;x\nu;j;2,5;y\n")
+    assert [row[:2] for row in rows(read_interactions([log]))] == [("u", "i"), ("u", "j")]
+    written(log, header + 'u;i;3,5;"7 inch\nu;j;2,5;7 inch"\nu;j;1,5;x\n')
+    with pytest.raises(InteractionsError, match="in row 1 the column 'note' goes on over 2 lines"):
+        read_interactions([log])
+
+
+def test_padding_is_no_part_of_a_columns_name_unless_it_tells_two_apart(tmp_path: Path) -> None:
+    log = written(tmp_path / "log.csv", "user_id, item_id,stars , stars\nu,i,1,2\n")
+    for columns in (Columns(value="stars "), Columns(item=" item_id", value="stars ")):
+        assert rows(read_interactions([log], columns=columns)) == [("u", "i", None, 1.0)]
 
 
 @pytest.mark.parametrize(
@@ -148,6 +183,28 @@ def test_a_line_that_is_not_json_is_dropped_and_counted(tmp_path: Path) -> None:
 
     assert log.report.dropped == {"line is not a JSON object": 3}
     assert log.report.rows_kept == 2
+
+
+def test_nan_in_json_is_a_missing_value(tmp_path: Path) -> None:
+    lines = ['{"user_id": 7, "item_id": "a", "value": NaN}', '{"user_id": 7, "item_id": "b", "value": 2, "x": [NaN]}']
+    log = read_interactions([written(tmp_path / "log.jsonl", "\n".join(lines))], max_dropped=0)
+    assert rows(log) == [("7", "a", None, None), ("7", "b", None, 2.0)]
+    infinite = written(tmp_path / "infinite.jsonl", lines[0].replace("NaN", "-Infinity"))
+    with pytest.raises(InteractionsError, match="value is not a finite number"):
+        read_interactions([infinite])
+
+
+def test_half_a_surrogate_pair_is_told_where_it_stands_in_what_is_read(tmp_path: Path) -> None:
+    good, half = '{"user_id": "u", "item_id": "i", "title": "\\ud83d"}\n', '{"user_id": "u", "item_id": "\\ud83d"}\n'
+    path = written(tmp_path / "log.jsonl", good + half)
+
+    log = read_interactions([path], max_dropped=0.5)
+
+    assert rows(log) == [("u", "i", None, None)]
+    reason = "line has half of a surrogate pair, which is no text"
+    assert (log.report.dropped, log.report.first) == ({reason: 1}, {reason: f"in row 2 of {path}"})
+    with pytest.raises(InteractionsError, match=r"log\.jsonl: no line is .* half of a surrogate pair"):
+        read_interactions([written(path, half)])
 
 
 @pytest.mark.parametrize("name", ["log.csv", "log.jsonl"])

@@ -86,7 +86,6 @@ GOOD = {"user_id": "u", "item_id": "i", "timestamp": str(SECOND), "value": "1"}
         ({"timestamp": "2101-01-01"}, "timestamp before 1970 or after 2100"),
         ({"timestamp": "4133980800"}, "timestamp before 1970 or after 2100"),
         ({"value": "good"}, "value is not a finite number"),
-        ({"value": "nan"}, "value is not a finite number"),
         ({"value": "-inf"}, "value is not a finite number"),
         ({"user_id": "", "timestamp": "x", "value": "x"}, "user id empty"),
     ],
@@ -110,12 +109,37 @@ def test_a_bad_row_is_dropped_and_counted_under_its_first_reason(bad: dict[str, 
         {"timestamp": "4133980799"},
         {"value": ""},
         {"value": None},
+        {"value": "NaN"},
     ],
 )
 def test_a_row_at_the_limit_is_kept(row: dict[str, str | None]) -> None:
     frame = pl.DataFrame([GOOD, GOOD | row], schema=dict.fromkeys(GOOD, pl.String))
 
     assert interactions_from_frame(frame, source="events", max_dropped=0).report.rows_kept == 2
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_a_value_that_is_nan_is_a_missing_one(tmp_path: Path, suffix: str) -> None:
+    frame = pl.DataFrame({"user_id": ["u", "u"], "item_id": ["a", "b"], "value": [float("nan"), 2.0]})
+    path = tmp_path / f"log.{suffix}"
+    (frame.write_csv if suffix == "csv" else frame.write_parquet)(path)
+    assert [row[3] for row in rows(read_interactions([path], max_dropped=0))] == [None, 2.0]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "inter", "jsonl", "parquet"])
+def test_no_values_are_read_where_the_name_of_their_column_is_empty(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"log.{suffix}"
+    frame = pl.DataFrame({"user_id": ["u"], "item_id": ["i"], "value": ["purchase"], "rating": ["good"]})
+    if suffix == "parquet":
+        frame.write_parquet(path)
+    elif suffix == "jsonl":
+        frame.write_ndjson(path)
+    else:
+        frame.write_csv(path, separator="," if suffix == "csv" else "\t")
+
+    assert rows(read_interactions([path], columns=Columns(value=""))) == [("u", "i", None, None)]
+    with pytest.raises(InteractionsError, match="value is not a finite number"):
+        read_interactions([path])
 
 
 def test_the_share_of_dropped_rows_may_reach_the_limit_and_not_pass_it(tmp_path: Path) -> None:
@@ -136,6 +160,50 @@ def test_rows_that_an_open_quote_swallows_are_not_lost_unnoticed(tmp_path: Path,
     log = written(tmp_path / "log.csv", "\n".join([",".join(row), *lines, ""]))
     with pytest.raises(InteractionsError, match=f"{column.removesuffix('_id')} .* over 4 lines; close the quote"):
         read_interactions([log])
+
+
+@pytest.mark.parametrize("header", ["user_id,item_id,timestamp,note", "note,user_id,item_id", "user_id,note,item_id"])
+@pytest.mark.parametrize("swallows", [1, 3])
+def test_rows_that_an_open_quote_swallows_in_a_column_nobody_reads_are_not_lost_unnoticed(
+    tmp_path: Path, header: str, swallows: int
+) -> None:
+    def line(number: int, note: str) -> str:
+        row = {"user_id": f"u{number % 9}", "item_id": f"i{number % 7}", "timestamp": str(SECOND), "note": note}
+        return ",".join(row[name] for name in header.split(","))
+
+    notes = ["plain"] * 300
+    notes[100], notes[100 + swallows] = '"7 inch', '7 inch"'
+    log = written(tmp_path / "log.csv", "\n".join([header, *map(line, range(300), notes), ""]))
+    with pytest.raises(InteractionsError, match=r"in row 101 the column 'note' goes .* one of them is a row: .*quote"):
+        read_interactions([log])
+
+
+def test_text_of_several_lines_in_a_column_nobody_reads_is_no_harm(tmp_path: Path) -> None:
+    texts = ["one\ntwo", "good, cheap,\nfast, and, so, on", 'a ""quoted"" word\n\n1,2', "u\ni\n1"]
+    lines = [f'u,i,1,"{text}"' for text in texts]
+    log = written(tmp_path / "log.csv", "\n".join(["user_id,item_id,timestamp,review", *lines, ""]))
+    assert read_interactions([log], max_dropped=0).report.rows_kept == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "header"),
+    [
+        ("log.csv", "user_id,item_id,timestamp"),
+        ("log.tsv", "user_id\titem_id\ttimestamp"),
+        ("log.inter", "user_id:token\titem_id:token\ttimestamp:float"),
+        ("log.data", ""),
+    ],
+)
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_blank_lines_are_no_rows(tmp_path: Path, name: str, header: str, end: str) -> None:
+    mark = "," if name == "log.csv" else "\t"
+    row = mark.join(["u", "i", *(["3"] if name == "log.data" else []), str(SECOND)])
+    blank = ["", "  ", mark * row.count(mark)]
+    lines = [*([header] if header else []), row, *blank, row, row.replace("i", "", 1), "", ""]
+    log = read_interactions([written(tmp_path / name, end.join(lines))], max_dropped=0.5)
+
+    assert (log.report.rows_read, log.report.dropped) == (3, {"item id empty": 1})
+    assert log.report.first == {"item id empty": f"in row 6 of {tmp_path / name}"}
 
 
 def test_a_missing_file_a_folder_and_no_file_at_all_are_refused(tmp_path: Path) -> None:

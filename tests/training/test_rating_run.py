@@ -5,6 +5,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,18 @@ def test_a_split_by_what_came_last_gives_ranking_figures_too(command: Command, l
     assert {"rmse", "mae", "hr@10", "ndcg@10"} <= metrics["test"].keys()
     assert {"popularity", "matrix factorisation"} <= metrics["baselines"].keys()
     assert {"rmse", "ndcg@10"} <= metrics["test"]["intervals"].keys()
+
+
+def test_ratings_of_thousands_are_exported_and_a_bundle_that_is_off_is_not_served(command: Command, log: Path) -> None:
+    pl.read_csv(log).with_columns(rating=pl.col("rating") * 1_000).write_csv(log)
+    train(command, log, "user")
+    command("export", "user", "--version", "v1")
+    bundle = read_bundle(Path("artifacts/v1"))
+    assert 1e-4 < bundle.manifest.parity.largest_difference < 0.5
+    Runtime(bundle, device="cpu").replay_golden()
+    off = replace(bundle, golden=replace(bundle.golden, scores=bundle.golden.scores + np.float32(1)))
+    with pytest.raises(BundleError, match=r"come out 1 away from torch's answers \(at most 0\.\d+ is allowed"):
+        Runtime(off, device="cpu").replay_golden()
 
 
 def test_implicit_feedback_is_judged_by_ranking_alone(command: Command, log: Path) -> None:

@@ -264,6 +264,7 @@ def test_a_log_without_times_cannot_be_judged_by_time(desk: Desk) -> None:
     status, _, error = desk.retrain(GOOD)
     assert status == 1
     assert "needs timestamps" in error
+    assert "name their column with --timestamp-column, or take --split loo, which train and evaluate have" in error
 
 
 def test_a_log_without_times_cannot_be_put_beside_logged_events(desk: Desk, store: tuple[str, redis.Redis]) -> None:

@@ -96,10 +96,27 @@ def test_another_run_is_refused_and_the_first_one_kept(
     run = RunFolder(tmp_path / "run")
     spec, prepared = spec_of([log])
     run.begin(spec, prepared)
+    run.finish({})
     run.begin(spec, prepared)  # the same again is how a run continues
     with pytest.raises(RunError, match=rf"holds another run \({said}.*--output"):
         run.begin(*spec_of([log], **change))
     assert run.spec() == spec
+
+
+@pytest.mark.parametrize("kept", ["checkpoint.safetensors", "metrics.json", "pretraining/checkpoint.safetensors"])
+def test_a_folder_in_which_nothing_was_trained_is_free(
+    tmp_path: Path, log: Path, spec_of: Callable[..., tuple[RunSpec, Prepared]], kept: str
+) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.begin(*spec_of([log]))
+    other, prepared = spec_of([log], seed=1)
+    run.begin(other, prepared)
+    assert run.spec() == other
+
+    (run.path / kept).parent.mkdir(exist_ok=True)
+    (run.path / kept).touch()
+    with pytest.raises(RunError, match="holds another run"):
+        run.begin(*spec_of([log]))
 
 
 def test_attributes_make_another_run_only_where_they_are_learned_from(
@@ -119,6 +136,7 @@ def test_attributes_make_another_run_only_where_they_are_learned_from(
     assert s3rec.model_copy(update=other).identity != s3rec.identity
     run = RunFolder(tmp_path / "run")
     run.begin(s3rec, prepared)
+    run.finish({})
     with pytest.raises(RunError, match="holds another run \\(attributes_sha256"):
         run.begin(s3rec.model_copy(update=other), prepared)
 
@@ -136,6 +154,7 @@ def test_other_ratings_of_the_same_rows_make_another_run_where_ratings_are_read(
     assert autorec.model_copy(update=other).identity != autorec.identity
     run = RunFolder(tmp_path / "run")
     run.begin(autorec, prepared)
+    run.finish({})
     with pytest.raises(RunError, match=r"holds another run \(columns\.value None there, 'stars' here"):
         run.begin(autorec.model_copy(update=other), prepared)
 
@@ -149,6 +168,7 @@ def test_other_columns_of_the_same_file_make_another_run(
     assert other.identity != spec.identity
     run = RunFolder(tmp_path / "run")
     run.begin(spec, prepared)
+    run.finish({})
     ((role, name),) = column.items()
     with pytest.raises(RunError, match=rf"holds another run \(columns\.{role} .* there, '{name}' here"):
         run.begin(other, prepared)

@@ -1,0 +1,41 @@
+"""Before a training, what its data lacks is said where it can still be mended."""
+
+from typing import Any
+
+import polars as pl
+import pytest
+
+from models.sasrec import SASRecConfig
+from training.config import Config
+from training.interactions import Columns, interactions_from_frame
+from training.preparation import prepare
+from training.report import describe_data
+from training.spec import SplitName
+
+
+def told(tied: int, *, twice: int = 0, times: str = "timestamp", split: SplitName = "loo") -> str:
+    """Of ten users with four events each, of which so many have all of theirs at one time, and some rows again."""
+    rows = [(f"u{user}", f"i{item}", 2 if user < tied else item + 1) for user in range(10) for item in range(4)]
+    rows += rows[-twice:] if twice else []
+    frame = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
+    log = interactions_from_frame(frame, source="events", columns=Columns(timestamp=times))
+    return describe_data(prepare(log, Config(model=SASRecConfig()), split=split, held_out=0.25))
+
+
+def test_targets_that_tie_with_the_event_before_are_told_where_they_are_many() -> None:
+    said = (
+        'same time as the event before: 2 of 10 test targets, so that what came last is a guess; --timestamp-column ""'
+    )
+    assert said in told(2)
+    assert "the event before" not in told(1)
+
+
+@pytest.mark.parametrize("how", [{"times": ""}, {"split": "time"}])
+def test_no_target_ties_without_times_or_behind_a_cut_in_time(how: dict[str, Any]) -> None:
+    assert "the event before" not in told(10 if "times" in how else 2, **how)
+
+
+def test_rows_that_are_there_twice_are_told() -> None:
+    assert "note: 3 interactions have the user, item and time of another" in told(0, twice=3)
+    assert "of another" not in told(0)
+    assert "of another" not in told(0, twice=3, times="")
