@@ -27,9 +27,11 @@ from service.requests import bug, check_declared, parse_json, refuse_repeated, r
 from service.routes import NO_MODEL, Services
 from service.schemas import MAX_QUERIES, MAX_TIMEOUT_MS, RecommendRequest
 from service.scoring import ScoringStopped
+from service.turns import Turns
 
 logger = logging.getLogger(__name__)
 
+_LARGE_BYTES = 1 << 13  # of a body that is checked in a turn of its own: some tenths of a millisecond's work
 _JSON = b"application/json"
 _PROBLEM = b"application/problem+json"
 
@@ -42,13 +44,14 @@ class HotRoutes:
 
     def __init__(self, services: Services) -> None:
         self._services = services
+        large = Turns()
         handlers: dict[str, _Handler] = {
             "recommend": self._one,
             "recommend/batch": self._batch,
             "events": self._events,
         }
         self.routes: dict[bytes, Route] = {
-            b"/%b" % name.encode(): partial(_Call, services, name, handler) for name, handler in handlers.items()
+            b"/%b" % name.encode(): partial(_Call, services, large, name, handler) for name, handler in handlers.items()
         }
 
     def _one(self, body: bytes, timeout_s: float | None, caller: Caller) -> Pending[Recommendation]:
@@ -106,10 +109,21 @@ class HotRoutes:
 class _Call:
     """One request to a hot route, on its way through the checks to the batch and back."""
 
-    __slots__ = ("_began", "_exchange", "_handler", "_more", "_name", "_request_id", "_services", "_timeout_s")
+    __slots__ = (
+        "_began",
+        "_exchange",
+        "_handler",
+        "_large",
+        "_more",
+        "_name",
+        "_request_id",
+        "_services",
+        "_timeout_s",
+    )
 
-    def __init__(self, services: Services, name: str, handler: _Handler, exchange: Exchange) -> None:
+    def __init__(self, services: Services, large: Turns, name: str, handler: _Handler, exchange: Exchange) -> None:
         self._services = services
+        self._large = large
         self._name = name
         self._handler = handler
         self._exchange = exchange
@@ -169,7 +183,10 @@ class _Call:
         """Ask for the answer to a body."""
         context = logs.request_id.set(self._request_id)
         try:
-            self._ask(body)
+            if len(body) > _LARGE_BYTES and self._name != "events":  # those have turns of their own, behind their bound
+                self._large.add(partial(self._ask, body))
+            else:
+                self._ask(body)
         finally:
             logs.request_id.reset(context)
 

@@ -7,9 +7,7 @@ import asyncio
 import logging
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from contextvars import Context, copy_context
 from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -26,6 +24,7 @@ from service.metrics import Metrics
 from service.requests import parse_json
 from service.schemas import MAX_AHEAD_MS, MAX_EVENTS, EventRequest, default_event_id
 from service.sequences import AppendResult, Event, SequenceStore
+from service.turns import Turns
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +74,7 @@ class Intake:
         self._now = now
         self._arrivals = Arrivals()
         self._bytes = 0  # of the bodies whose events wait or are being stored
-        self._large: deque[tuple[Context, bytes, asyncio.Future[Pending[AppendResult]]]] = deque()
+        self._large = Turns()
         self._said: dict[str, float] = {}  # each warning, and when
 
     async def __aenter__(self) -> Self:
@@ -115,25 +114,18 @@ class Intake:
         self._bytes -= size
 
     def _in_turn(self, body: bytes) -> Pending[Pending[AppendResult]]:
-        """Of large bodies one in each turn of the event loop: many at once would hold up everything else, answers of
-        the store included, which would then seem not to answer."""
-        loop = asyncio.get_running_loop()
-        begun: asyncio.Future[Pending[AppendResult]] = loop.create_future()
-        self._large.append((copy_context(), body, begun))  # which has the id of the request
-        if len(self._large) == 1:
-            loop.call_soon(self._next_large)
-        return Pending(begun, lambda future: future.result().told(future.result().future))
+        begun: asyncio.Future[Pending[AppendResult]] = asyncio.get_running_loop().create_future()
 
-    def _next_large(self) -> None:
-        context, body, begun = self._large.popleft()
-        if self._large:
-            asyncio.get_running_loop().call_soon(self._next_large)
-        try:
-            pending = context.run(self._begin, body)
-        except Exception as error:  # noqa: BLE001 - whoever waits tells a problem from a bug
-            begun.set_exception(error)
-        else:
-            pending.future.add_done_callback(lambda _: begun.set_result(pending))
+        def begin() -> None:
+            try:
+                pending = self._begin(body)
+            except Exception as error:  # noqa: BLE001 - whoever waits tells a problem from a bug
+                begun.set_exception(error)
+            else:
+                pending.future.add_done_callback(lambda _: begun.set_result(pending))
+
+        self._large.add(begin)
+        return Pending(begun, lambda future: future.result().told(future.result().future))
 
     def _begin(self, body: bytes) -> Pending[AppendResult]:
         """Check a body and let its events wait to be stored. Raises Problem."""
