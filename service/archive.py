@@ -13,7 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from models.archive import ArchiveError, Compaction, compact, locked, write
+from models.archive import ArchiveError, locked, write
+from models.compaction import Compaction, compact
 from models.eventlog import (
     PARTITIONS,
     START,

@@ -1,0 +1,122 @@
+"""Compaction of an archive: one file of a day in which every event is once and no erased user is.
+
+A large day becomes several files, each a share of its users: a day need not fit into memory.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from models.archive import (
+    ERASED,
+    Archived,
+    ArchiveError,
+    load_polars,
+    metadata_of,
+    publish,
+    read_files,
+    read_tombstones,
+    reading,
+    schemas,
+    settled,
+    without_erased,
+    writing,
+)
+from models.eventlog import digest_of
+
+if TYPE_CHECKING:
+    import polars as pl
+
+_COMPACTION_KEY = "recserve.compaction"
+_ROWS_AT_ONCE = 1_000_000  # of a day that is compacted: about half a gigabyte
+
+
+@dataclass(frozen=True, slots=True)
+class Compaction:
+    """What a compaction did: days that were written anew, events dropped as repeats and as those of erased users."""
+
+    days: int = 0
+    repeats: int = 0
+    erased: int = 0
+
+
+def compact(folder: Path) -> Compaction:
+    """Make one file of each day that has several, repeats or erased users. Whoever compacts holds `locked`.
+
+    A day that cannot be read keeps no other from being compacted: ArchiveError comes at the end.
+    """
+    failure: ArchiveError | None = None
+    with writing(folder):
+        tombstones = read_tombstones(folder)
+        done = Compaction()
+        for day in sorted(folder.glob("dt=*")):
+            try:
+                of_day = _compact_day(folder, day, tombstones)
+            except ArchiveError as error:
+                failure = failure or error
+            else:
+                done = Compaction(done.days + of_day.days, done.repeats + of_day.repeats, done.erased + of_day.erased)
+        files = sorted(folder.glob(f"{ERASED}/*.parquet"))
+        if len(files) > 1:
+            publish(tombstones, folder, folder / ERASED / f"part-{uuid.uuid4().hex}.parquet")
+            _remove(files)
+    if failure is not None:
+        raise failure
+    return done
+
+
+def _compact_day(folder: Path, day: Path, tombstones: pl.DataFrame) -> Compaction:
+    polars = load_polars()
+    files = sorted(day.glob("*.parquet"))
+    if not files or (_is_compact(files) and not _has_erased(files, tombstones)):
+        return Compaction()
+    rows = sum(map(_rows, files))
+    shares = max(1, -(-rows // _ROWS_AT_ONCE))
+    compaction = uuid.uuid4().hex
+    counts = [0, 0, 0]  # events kept, repeats, events of erased users
+    new = []
+    for share in range(shares):
+        events = read_files(files, schemas()[0], polars.col("user_id").hash(0) % shares == share)
+        kept = without_erased(Archived(events, tombstones))
+        final = settled(Archived(kept, tombstones.clear()))
+        new.append(day / f"day-{compaction}-{share:04d}.parquet")
+        publish(final, folder, new[-1], {_COMPACTION_KEY: f"{compaction}/{shares}"})
+        counts = [
+            a + b for a, b in zip(counts, (len(final), len(kept) - len(final), len(events) - len(kept)), strict=True)
+        ]
+    _remove(files if counts[0] else files + new)
+    if not counts[0]:
+        with suppress(OSError):  # something that is not ours may be left in it
+            day.rmdir()
+    return Compaction(1, *counts[1:])
+
+
+def _is_compact(files: Sequence[Path]) -> bool:
+    """Whether these are all the files of one compaction, and nothing else."""
+    marks = {metadata_of(file).get(_COMPACTION_KEY, "") for file in files}
+    return len(marks) == 1 and marks.pop().partition("/")[2] == str(len(files))
+
+
+def _has_erased(files: Sequence[Path], tombstones: pl.DataFrame) -> bool:
+    """Whether a file has events of a user with a tombstone, which may be later than it."""
+    polars = load_polars()
+    if not len(tombstones):
+        return False
+    users = read_files(files, {"user_id": polars.String})["user_id"].unique()
+    return not {digest_of(user) for user in users}.isdisjoint(tombstones["user"])
+
+
+def _rows(file: Path) -> int:
+    with reading(file):
+        found: int = load_polars().scan_parquet(file).select(load_polars().len()).collect().item()
+    return found
+
+
+def _remove(files: Sequence[Path]) -> None:
+    for file in files:
+        file.unlink(missing_ok=True)
