@@ -27,7 +27,6 @@ from models.archive import (
     without_erased,
     writing,
 )
-from models.eventlog import digest_of
 
 if TYPE_CHECKING:
     import polars as pl
@@ -103,12 +102,12 @@ def _is_compact(files: Sequence[Path]) -> bool:
 
 
 def _has_erased(files: Sequence[Path], tombstones: pl.DataFrame) -> bool:
-    """Whether a file has events of a user with a tombstone, which may be later than it."""
-    polars = load_polars()
+    """Whether a file has events that a tombstone does away with, which may be later than it."""
     if not len(tombstones):
         return False
-    users = read_files(files, {"user_id": polars.String})["user_id"].unique()
-    return not {digest_of(user) for user in users}.isdisjoint(tombstones["user"])
+    columns = {name: schemas()[0][name] for name in ("user_id", "logged_ms", "logged_number")}
+    parts = (read_files([file], columns) for file in files)
+    return any(len(without_erased(Archived(part, tombstones))) < len(part) for part in parts)
 
 
 def _rows(file: Path) -> int:

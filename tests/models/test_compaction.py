@@ -45,6 +45,16 @@ def test_an_erased_user_is_dropped_and_stays_dropped_when_an_older_copy_is_put_b
     assert names(tmp_path) == ["b", "back"]
 
 
+def test_a_day_of_a_user_who_was_erased_and_came_back_is_written_anew_once(tmp_path: Path) -> None:
+    add(tmp_path, event("a"), Tombstone(digest_of("ann"), "2-0"), event("back"), event("b", user="bob"))
+    assert compacted(tmp_path) == Compaction(days=1, erased=1)
+    assert compacted(tmp_path) == Compaction()
+    add(tmp_path, Tombstone(digest_of("ann"), "3-0"), first=5)  # up to "back", that one included
+    assert compacted(tmp_path) == Compaction(days=1, erased=1)
+    assert compacted(tmp_path) == Compaction()
+    assert names(tmp_path) == ["b"]
+
+
 def test_tombstones_are_kept_the_last_of_each_user_and_name_nobody(tmp_path: Path) -> None:
     for upto in ("5-0", "9-3", "9-2"):
         add(tmp_path, Tombstone(digest_of("ann"), upto))
