@@ -163,5 +163,5 @@ def _say_moved(entries: int) -> None:
 
 def _say_compacted(done: Compaction) -> None:
     logger.info(
-        "%d days compacted, without %d repeats and %d events of erased users", done.days, done.repeats, done.erased
+        "%d days compacted: %d repeats and %d events of erased users removed", done.days, done.repeats, done.erased
     )

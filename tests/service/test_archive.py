@@ -194,7 +194,9 @@ def test_an_erased_user_leaves_the_archive_with_the_next_compaction(store_url: s
     archive(store_url, tmp_path)
     assert "user7" in set(read(tmp_path).events["user_id"])  # not yet, but nobody reads it
     assert settled(read(tmp_path)).filter(user_id="user7")["event_id"].to_list() == ["e300", "e301"]
-    archive(store_url, tmp_path, "--compact")
+    said = archive(store_url, tmp_path, "--compact")
+    assert "3 days compacted: " in said
+    assert " repeats and 8 events of erased users removed" in said
     assert read(tmp_path).events.filter(user_id="user7")["event_id"].sort().to_list() == ["e300", "e301"]
 
 
