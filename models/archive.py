@@ -29,11 +29,13 @@ if TYPE_CHECKING:
     import polars as pl
 
 SCHEMA = 1  # in the metadata of every file, as _SCHEMA_KEY
+SIZE_KEY = "recserve.bytes"  # there as well: what the rows take in memory, which polars tells of no file unread
 ERASED = "erased"  # the folder of tombstones
 
 _SCHEMA_KEY = "recserve.schema"
 _DRAFTS = "drafts"
 _LAST_DAY_MS = 253_402_300_799_999  # the end of the year 9999, behind which there are no dates
+_TEXT_BYTES = 16  # of each text in a frame, beside its characters, which polars counts alone
 _READ_ATTEMPTS = 5  # a file may be compacted away between listing and reading it
 
 
@@ -229,8 +231,9 @@ def publish(frame: pl.DataFrame, folder: Path, target: Path, metadata: dict[str,
     drafts.mkdir(exist_ok=True)
     draft = drafts / uuid.uuid4().hex
     polars = load_polars()
+    said = {_SCHEMA_KEY: str(SCHEMA), SIZE_KEY: str(_size_bytes(frame))}
     try:
-        frame.write_parquet(draft, metadata={_SCHEMA_KEY: str(SCHEMA), **(metadata or {})})
+        frame.write_parquet(draft, metadata=said | (metadata or {}))
     except polars.exceptions.PolarsError as error:  # its word for a full disk
         raise OSError(str(error)) from error
     _sync(draft)
@@ -238,6 +241,11 @@ def publish(frame: pl.DataFrame, folder: Path, target: Path, metadata: dict[str,
     draft.rename(target)
     _sync(target.parent)
     _sync(folder)  # which may have got a new folder
+
+
+def _size_bytes(frame: pl.DataFrame) -> int:
+    texts = frame.select(load_polars().selectors.string()).width
+    return int(frame.estimated_size()) + _TEXT_BYTES * texts * len(frame)
 
 
 def _sync(path: Path) -> None:

@@ -1,6 +1,7 @@
 """Compaction of an archive: one file of a day in which every event is once and no erased user is.
 
-A large day becomes several files, each a share of its users: a day need not fit into memory.
+A large day becomes several files, each a share of its events: a day need not fit into memory. Repeats of an event meet
+in one share, while one user's events may be in all of them, who may have most of a day.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from models.archive import (
     ERASED,
+    SIZE_KEY,
     Archived,
     ArchiveError,
     load_polars,
@@ -21,7 +23,6 @@ from models.archive import (
     publish,
     read_files,
     read_tombstones,
-    reading,
     schemas,
     settled,
     without_erased,
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
     import polars as pl
 
 _COMPACTION_KEY = "recserve.compaction"
-_ROWS_AT_ONCE = 1_000_000  # of a day that is compacted: about half a gigabyte
+_BYTES_AT_ONCE = 128 * 2**20  # of a day's events, as polars holds them; in passing they take three times as much
+_LARGEST_ROW_BYTES = 8192  # its properties are 4 KiB at most, its five ids 256 bytes each
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,29 +72,33 @@ def compact(folder: Path) -> Compaction:
 
 
 def _compact_day(folder: Path, day: Path, tombstones: pl.DataFrame) -> Compaction:
-    polars = load_polars()
     files = sorted(day.glob("*.parquet"))
     if not files or (_is_compact(files) and not _has_erased(files, tombstones)):
         return Compaction()
-    rows = sum(map(_rows, files))
-    shares = max(1, -(-rows // _ROWS_AT_ONCE))
+    shares = max(1, -(-sum(map(_size_bytes, files)) // _BYTES_AT_ONCE))
     compaction = uuid.uuid4().hex
     counts = [0, 0, 0]  # events kept, repeats, events of erased users
     new = []
     for share in range(shares):
-        events = read_files(files, schemas()[0], polars.col("user_id").hash(0) % shares == share)
-        kept = without_erased(Archived(events, tombstones))
-        final = settled(Archived(kept, tombstones.clear()))
         new.append(day / f"day-{compaction}-{share:04d}.parquet")
+        events, kept, final = _share(files, share, shares, tombstones)
         publish(final, folder, new[-1], {_COMPACTION_KEY: f"{compaction}/{shares}"})
-        counts = [
-            a + b for a, b in zip(counts, (len(final), len(kept) - len(final), len(events) - len(kept)), strict=True)
-        ]
+        counts = [a + b for a, b in zip(counts, (len(final), kept - len(final), events - kept), strict=True)]
+        del final  # or it is there beside the next
     _remove(files if counts[0] else files + new)
     if not counts[0]:
         with suppress(OSError):  # something that is not ours may be left in it
             day.rmdir()
     return Compaction(1, *counts[1:])
+
+
+def _share(files: Sequence[Path], share: int, shares: int, tombstones: pl.DataFrame) -> tuple[int, int, pl.DataFrame]:
+    """How many events a share of the files has, how many of them nobody erased, and each of these once."""
+    polars = load_polars()
+    place = polars.col("user_id").hash(0) ^ polars.col("event_id").hash(1)
+    events = read_files(files, schemas()[0], place % shares == share)
+    kept = without_erased(Archived(events, tombstones))
+    return len(events), len(kept), settled(Archived(kept, tombstones.clear()))
 
 
 def _is_compact(files: Sequence[Path]) -> bool:
@@ -110,10 +116,12 @@ def _has_erased(files: Sequence[Path], tombstones: pl.DataFrame) -> bool:
     return any(len(without_erased(Archived(part, tombstones))) < len(part) for part in parts)
 
 
-def _rows(file: Path) -> int:
-    with reading(file):
-        found: int = load_polars().scan_parquet(file).select(load_polars().len()).collect().item()
-    return found
+def _size_bytes(file: Path) -> int:
+    """What a file's rows take in memory: what it says, or the most there can be if it is older than its saying so."""
+    said = metadata_of(file).get(SIZE_KEY, "")
+    if said.isdecimal():
+        return int(said)
+    return _LARGEST_ROW_BYTES * len(read_files([file], {"logged_ms": schemas()[0]["logged_ms"]}))
 
 
 def _remove(files: Sequence[Path]) -> None:

@@ -1,14 +1,18 @@
 """What a compaction leaves of an archive: each event once, nobody who was erased."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from models import compaction
 from models.archive import ArchiveError, locked, read, settled
 from models.compaction import Compaction, compact
 from models.eventlog import Tombstone, digest_of
-from tests.models.test_archive import add, event, files, names, spoil
+from tests.models.test_archive import DAY_MS, add, event, files, names, spoil
+
+DAYS = ("1970-01-01", "1970-01-02")
 
 
 def compacted(folder: Path) -> Compaction:
@@ -66,17 +70,42 @@ def test_tombstones_are_kept_the_last_of_each_user_and_name_nobody(tmp_path: Pat
     assert len(settled(read(tmp_path))) == 0
 
 
-def test_a_day_of_many_rows_is_compacted_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compaction, "_ROWS_AT_ONCE", 30)
+def test_a_day_of_many_events_is_compacted_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compaction, "_BYTES_AT_ONCE", 5_000)
     events = [event(f"e{number}", user=f"user{number % 20}") for number in range(100)]
     add(tmp_path, *events)
     add(tmp_path, *events)
     assert compacted(tmp_path) == Compaction(days=1, repeats=100)
     assert names(tmp_path) == sorted(event.event_id for event in events)
-    assert len(files(tmp_path)) == 7
+    assert len(files(tmp_path)) == 7  # 200 of some 165 bytes
     assert compacted(tmp_path) == Compaction()
     next(tmp_path.rglob("*.parquet")).unlink()  # what is left is no whole compaction
     assert compacted(tmp_path).days == 1
+
+
+def test_the_parts_of_a_day_are_as_large_as_their_properties_and_one_user_may_have_them_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compaction, "_BYTES_AT_ONCE", 50_000)
+    events = [event(f"e{number}") for number in range(100)]
+    add(tmp_path, *(replace(one, properties=b'{"a": "%s"}' % (b"b" * 4000)) for one in events))
+    add(tmp_path, *(replace(one, timestamp_ms=DAY_MS) for one in events), first=101)
+    assert compacted(tmp_path).days == 2
+    sizes = {day: [len(pl.read_parquet(path)) for path in tmp_path.glob(f"dt={day}/*")] for day in DAYS}
+    assert sizes[DAYS[1]] == [100]
+    assert len(sizes[DAYS[0]]) == 9  # 100 of some 4,170 bytes
+    assert max(sizes[DAYS[0]]) <= 25
+    assert sum(sizes[DAYS[0]]) == 100
+
+
+def test_a_file_that_does_not_say_its_size_is_taken_for_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compaction, "_BYTES_AT_ONCE", 100_000)
+    add(tmp_path, *(event(f"e{number}") for number in range(100)))
+    (path,) = tmp_path.rglob("*.parquet")
+    pl.read_parquet(path).write_parquet(path, metadata={"recserve.schema": "1"})
+    assert compacted(tmp_path) == Compaction(days=1)
+    assert len(files(tmp_path)) == 9  # 100 of at most 8,192 bytes
+    assert names(tmp_path) == sorted(f"e{number}" for number in range(100))
 
 
 def test_a_day_whose_users_are_all_erased_leaves_no_folder_and_can_come_again(tmp_path: Path) -> None:
