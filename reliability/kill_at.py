@@ -17,7 +17,8 @@ import service.archive
 
 _FILES = {module.__file__ for module in (models.archive, models.compaction, service.archive)}
 _LOG_FUNCTIONS = {"acknowledge", "archived", "rewrite"}
-_PER_EVENT = {"frames", "_fields", "_day", "_log", "load_polars", "schemas", "<genexpr>", "<listcomp>", "<dictcomp>"}
+_PER_EVENT = {"frames", "_fields", "_day", "_log", "_batches", "load_polars", "schemas"}
+_PER_EVENT |= {"<genexpr>", "<listcomp>", "<dictcomp>"}
 
 
 def main(kill_at: int, url: str, folder: Path) -> int:
