@@ -15,7 +15,7 @@ import fcntl
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -89,17 +89,21 @@ def write(folder: Path, entries: Sequence[Entry]) -> None:
             publish(new.tombstones, folder, folder / ERASED / name)
 
 
-def read(folder: Path) -> Archived:
-    """All that is in the archive; an empty folder holds nothing. Raises ArchiveError if there is no folder, or if a
-    file is damaged or of another version."""
+def read(folder: Path, columns: Collection[str] | None = None) -> Archived:
+    """All that is in the archive, or these columns of its events; an empty folder holds nothing.
+
+    Raises ArchiveError if there is no folder, or if a file is damaged or of another version.
+    """
     if not folder.is_dir():
         raise ArchiveError(f"{folder}: there is no such archive; 'python -m service archive' writes one")
+    of_events, of_tombstones = schemas()
+    wanted = {name: kind for name, kind in of_events.items() if columns is None or name in columns}
     attempt = 1
     while True:
         try:
             return Archived(
-                read_files(sorted(folder.glob("dt=*/*.parquet")), schemas()[0]),
-                read_files(sorted(folder.glob(f"{ERASED}/*.parquet")), schemas()[1]),
+                read_files(sorted(folder.glob("dt=*/*.parquet")), wanted),
+                read_files(sorted(folder.glob(f"{ERASED}/*.parquet")), of_tombstones),
             )
         except FileNotFoundError as error:
             if attempt == _READ_ATTEMPTS:

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from models.archive import ArchiveError, locked, read, write
-from models.eventlog import Entry, LoggedEvent, Tombstone
+from models.eventlog import Entry, LoggedEvent, Tombstone, digest_of
 
 DAY_MS = 86_400_000
 FULL = LoggedEvent("bøb", "日本", "e\0 2", "rating", 2 * DAY_MS, 1 / 3, "rec-1", '{"a": ["é", null]}'.encode())
@@ -43,6 +43,13 @@ def test_an_event_comes_back_as_it_was_logged_from_the_day_it_happened_on(tmp_pa
     properties = (FULL.properties or b"").decode()
     assert row == ("bøb", "日本", "e\0 2", "rating", 2 * DAY_MS, 1 / 3, "rec-1", properties, 1, 0)
     assert pl.read_parquet_metadata(next(tmp_path.rglob("*.parquet")))["recserve.schema"] == "1"
+
+
+def test_columns_are_read_alone_where_no_others_are_wanted(tmp_path: Path) -> None:
+    add(tmp_path, FULL, Tombstone(digest_of("ann"), "7-0"))
+    found = read(tmp_path, ["event_id", "user_id"])
+    assert found.events.to_dicts() == [{"user_id": "bøb", "event_id": "e\0 2"}]
+    assert len(found.tombstones) == 1
 
 
 def test_a_time_beyond_the_calendar_has_a_day_all_the_same(tmp_path: Path) -> None:
