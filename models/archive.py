@@ -4,9 +4,9 @@
     archive/erased/*.parquet          tombstones, kept for good: an older copy put back is cleaned by them too
 
 A file is complete or absent, and on disk before `write` returns. The same entry may be in several files, since an
-archiver that was killed starts again; `compact` makes one file of a day in which every event is once and no erased
-user is. A day by the events' own time, because then the repeats of an event meet in one folder whenever they came.
-Files are never changed, so that readers need no lock. polars is imported by the functions that use it.
+archiver that was killed starts again; models.compaction makes one file of a day in which every event is once and no
+erased user is. A day by the events' own time, because then the repeats of an event meet in one folder whenever they
+came. Files are never changed, so that readers need no lock. polars is imported by the functions that use it.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import fcntl
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,12 +29,13 @@ if TYPE_CHECKING:
     import polars as pl
 
 SCHEMA = 1  # in the metadata of every file, as _SCHEMA_KEY
+SIZE_KEY = "recserve.bytes"  # there as well: what the rows take in memory, which polars tells of no file unread
+ERASED = "erased"  # the folder of tombstones
 
-_SCHEMA_KEY, _COMPACTION_KEY = "recserve.schema", "recserve.compaction"
-_ERASED = "erased"
+_SCHEMA_KEY = "recserve.schema"
 _DRAFTS = "drafts"
 _LAST_DAY_MS = 253_402_300_799_999  # the end of the year 9999, behind which there are no dates
-_ROWS_AT_ONCE = 1_000_000  # of a day that is compacted: about half a gigabyte
+_TEXT_BYTES = 16  # of each text in a frame, beside its characters, which polars counts alone
 _READ_ATTEMPTS = 5  # a file may be compacted away between listing and reading it
 
 
@@ -55,18 +56,9 @@ class Archived:
     tombstones: pl.DataFrame
 
 
-@dataclass(frozen=True, slots=True)
-class Compaction:
-    """What a compaction did: days that were written anew, events dropped as repeats and as those of erased users."""
-
-    days: int = 0
-    repeats: int = 0
-    erased: int = 0
-
-
 def frames(entries: Iterable[Entry]) -> Archived:
     """Entries of the log as an archive would hold them. Raises ArchiveError if properties are not UTF-8."""
-    polars = _polars()
+    polars = load_polars()
     events, tombstones = [], []
     for entry in entries:
         what = entry.what
@@ -74,10 +66,10 @@ def frames(entries: Iterable[Entry]) -> Archived:
             tombstones.append((what.user, *position(what.upto)))
         else:
             events.append((*_fields(entry.id, what), *position(entry.id)))
-    schemas = _schemas()
+    of_events, of_tombstones = schemas()
     return Archived(
-        polars.DataFrame(events, schema=schemas[0], orient="row"),
-        polars.DataFrame(tombstones, schema=schemas[1], orient="row"),
+        polars.DataFrame(events, schema=of_events, orient="row"),
+        polars.DataFrame(tombstones, schema=of_tombstones, orient="row"),
     )
 
 
@@ -86,28 +78,32 @@ def write(folder: Path, entries: Sequence[Entry]) -> None:
 
     Whoever writes holds `locked`. Raises ArchiveError for a disk that is full, or whatever else it cannot do.
     """
-    polars = _polars()
+    polars = load_polars()
     new = frames(entries)
-    with _writing(folder):
+    with writing(folder):
         name = f"part-{uuid.uuid4().hex}.parquet"
         days = polars.Series("dt", [_day(ms) for ms in new.events["timestamp_ms"]], dtype=polars.String)
         for (day,), of_day in new.events.with_columns(days).group_by("dt"):
-            _publish(of_day.drop("dt"), folder, folder / f"dt={day}" / name)
+            publish(of_day.drop("dt"), folder, folder / f"dt={day}" / name)
         if len(new.tombstones):
-            _publish(new.tombstones, folder, folder / _ERASED / name)
+            publish(new.tombstones, folder, folder / ERASED / name)
 
 
-def read(folder: Path) -> Archived:
-    """All that is in the archive; an empty folder holds nothing. Raises ArchiveError if there is no folder, or if a
-    file is damaged or of another version."""
+def read(folder: Path, columns: Collection[str] | None = None) -> Archived:
+    """All that is in the archive, or these columns of its events; an empty folder holds nothing.
+
+    Raises ArchiveError if there is no folder, or if a file is damaged or of another version.
+    """
     if not folder.is_dir():
         raise ArchiveError(f"{folder}: there is no such archive; 'python -m service archive' writes one")
+    of_events, of_tombstones = schemas()
+    wanted = {name: kind for name, kind in of_events.items() if columns is None or name in columns}
     attempt = 1
     while True:
         try:
             return Archived(
-                _read(sorted(folder.glob("dt=*/*.parquet")), _schemas()[0]),
-                _read(sorted(folder.glob(f"{_ERASED}/*.parquet")), _schemas()[1]),
+                read_files(sorted(folder.glob("dt=*/*.parquet")), wanted),
+                read_files(sorted(folder.glob(f"{ERASED}/*.parquet")), of_tombstones),
             )
         except FileNotFoundError as error:
             if attempt == _READ_ATTEMPTS:
@@ -117,14 +113,14 @@ def read(folder: Path) -> Archived:
 
 def settled(found: Archived) -> pl.DataFrame:
     """The events that count: each of a user once, as it was logged first, and none from before its user's erasure."""
-    polars = _polars()
+    polars = load_polars()
     first = without_erased(found).sort("logged_ms", "logged_number").unique(["user_id", "event_id"], keep="first")
     return first.sort("timestamp_ms", polars.col("event_id").cast(polars.Binary))
 
 
 def without_erased(found: Archived) -> pl.DataFrame:
     """The events that were not logged before their user was erased."""
-    polars = _polars()
+    polars = load_polars()
     if not len(found.tombstones):
         return found.events
     users = found.events["user_id"].unique()
@@ -138,34 +134,14 @@ def without_erased(found: Archived) -> pl.DataFrame:
     return joined.filter(polars.col("upto_ms").is_null() | late).drop(upto)
 
 
-def compact(folder: Path) -> Compaction:
-    """Make one file of each day that has several, repeats or erased users. Whoever compacts holds `locked`.
-
-    A day that cannot be read keeps no other from being compacted: ArchiveError comes at the end.
-    """
-    failure: ArchiveError | None = None
-    with _writing(folder):
-        tombstones = read_tombstones(folder)
-        done = Compaction()
-        for day in sorted(folder.glob("dt=*")):
-            try:
-                of_day = _compact_day(folder, day, tombstones)
-            except ArchiveError as error:
-                failure = failure or error
-            else:
-                done = Compaction(done.days + of_day.days, done.repeats + of_day.repeats, done.erased + of_day.erased)
-        files = sorted(folder.glob(f"{_ERASED}/*.parquet"))
-        if len(files) > 1:
-            _publish(tombstones, folder, folder / _ERASED / f"part-{uuid.uuid4().hex}.parquet")
-            _remove(files)
-    if failure is not None:
-        raise failure
-    return done
-
-
 def read_tombstones(folder: Path) -> pl.DataFrame:
     """The last tombstone of every erased user, as in Archived."""
-    return last_tombstones(_read(sorted(folder.glob(f"{_ERASED}/*.parquet")), _schemas()[1]))
+    return last_tombstones(read_files(sorted(folder.glob(f"{ERASED}/*.parquet")), schemas()[1]))
+
+
+def last_tombstones(tombstones: pl.DataFrame) -> pl.DataFrame:
+    """The last tombstone of each user."""
+    return tombstones.sort("upto_ms", "upto_number").unique("user", keep="last", maintain_order=True)
 
 
 @contextmanager
@@ -174,7 +150,7 @@ def locked(folder: Path) -> Iterator[None]:
 
     What an archiver that was killed left unfinished is removed. Raises ArchiveError if the folder cannot be written to.
     """
-    with _writing(folder):
+    with writing(folder):
         new = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # histories are nobody else's business
         for path in new:
@@ -182,57 +158,11 @@ def locked(folder: Path) -> Iterator[None]:
         lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with _writing(folder):
+        with writing(folder):
             shutil.rmtree(folder / _DRAFTS, ignore_errors=True)
         yield
     finally:
         os.close(lock)
-
-
-def _compact_day(folder: Path, day: Path, tombstones: pl.DataFrame) -> Compaction:
-    polars = _polars()
-    files = sorted(day.glob("*.parquet"))
-    if not files or (_is_compact(files) and not _has_erased(files, tombstones)):
-        return Compaction()
-    rows = sum(map(_rows, files))
-    shares = max(1, -(-rows // _ROWS_AT_ONCE))
-    compaction = uuid.uuid4().hex
-    counts = [0, 0, 0]  # events kept, repeats, events of erased users
-    new = []
-    for share in range(shares):
-        events = _read(files, _schemas()[0], polars.col("user_id").hash(0) % shares == share)
-        kept = without_erased(Archived(events, tombstones))
-        final = settled(Archived(kept, tombstones.clear()))
-        new.append(day / f"day-{compaction}-{share:04d}.parquet")
-        _publish(final, folder, new[-1], {_COMPACTION_KEY: f"{compaction}/{shares}"})
-        counts = [
-            a + b for a, b in zip(counts, (len(final), len(kept) - len(final), len(events) - len(kept)), strict=True)
-        ]
-    _remove(files if counts[0] else files + new)
-    if not counts[0]:
-        with suppress(OSError):  # something that is not ours may be left in it
-            day.rmdir()
-    return Compaction(1, *counts[1:])
-
-
-def _is_compact(files: Sequence[Path]) -> bool:
-    """Whether these are all the files of one compaction, and nothing else."""
-    marks = {_metadata(file).get(_COMPACTION_KEY, "") for file in files}
-    return len(marks) == 1 and marks.pop().partition("/")[2] == str(len(files))
-
-
-def _has_erased(files: Sequence[Path], tombstones: pl.DataFrame) -> bool:
-    """Whether a file has events of a user with a tombstone, which may be later than it."""
-    polars = _polars()
-    if not len(tombstones):
-        return False
-    users = _read(files, {"user_id": polars.String})["user_id"].unique()
-    return not {digest_of(user) for user in users}.isdisjoint(tombstones["user"])
-
-
-def last_tombstones(tombstones: pl.DataFrame) -> pl.DataFrame:
-    """The last tombstone of each user."""
-    return tombstones.sort("upto_ms", "upto_number").unique("user", keep="last", maintain_order=True)
 
 
 def _fields(entry_id: str, event: LoggedEvent) -> tuple[str | int | float | None, ...]:
@@ -250,9 +180,9 @@ def _day(timestamp_ms: int) -> str:
     return datetime.fromtimestamp(min(timestamp_ms, _LAST_DAY_MS) / 1000, UTC).strftime("%Y-%m-%d")
 
 
-def _schemas() -> tuple[dict[str, pl.DataType], dict[str, pl.DataType]]:
+def schemas() -> tuple[dict[str, pl.DataType], dict[str, pl.DataType]]:
     """Columns of events and of tombstones."""
-    polars = _polars()
+    polars = load_polars()
     text, whole = polars.String(), polars.Int64()
     events = {"user_id": text, "item_id": text, "event_id": text, "type": text, "timestamp_ms": whole}
     events |= {"value": polars.Float64(), "recommendation_id": text, "properties": text}
@@ -263,38 +193,34 @@ def _schemas() -> tuple[dict[str, pl.DataType], dict[str, pl.DataType]]:
     }
 
 
-def _read(files: Sequence[Path], schema: dict[str, pl.DataType], predicate: pl.Expr | None = None) -> pl.DataFrame:
+def read_files(files: Sequence[Path], schema: dict[str, pl.DataType], predicate: pl.Expr | None = None) -> pl.DataFrame:
     """These columns of the files, of all rows or those of the predicate. A file that is gone is FileNotFoundError."""
-    polars = _polars()
+    polars = load_polars()
     parts = [polars.DataFrame(schema=schema)]
     for file in files:
-        if (schema_of_file := _metadata(file).get(_SCHEMA_KEY)) != str(SCHEMA):
+        if (schema_of_file := metadata_of(file).get(_SCHEMA_KEY)) != str(SCHEMA):
             raise ArchiveError(
                 f"{file}: has schema {schema_of_file}, this version reads {SCHEMA}; read it with the version that "
                 "wrote it, or a later one, or take the file out if it is none of the archive's"
             )
         rows = polars.scan_parquet(file, hive_partitioning=False).select(list(schema))
-        with _reading(file):
+        with reading(file):
             parts.append((rows if predicate is None else rows.filter(predicate)).collect())
     found: pl.DataFrame = polars.concat(parts)
     return found
 
 
-def _metadata(file: Path) -> dict[str, str]:
-    with _reading(file):
-        found: dict[str, str] = _polars().read_parquet_metadata(file)
-    return found
-
-
-def _rows(file: Path) -> int:
-    with _reading(file):
-        found: int = _polars().scan_parquet(file).select(_polars().len()).collect().item()
+def metadata_of(file: Path) -> dict[str, str]:
+    """What a file says of itself. Raises ArchiveError if it cannot be read."""
+    with reading(file):
+        found: dict[str, str] = load_polars().read_parquet_metadata(file)
     return found
 
 
 @contextmanager
-def _reading(file: Path) -> Iterator[None]:
-    exceptions = _polars().exceptions
+def reading(file: Path) -> Iterator[None]:
+    """What polars says of a damaged file is an ArchiveError that names it."""
+    exceptions = load_polars().exceptions
     try:
         yield
     except (exceptions.PolarsError, exceptions.PanicException) as error:  # damaged pages panic
@@ -303,14 +229,15 @@ def _reading(file: Path) -> Iterator[None]:
         raise ArchiveError(said) from error
 
 
-def _publish(frame: pl.DataFrame, folder: Path, target: Path, metadata: dict[str, str] | None = None) -> None:
+def publish(frame: pl.DataFrame, folder: Path, target: Path, metadata: dict[str, str] | None = None) -> None:
     """Write a file that is complete or absent, and on disk when this returns."""
     drafts = folder / _DRAFTS
     drafts.mkdir(exist_ok=True)
     draft = drafts / uuid.uuid4().hex
-    polars = _polars()
+    polars = load_polars()
+    said = {_SCHEMA_KEY: str(SCHEMA), SIZE_KEY: str(_size_bytes(frame))}
     try:
-        frame.write_parquet(draft, metadata={_SCHEMA_KEY: str(SCHEMA), **(metadata or {})})
+        frame.write_parquet(draft, metadata=said | (metadata or {}))
     except polars.exceptions.PolarsError as error:  # its word for a full disk
         raise OSError(str(error)) from error
     _sync(draft)
@@ -320,9 +247,9 @@ def _publish(frame: pl.DataFrame, folder: Path, target: Path, metadata: dict[str
     _sync(folder)  # which may have got a new folder
 
 
-def _remove(files: Sequence[Path]) -> None:
-    for file in files:
-        file.unlink(missing_ok=True)
+def _size_bytes(frame: pl.DataFrame) -> int:
+    texts = frame.select(load_polars().selectors.string()).width
+    return int(frame.estimated_size()) + _TEXT_BYTES * texts * len(frame)
 
 
 def _sync(path: Path) -> None:
@@ -335,7 +262,8 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def _writing(folder: Path) -> Iterator[None]:
+def writing(folder: Path) -> Iterator[None]:
+    """What the system refuses is an ArchiveError that names the folder."""
     try:
         yield
     except OSError as error:
@@ -344,7 +272,8 @@ def _writing(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _polars() -> ModuleType:
+def load_polars() -> ModuleType:
+    """polars, which not every installation has. Raises ArchiveError if this one has it not."""
     try:
         import polars  # noqa: PLC0415
     except ImportError as error:

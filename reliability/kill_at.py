@@ -11,12 +11,14 @@ from pathlib import Path
 from types import FrameType
 
 import models.archive
+import models.compaction
 import models.eventlog
 import service.archive
 
-_FILES = {module.__file__ for module in (models.archive, service.archive)}
+_FILES = {module.__file__ for module in (models.archive, models.compaction, service.archive)}
 _LOG_FUNCTIONS = {"acknowledge", "archived", "rewrite"}
-_PER_EVENT = {"frames", "_fields", "_day", "_log", "_polars", "_schemas", "<genexpr>", "<listcomp>", "<dictcomp>"}
+_PER_EVENT = {"frames", "_fields", "_day", "_log", "_batches", "load_polars", "schemas"}
+_PER_EVENT |= {"<genexpr>", "<listcomp>", "<dictcomp>"}
 
 
 def main(kill_at: int, url: str, folder: Path) -> int:

@@ -29,6 +29,7 @@ TORCH_FREE = (
     "neighbours",
     "eventlog",
     "archive",
+    "compaction",
     "storeurl",
     "cold",
 )  # of models
@@ -100,7 +101,7 @@ def test_what_both_share_needs_little(name: str) -> None:
     found = set(imports(ROOT / "models" / f"{name}.py"))
     assert "torch" not in roots({name for name, _ in found})
     when_loaded = roots({name for name, at_load in found if at_load}) - STANDARD
-    typing_only = {"eventlog": {"redis"}, "archive": {"polars"}}.get(name, set())
+    typing_only = {"eventlog": {"redis"}, "archive": {"polars"}, "compaction": {"polars"}}.get(name, set())
     assert when_loaded <= {"models", "numpy", "pydantic"} | typing_only
 
 

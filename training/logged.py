@@ -4,9 +4,9 @@ Both hold an event for a while, and an archive may hold it twice; it counts once
 an archive that has not been compacted since, nor in the files that history comes from.
 """
 
+import itertools
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 
 import polars as pl
@@ -17,7 +17,9 @@ from models.archive import Archived
 from models.eventlog import PARTITIONS, Entry, connect, digest_of, log_size, read_partition
 from training.interactions import Interactions, interactions_from_frame
 
-_PAGE = 50_000  # entries turned into columns together: as Python objects they take ten times the memory
+_PAGE = 10_000  # entries turned into columns together: as Python objects they take ten times the memory
+# Not properties, which may be most of a log, nor recommendation_id: nothing is learned from them.
+_COLUMNS = ("user_id", "item_id", "event_id", "type", "timestamp_ms", "value", "logged_ms", "logged_number")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,7 +41,7 @@ def logged_interactions(sources: Sequence[str], event_types: Collection[str], co
     archives = [Path(source) for source in sources if "://" not in source]
     trimmed = sum(map(_trimmed, stores))
     # Stores first: what an archiver moves meanwhile is then found twice, and never missed.
-    parts = [part for url in stores for part in _stored(url)] + [archive.read(folder) for folder in archives]
+    parts = [part for url in stores for part in _stored(url)] + [archive.read(one, _COLUMNS) for one in archives]
     found = Archived(pl.concat([part.events for part in parts]), pl.concat([part.tombstones for part in parts]))
     log = archive.settled(found)
     tombstones = archive.last_tombstones(found.tombstones)
@@ -98,11 +100,12 @@ def _by_type(log: pl.DataFrame, learned: Collection[str]) -> str:
 
 
 def _stored(url: str) -> list[Archived]:
-    """What the log of a store holds, in parts."""
+    """What the log of a store holds of _COLUMNS, in parts."""
     client = connect(url)
     try:
         entries = (entry for partition in range(PARTITIONS) for entry in read_partition(client, partition))
-        return [archive.frames(page) for page in [[], *_pages(entries)]]
+        pages = itertools.chain([[]], _pages(entries))
+        return [Archived(part.events.select(_COLUMNS), part.tombstones) for part in map(archive.frames, pages)]
     finally:
         client.close()
 
@@ -118,5 +121,5 @@ def _trimmed(url: str) -> int:
 def _pages(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
     """Entries in lists of up to _PAGE."""
     entries = iter(entries)
-    while page := list(islice(entries, _PAGE)):
+    while page := list(itertools.islice(entries, _PAGE)):
         yield page

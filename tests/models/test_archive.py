@@ -1,4 +1,4 @@
-"""The archive as it lies in its folder: complete files, each event once after a compaction, nobody who was erased."""
+"""The archive as it lies in its folder: complete files, by the days of their events."""
 
 import multiprocessing
 import os
@@ -8,8 +8,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from models import archive
-from models.archive import ArchiveError, Compaction, compact, locked, read, settled, write
+from models.archive import ArchiveError, locked, read, write
 from models.eventlog import Entry, LoggedEvent, Tombstone, digest_of
 
 DAY_MS = 86_400_000
@@ -29,11 +28,6 @@ def add(folder: Path, *events: LoggedEvent | Tombstone, first: int = 1) -> None:
         write(folder, entries(*events, first=first))
 
 
-def compacted(folder: Path) -> Compaction:
-    with locked(folder):
-        return compact(folder)
-
-
 def names(folder: Path) -> list[str]:
     return sorted(read(folder).events["event_id"])
 
@@ -51,75 +45,11 @@ def test_an_event_comes_back_as_it_was_logged_from_the_day_it_happened_on(tmp_pa
     assert pl.read_parquet_metadata(next(tmp_path.rglob("*.parquet")))["recserve.schema"] == "1"
 
 
-def test_what_is_archived_twice_is_there_once_after_a_compaction(tmp_path: Path) -> None:
-    add(tmp_path, event("a"), event("b"), event("c", 1))
-    add(tmp_path, event("b"), event("c", 1), event("d", 1), first=2)
-    add(tmp_path, event("a", user="bob"), first=9)  # an id is a user's
-    assert len(read(tmp_path).events) == 7
-    assert len(settled(read(tmp_path))) == 5  # what training reads meanwhile
-    assert compacted(tmp_path) == Compaction(days=2, repeats=2)
-    assert names(tmp_path) == ["a", "a", "b", "c", "d"]
-    assert files(tmp_path) == ["dt=1970-01-01/day", "dt=1970-01-02/day"]
-    assert compacted(tmp_path) == Compaction()
-    add(tmp_path, event("e", 1), first=20)
-    assert compacted(tmp_path) == Compaction(days=1)
-
-
-def test_an_erased_user_is_dropped_and_stays_dropped_when_an_older_copy_is_put_back(tmp_path: Path) -> None:
-    add(tmp_path, event("a"), event("b", user="bob"), event("c", 3))
-    copy = {path: path.read_bytes() for path in tmp_path.rglob("*.parquet")}
-    add(tmp_path, Tombstone(digest_of("ann"), "7-0"), event("back"), first=7)  # ann returns afterwards
-    assert sorted(settled(read(tmp_path))["event_id"]) == ["b", "back"]
-    assert compacted(tmp_path) == Compaction(days=2, erased=2)
-    assert names(tmp_path) == ["b", "back"]
-    assert not (tmp_path / "dt=1970-01-04").exists()
-    for path, content in copy.items():
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(content)
-    assert compacted(tmp_path) == Compaction(days=2, repeats=1, erased=2)
-    assert names(tmp_path) == ["b", "back"]
-
-
-def test_tombstones_are_kept_the_last_of_each_user_and_name_nobody(tmp_path: Path) -> None:
-    for upto in ("5-0", "9-3", "9-2"):
-        add(tmp_path, Tombstone(digest_of("ann"), upto))
-    add(tmp_path, Tombstone(digest_of("bob"), "1-0"))
-    compacted(tmp_path)
-    assert read(tmp_path).tombstones.sort("upto_ms").rows() == [(digest_of("bob"), 1, 0), (digest_of("ann"), 9, 3)]
-    assert files(tmp_path) == ["erased/part"]
-    add(tmp_path, event("a"), first=9)  # 9-0 is before 9-3
-    assert len(settled(read(tmp_path))) == 0
-
-
-def test_a_day_of_many_rows_is_compacted_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archive, "_ROWS_AT_ONCE", 30)
-    events = [event(f"e{number}", user=f"user{number % 20}") for number in range(100)]
-    add(tmp_path, *events)
-    add(tmp_path, *events)
-    assert compacted(tmp_path) == Compaction(days=1, repeats=100)
-    assert names(tmp_path) == sorted(event.event_id for event in events)
-    assert len(files(tmp_path)) == 7
-    assert compacted(tmp_path) == Compaction()
-    next(tmp_path.rglob("*.parquet")).unlink()  # what is left is no whole compaction
-    assert compacted(tmp_path).days == 1
-
-
-def test_a_day_whose_users_are_all_erased_leaves_no_folder_and_can_come_again(tmp_path: Path) -> None:
-    add(tmp_path, event("a"), Tombstone(digest_of("ann"), "5-0"))
-    compacted(tmp_path)
-    assert list(tmp_path.glob("dt=*")) == []
-    add(tmp_path, event("b"), first=6)
-    assert names(tmp_path) == ["b"]
-
-
-def test_a_stray_file_in_a_day_keeps_no_later_day_from_being_compacted(tmp_path: Path) -> None:
-    add(tmp_path, event("a"), event("b", 5), event("c", 5, user="bob"), Tombstone(digest_of("ann"), "5-0"))
-    stray = tmp_path / "dt=1970-01-01" / ".nfs0001"
-    stray.write_text("")
-    assert compacted(tmp_path) == Compaction(days=2, erased=2)
-    assert names(tmp_path) == ["c"]
-    assert stray.exists()
-    assert compacted(tmp_path) == Compaction()
+def test_columns_are_read_alone_where_no_others_are_wanted(tmp_path: Path) -> None:
+    add(tmp_path, FULL, Tombstone(digest_of("ann"), "7-0"))
+    found = read(tmp_path, ["event_id", "user_id"])
+    assert found.events.to_dicts() == [{"user_id": "bøb", "event_id": "e\0 2"}]
+    assert len(found.tombstones) == 1
 
 
 def test_a_time_beyond_the_calendar_has_a_day_all_the_same(tmp_path: Path) -> None:
@@ -146,24 +76,8 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, damage: str) -> Non
     add(tmp_path, event("a"))
     (path,) = tmp_path.rglob("*.parquet")
     spoil(path, damage)
-    for call in (read, compacted):
-        with pytest.raises(ArchiveError, match=path.name):
-            call(tmp_path)
-
-
-@pytest.mark.parametrize("damage", ["empty", "columns"])
-def test_a_file_that_cannot_be_read_keeps_no_other_day_from_being_compacted(tmp_path: Path, damage: str) -> None:
-    add(tmp_path, event("a"), event("b", 5), event("c", 5, user="bob"))
-    add(tmp_path, Tombstone(digest_of("ann"), "5-0"), event("c", 5, user="bob"), first=3)
-    add(tmp_path, Tombstone(digest_of("cy"), "5-0"), first=5)
-    (damaged,) = tmp_path.glob("dt=1970-01-01/*")
-    spoil(damaged, damage)
-    with pytest.raises(ArchiveError, match=damaged.name):
-        compacted(tmp_path)
-    damaged.unlink()
-    assert files(tmp_path) == ["dt=1970-01-06/day", "erased/part"]
-    assert names(tmp_path) == ["c"]
-    assert compacted(tmp_path) == Compaction()
+    with pytest.raises(ArchiveError, match=path.name):
+        read(tmp_path)
 
 
 def test_an_archive_that_is_not_there_or_not_writable_is_said(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import redis
 
+import service.archive
 from models import eventlog
 from models.archive import read, settled
 from models.eventlog import LoggedEvent, digest_of, log_key, partition_of, tombstones_key
@@ -31,9 +32,14 @@ def server(store_url: str) -> Iterator[redis.Redis]:
         yield opened
 
 
-def append(url: str, first: int, last: int, *, user: str | None = None, **settings: Any) -> None:
+def append(
+    url: str, first: int, last: int, *, user: str | None = None, properties: bytes | None = None, **settings: Any
+) -> None:
     events = [
-        LoggedEvent(user or f"user{n % 40}", f"item{n}", f"e{n}", "view", 86_400_000 * (n % 3) + n, n / 7)
+        LoggedEvent(
+            *(user or f"user{n % 40}", f"item{n}", f"e{n}", "view", 86_400_000 * (n % 3) + n, n / 7),
+            properties=properties,
+        )
         for n in range(first, last)
     ]
 
@@ -71,6 +77,19 @@ def test_the_log_moves_to_files_and_the_store_forgets_it(store_url: str, server:
     assert sorted(events["event_id"]) == sorted(f"e{n}" for n in range(4500))
     assert events["value"].sum() == pytest.approx(sum(n / 7 for n in range(4500)))
     assert folder.stat().st_mode & 0o077 == 0
+
+
+def test_a_log_of_large_properties_is_moved_in_more_parts(
+    store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service.archive, "_BYTES_AT_ONCE", 50_000)
+    for properties, parts in ((None, 1), (b'{"a": "%s"}' % (b"b" * 4000), 3)):
+        folder = tmp_path / str(parts)
+        append(store_url, parts * 100, parts * 100 + 30, user="ann", properties=properties)
+        with Archiver(store_url, folder) as archiver:
+            assert archiver.move() == 30
+        assert len({path.name for path in folder.glob("dt=*/*")}) == parts  # a part has one name in all its days
+        assert len(read(folder).events) == 30
 
 
 def test_an_archiver_that_runs_on_follows_waits_for_the_store_and_stops_when_told(
@@ -194,7 +213,9 @@ def test_an_erased_user_leaves_the_archive_with_the_next_compaction(store_url: s
     archive(store_url, tmp_path)
     assert "user7" in set(read(tmp_path).events["user_id"])  # not yet, but nobody reads it
     assert settled(read(tmp_path)).filter(user_id="user7")["event_id"].to_list() == ["e300", "e301"]
-    archive(store_url, tmp_path, "--compact")
+    said = archive(store_url, tmp_path, "--compact")
+    assert "3 days compacted: " in said
+    assert " repeats and 8 events of erased users removed" in said
     assert read(tmp_path).events.filter(user_id="user7")["event_id"].sort().to_list() == ["e300", "e301"]
 
 
