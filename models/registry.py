@@ -138,15 +138,15 @@ class Registry:
         """Descriptor of the file that is locked, whoever made it: root may promote beside a service that is not root.
 
         To lock a file it is enough to read it, but on NFS, which wants it open to write: there that is tried first, and
-        of several users each needs the right to it (chmod 666).
+        of several users each needs the right to it (chmod 666). A link in its place is refused: root follows none.
         """
         path = self.artifacts / LOCK
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         except PermissionError:
             if not path.is_file():  # the folder is what may not be written
                 raise
-            return os.open(path, os.O_RDONLY)
+            return os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
         file = os.fstat(descriptor)
         if file.st_uid == os.geteuid():
             os.fchmod(descriptor, stat.S_IMODE(file.st_mode) | 0o444)  # whatever the umask of who made it was

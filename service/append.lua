@@ -50,7 +50,7 @@ local function read(stored)
   return window
 end
 
--- A damaged one counts as empty, as it does for readers: an error would refuse the user's events for good, and with them
+-- One that is no list of events counts as empty, as it does for readers, who also look into its text: an error would refuse the user's events for good, and with them
 -- those of others in the same request.
 local stored = redis.call('GET', KEYS[1])
 local whole, window = true, {}

@@ -32,6 +32,7 @@ from service.turns import Turns
 logger = logging.getLogger(__name__)
 
 _LARGE_BYTES = 1 << 13  # of a body that is checked in a turn of its own: some tenths of a millisecond's work
+_MOST_BYTES = 1 << 26  # of such bodies that wait: about a second's work
 _JSON = b"application/json"
 _PROBLEM = b"application/problem+json"
 
@@ -184,11 +185,22 @@ class _Call:
         context = logs.request_id.set(self._request_id)
         try:
             if len(body) > _LARGE_BYTES and self._name != "events":  # those have turns of their own, behind their bound
-                self._large.add(partial(self._ask, body))
+                self._wait_for_turn(body)
             else:
                 self._ask(body)
         finally:
             logs.request_id.reset(context)
+
+    def _wait_for_turn(self, body: bytes) -> None:
+        if self._large.bytes + len(body) <= _MOST_BYTES:
+            self._large.add(partial(self._ask_in_turn, body), len(body))
+        else:
+            self.refuse(_refused(Overloaded(f"{self._large.bytes >> 20} MiB of large requests are waiting already")))
+
+    def _ask_in_turn(self, body: bytes) -> None:
+        """Ask, unless the client has left meanwhile."""
+        if not self._exchange.line.gone:
+            self._ask(body)
 
     def _ask(self, body: bytes) -> None:
         timeout_s = self._timeout_s

@@ -131,8 +131,9 @@ class Slot:
 
         Raises as `promote`, and RegistryError too if there is none or another champion has come meanwhile.
         """
+        # Before its turn comes: of two at once the second would go back one further than anybody asked for.
+        before, champion = prepared = await asyncio.to_thread(self.registry.last_two)
         async with self._changing:
-            before, champion = prepared = await asyncio.to_thread(self.registry.last_two)
             engine = await asyncio.to_thread(self._load, champion)
             await asyncio.to_thread(self.registry.rollback, prepared)
             self._swap(engine)

@@ -233,7 +233,10 @@ def _numbers(column: pl.Series) -> pl.Series:
     """A column as numbers if all known entries are and one has a fraction, as prices; ids, years and "007" stay."""
     if column.dtype != pl.String or not column.str.contains(r"\.\d").any():
         return column
-    return column.cast(pl.Float64) if column.str.contains(_NUMBER).all() else column
+    if not column.str.contains(_NUMBER).all():
+        return column
+    numbers = column.cast(pl.Float64)
+    return numbers if numbers.n_unique() == column.n_unique() else column  # "1.1" and "1.10" are codes
 
 
 def _typed(path: Path, column: pl.Series, declared: str) -> list[object]:

@@ -11,7 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ from training.interactions import Interactions
 _EVENTS = 1000  # a request, which is the most that the service takes
 _BYTES = 500_000  # half of the most
 _ANSWER_S = 30.0
-_PATIENCE_S = 60.0  # that a service may restart within, or be overloaded
+_PATIENCE_S = 400.0  # a full event log has room again when the archiver has been, which is every five minutes
+_LONGEST_WAIT_S = 60.0
 _LATER = (429, 502, 503, 504)  # the same request may succeed
 
 
@@ -42,7 +43,8 @@ class Backfilled:
     accepted: int = 0
     duplicates: int = 0
     unknown_items: int = 0
-    rejected: Counter[str] = field(default_factory=Counter)  # by reason
+    rejected: Counter[str] = field(default_factory=Counter)  # by code
+    first: dict[str, str] = field(default_factory=dict)  # what was said of the first of each code
 
     @property
     def sent(self) -> int:
@@ -50,10 +52,18 @@ class Backfilled:
         return self.accepted + self.duplicates + self.rejected.total()
 
     def __str__(self) -> str:
-        said = f"{self.accepted:,} events of {self.users:,} users stored; {self.duplicates:,} were stored before"
+        said = f"{self.accepted:,} events of {self.users:,} users stored; {self.duplicates:,} are repeats"
         if self.unknown_items:
             said += f"; {self.unknown_items:,} are of items that the served model does not know"
-        return said + "".join(f"\n  {count:>10,}  rejected: {reason}" for reason, count in self.rejected.most_common())
+        reasons = (
+            f"\n  {count:>10,}  {code}, first: {self.first[code]}" for code, count in self.rejected.most_common()
+        )
+        return said + (f"; {self.rejected.total():,} rejected" if self.rejected else "") + "".join(reasons)
+
+    def reject(self, code: str, detail: str, events: int = 1) -> None:
+        """Count events that the service does not accept."""
+        self.rejected[code] += events
+        self.first.setdefault(code, detail)
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -71,7 +81,7 @@ class _Service:
             parts = urlsplit(url)
         except ValueError:
             parts = urlsplit("")
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or not url.isascii():
             raise BackfillError(f"{url!r} is not the URL of a service; give one such as http://127.0.0.1:8000")
         if key and not (key.isascii() and key.isprintable()):
             raise BackfillError("the key is not as `python -m service keys create` prints it; give that one line")
@@ -83,11 +93,12 @@ class _Service:
         proxies = [urllib.request.ProxyHandler({})] if here else []
         self._opener = urllib.request.build_opener(_NoRedirect, *proxies)
 
-    def send(self, body: bytes, *, patience_s: float) -> tuple[int, dict[str, Any]]:
-        """Status and answer, 200 or 422. What may succeed later is tried again for `patience_s` seconds.
+    def send(self, body: bytes, *, patience_s: float, say: Callable[[str], None]) -> tuple[int, dict[str, Any]]:
+        """Status and answer, 200 or 422. What may succeed later is tried again for `patience_s` seconds, and said once.
 
         Raises BackfillError if the service takes no events.
         """
+        said = False
         until = time.monotonic() + patience_s
         while True:
             wait_s = 1.0
@@ -99,11 +110,14 @@ class _Service:
                 if status not in _LATER:
                     raise BackfillError(f"{self._url} answered {reason}")
                 asked = headers.get("Retry-After", "")
-                wait_s = min(float(asked), _PATIENCE_S) if asked.isdigit() else wait_s
+                wait_s = min(float(asked), _LONGEST_WAIT_S) if asked.isdigit() else wait_s
             except (OSError, http.client.HTTPException) as error:
                 reason = str(getattr(error, "reason", error) or type(error).__name__)
             if time.monotonic() + wait_s > until:
                 raise BackfillError(f"{self._url} takes no events ({reason})")
+            if not said:
+                say(f"the service takes no events just now, which is tried for {patience_s:.0f} s ({reason})")
+                said = True
             time.sleep(wait_s)
 
     def _ask(self, body: bytes) -> tuple[int, dict[str, Any], Any]:
@@ -130,7 +144,7 @@ def backfill(
 
     An interaction is its user, item, type and time, so that a repeated call adds nothing within 24 hours. Without times
     rows lie a millisecond apart, the last of them when the newest of `files` was written.
-    Raises BackfillError if the service is not there, refuses the key, or is not back within a minute.
+    Raises BackfillError if the service is not there, refuses the key, or takes none for minutes.
     """
     frame = interactions.frame
     if not interactions.has_timestamps:
@@ -143,7 +157,9 @@ def backfill(
         task = progress.add_task("events", total=len(frame))
         for body, events in _bodies(frame, event_type):
             try:  # who names a wrong address learns it at once
-                status, answer = service.send(body, patience_s=_PATIENCE_S if done.sent else 0.0)
+                status, answer = service.send(
+                    body, patience_s=_PATIENCE_S if done.sent else 0.0, say=progress.console.print
+                )
             except BackfillError as error:
                 came = (
                     f"; {done.sent:,} of {len(frame):,} events were sent, the same command goes on" if done.sent else ""
@@ -158,13 +174,14 @@ def _count(done: Backfilled, status: int, answer: dict[str, Any], events: int) -
     if status == 422 and answer.get("code") != "no_valid_event":
         raise BackfillError(f"the service refused the request: {answer.get('detail')}")
     if status == 422:
-        done.rejected[str(answer.get("detail"))] += events
+        done.reject(str(answer["code"]), str(answer.get("detail")), events)
         return
     try:
         done.accepted += answer["accepted"]
         done.duplicates += answer["duplicates"]
         done.unknown_items += answer["unknown_items"]
-        done.rejected.update(f"{one['code']}: {one['detail']}" for one in answer["rejected"])
+        for one in answer["rejected"]:
+            done.reject(one["code"], one["detail"])
     except (KeyError, TypeError) as error:
         raise BackfillError("what answers there is not a service of recserve: it did not say what it stored") from error
 

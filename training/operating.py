@@ -38,16 +38,18 @@ def backfill_command(
     user_column: User = "user_id",
     item_column: Item = "item_id",
     timestamp_column: Time = None,
-    value_column: Value = None,
+    value_column: Annotated[
+        str, typer.Option(help="Column with a rating, which models of ratings serve from.  \\[default: none is sent]")
+    ] = "",
 ) -> None:
     """Send each user's newest interactions to a service, which then knows them from the first request.
 
     It can be repeated and interrupted: what was sent within 24 hours is not stored again. Retraining on the same file
-    and on the event log counts each of them once.
+    and on the event log counts each of them once. Users who were erased have to be taken out of the file before.
     """
     console = terminal()
     columns = Columns(user=user_column, item=item_column, timestamp=timestamp_column, value=value_column)
-    interactions = read_interactions(data, columns=columns)
+    interactions = read_interactions(data, columns=columns, max_dropped=1.0)  # those that are left are the user's past
     console.print(str(interactions.report))
     console.print(
         str(backfill(interactions, to, console=console, files=data, newest=newest, event_type=event_type, key=key))

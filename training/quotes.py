@@ -38,8 +38,9 @@ def _holds_row(text: str, place: int, width: int, separator: str, known: dict[in
         begin = place if number == 0 else 0  # the first line goes on from the cell's own column, the last ends in it
         end = place + 1 if number == len(lines) - 1 else width
         fields = line.removesuffix("\r").split(separator)
-        if len(fields) == end - begin and any(
-            begin <= column < end and fields[column - begin] in ids for column, ids in known.items()
-        ):
+        if len(fields) != end - begin:
+            continue
+        there = [fields[column - begin] in ids for column, ids in known.items() if begin <= column < end]
+        if there and all(there):
             return True
     return False

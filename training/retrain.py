@@ -66,12 +66,13 @@ def retrain(
     interactions = read_for(config, data, columns)
     if events_from:
         logged = logged_interactions(events_from, event_types, console)
-        interactions = without_erased(interactions, logged.tombstones)
         if logged.interactions is not None:
             if not interactions.has_timestamps:
                 names = ", ".join(map(str, data))
                 raise InteractionsError(f"{names}: no times, which logged events have; name their --timestamp-column")
             interactions = interactions.extended(without_known(logged.interactions, interactions))
+        # Of logged events too: a user's past from before the erasure may have been sent anew after it.
+        interactions = without_erased(interactions, logged.tombstones)
     console.print(str(interactions.report))
     registry = Registry(artifacts)
     current = registry.current()

@@ -10,8 +10,11 @@ sampled.json                        figures among sampled negatives, where `eval
 curves.png
 """
 
+import fcntl
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +49,23 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep every other training out of the folder. Raises RunError if one is at work in it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        folder = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            with suppress(OSError):  # some network's file system has no locks
+                try:
+                    fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise RunError(
+                        f"another training is at work in {self.path}; wait for it, or give another --output"
+                    ) from None
+            yield
+        finally:
+            os.close(folder)
 
     def begin(self, spec: RunSpec, prepared: Prepared) -> None:
         """Write what went in. Raises RunError if another run has trained in the folder."""

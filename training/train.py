@@ -41,11 +41,17 @@ def train(spec: RunSpec, prepared: Prepared, folder: Path, console: Console, pro
 
     An interrupted one is continued, a finished one keeps its weights and is judged again. With several processes each
     calls this; all fit, and the leader does the rest.
-    Raises RunError if the folder holds another run, FitError if training cannot go on.
+    Raises RunError if the folder holds another run or is being trained in, FitError if training cannot go on.
     """
     run = RunFolder(folder)
-    if processes.leader:
+    if not processes.leader:
+        return _train(spec, prepared, run, console, processes)
+    with run.held():
         run.begin(spec, prepared)
+        return _train(spec, prepared, run, console, processes)
+
+
+def _train(spec: RunSpec, prepared: Prepared, run: RunFolder, console: Console, processes: Processes) -> RunFolder:
     console.print(describe_data(prepared))
     if isinstance(spec.config, AutoRecRunConfig):
         return train_autorec(spec, spec.config, prepared, run, console=console, processes=processes)
@@ -62,12 +68,12 @@ def train(spec: RunSpec, prepared: Prepared, folder: Path, console: Console, pro
         run.keep_neighbours(blend.neighbours)
     metrics = judge(ModelScorer(model), blend, beside, prepared) | _course(fitted, before)
     run.finish(metrics)
-    plot_curves(run.epochs(), folder / "curves.png", METRIC)
+    plot_curves(run.epochs(), run.path / "curves.png", METRIC)
     if before is not None:
-        plot_curves(run.pretraining.epochs(), folder / "pretraining.png", METRIC)
+        plot_curves(run.pretraining.epochs(), run.path / "pretraining.png", METRIC)
     console.print(results_table(spec.name, metrics, title=f"Test, {SPLITS[spec.split]}"))
     console.print(similar_table(_look(model, prepared), _names(prepared)))
-    console.print(f"run folder: {folder}")
+    console.print(f"run folder: {run.path}")
     return run
 
 

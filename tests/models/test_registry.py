@@ -202,6 +202,15 @@ def test_a_lock_that_cannot_be_made_is_named(registry: Registry) -> None:
         registry.promote("a")
 
 
+def test_a_link_in_the_place_of_the_lock_is_not_followed(registry: Registry, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.touch(mode=0o600)
+    (registry.artifacts / ".lock").symlink_to(secret)
+    with pytest.raises(OSError, match=r"\.lock"):
+        registry.promote("a")
+    assert secret.stat().st_mode & 0o777 == 0o600
+
+
 _PROMOTER = """
 import sys
 from pathlib import Path

@@ -1,5 +1,6 @@
 """Promotion, rollback and the live swap: from HTTP and from the artifacts folder, under load."""
 
+import asyncio
 import os
 import shutil
 import threading
@@ -199,6 +200,16 @@ async def test_nothing_is_written_before_the_predecessor_has_passed_and_a_champi
         assert slot.engine.version == "v2"
     assert seen == ["v2"]
     assert registry.last_two() == ("v3", "v2")
+
+
+@pytest.mark.anyio
+async def test_of_two_rollbacks_at_once_one_is_refused(artifacts: Path, make_bundle: Callable[..., Path]) -> None:
+    for version in ("v1", "v2", "v3"):
+        make_bundle(version)
+    async with Slot(artifacts, device="cpu", cpus=1, poll_s=60) as slot:
+        ended = await asyncio.gather(slot.rollback(), slot.rollback(), return_exceptions=True)
+    assert [isinstance(end, RegistryError) for end in ended].count(True) == 1
+    assert Registry(artifacts).current() == "v2"
 
 
 @pytest.mark.anyio

@@ -47,6 +47,34 @@ async def test_large_bodies_that_arrive_together_are_looked_at_in_turns_of_their
     assert longest_s < (last - began) / 3
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", [("asyncio", {"use_uvloop": True})])
+async def test_more_large_bodies_than_there_is_room_for_are_refused_at_once(
+    make_bundle: Callable[..., Path], artifacts: Path, store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_bundle("v1")
+    monkeypatch.setattr("service.hot._MOST_BYTES", 10 * len(request("/recommend")))
+    settings, metrics = Settings(artifacts=artifacts, redis=store_url, device="cpu"), Metrics()
+    listener, started = socket.create_server(("127.0.0.1", 0), backlog=CLIENTS), asyncio.Event()
+    async with running(settings, store_url, metrics) as app:
+        server = Server(app, settings, metrics, started.set)
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        await started.wait()
+        clients = [socket.create_connection(listener.getsockname()) for _ in range(CLIENTS)]
+        while len(server.server_state.connections) < CLIENTS:  # noqa: ASYNC110 - no event tells
+            await asyncio.sleep(0)
+        for client in clients:
+            client.sendall(request("/recommend"))
+        statuses = await asyncio.gather(*map(status, clients))
+        again = socket.create_connection(listener.getsockname())  # and there is room again
+        again.sendall(request("/recommend"))
+        assert await status(again) == b"422"
+        server.stop()
+        await serving
+    assert set(statuses) == {b"422", b"503"}
+    assert statuses.count(b"422") >= 10
+
+
 def request(route: str) -> bytes:
     """One that is looked at in all of its length, and refused."""
     wrong = {"history": [f"i{n}" for n in range(6000)], "k": 0}

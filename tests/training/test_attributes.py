@@ -93,6 +93,7 @@ def test_blank_lines_of_a_table_are_no_items(tmp_path: Path) -> None:
         ("1.5|2", "3", False),
         ("1.", "2", False),
         ("1e3", "1.5", False),
+        ("1.1", "1.10", False),
     ],
 )
 def test_a_column_of_a_table_is_numbers_if_all_are_and_one_has_a_fraction(

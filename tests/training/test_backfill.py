@@ -49,15 +49,27 @@ def test_the_newest_of_each_user_are_stored_and_recommended_from(client: httpx.C
     url = str(client.base_url)
     lines = ["user_id,item_id,timestamp,value", f"bob,i9,{START + 9},4.5"]
     lines += [f"ann,i{step},{START + step}," for step in range(1, 6)]
-    status, out, error = send(url, *lines, options=("--newest", "3"))
+    options = ("--newest", "3", "--value-column", "value")
+    status, out, error = send(url, *lines, options=options)
     assert (status, error) == (0, "")
     assert "6 of 6 rows kept" in out
-    assert "4 events of 2 users stored; 0 were stored before\n" in out
+    assert "4 events of 2 users stored; 0 are repeats\n" in out
     assert history(client, "ann") == [(f"i{step}", START + step, "interaction", None) for step in (3, 4, 5)]
     assert history(client, "bob") == [("i9", START + 9, "interaction", 4.5)]
     found = client.post("/recommend", json={"user_id": "ann", "k": 1}).json()
     assert (found["items"][0]["item_id"], found["items"][0]["source"]) == ("i6", "model")
-    assert "0 events of 2 users stored; 4 were stored before" in send(url, *lines, options=("--newest", "3"))[1]
+    assert "0 events of 2 users stored; 4 are repeats" in send(url, *lines, options=options)[1]
+
+
+def test_a_column_of_values_that_nobody_named_and_rows_without_an_id_keep_no_other_back(
+    client: httpx.Client, send: Any
+) -> None:
+    lines = ["user_id,item_id,timestamp,value", f"bob,i9,{START},purchase", f",i9,{START},", f"ann,i8,{START},9"]
+    status, out, error = send(str(client.base_url), *lines)
+    assert (status, error) == (0, "")
+    assert "2 of 3 rows kept" in out
+    assert history(client, "ann") == [("i8", START, "interaction", None)]
+    assert len(history(client, "bob")) == 1
 
 
 def test_rows_without_times_keep_their_order_and_are_the_same_events_again(client: httpx.Client, send: Any) -> None:
@@ -68,7 +80,7 @@ def test_rows_without_times_keep_their_order_and_are_the_same_events_again(clien
     assert history(client, "ann") == [
         (item, START - before, "view", None) for item, before in (("i3", 3), ("i3", 1), ("i2", 0))
     ]
-    assert "4 were stored before" in send(url, *lines, options=("--type", "view"))[1]
+    assert "4 are repeats" in send(url, *lines, options=("--type", "view"))[1]
 
 
 def test_requests_are_as_large_as_the_service_takes(client: httpx.Client, send: Any) -> None:
@@ -82,12 +94,13 @@ def test_requests_are_as_large_as_the_service_takes(client: httpx.Client, send: 
 
 
 def test_what_the_service_rejects_is_counted_with_its_reason(client: httpx.Client, send: Any) -> None:
-    lines = ["user_id,item_id,timestamp", f"ann,i1,{START}", "ann,i2,4000000000000", "bob,i2,4000000000000"]
+    lines = ["user_id,item_id,timestamp", f"ann,i1,{START}", "ann,i2,4000000000000", "bob,i2,4000000000001"]
     status, out, error = send(str(client.base_url), *lines)
     assert (status, error) == (0, "")
-    assert "1 events of 2 users stored; 0 were stored before" in out
-    assert "2  rejected: timestamp_ahead" in out
-    assert "rejected: none of 1 event(s) can be accepted" in send(str(client.base_url), lines[0], lines[2])[1]
+    assert "1 events of 2 users stored; 0 are repeats; 2 rejected\n" in out
+    assert "2  timestamp_ahead, first: timestamp is 4000000000000: must not be" in out
+    assert out.count("timestamp_ahead") == 1
+    assert "1  no_valid_event, first: none of 1 event(s)" in send(str(client.base_url), lines[0], lines[2])[1]
 
 
 @pytest.fixture
@@ -119,7 +132,7 @@ def test_a_key_is_asked_for_and_used(
 
 
 @pytest.mark.parametrize(
-    "url", ["127.0.0.1:8000", "ftp://shop", "http://", "http://[", "http://me:secret@shop", "http://a?b"]
+    "url", ["127.0.0.1:8000", "ftp://shop", "http://", "http://[", "http://me:secret@shop", "http://shop/ä"]
 )
 def test_what_is_no_url_is_told(send: Any, url: str) -> None:
     status, _, error = send(url, "user_id,item_id", "ann,i1")
@@ -176,6 +189,7 @@ def test_what_is_refused_for_a_while_is_sent_again(stranger: Any, send: Any, mon
     status, out, _ = send(url, "user_id,item_id", "ann,i1", "bob,i2")
     assert status == 0
     assert "2 events of 2 users stored" in out
+    assert out.count("takes no events just now, which is tried for 400 s (503: overloaded)") == 1
     assert len(asked) == 4
     monkeypatch.setattr(backfill, "_PATIENCE_S", -1.0)
     answers += [(200, TAKEN), (503, b'{"detail": "the store is away"}')]

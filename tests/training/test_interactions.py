@@ -179,10 +179,16 @@ def test_rows_that_an_open_quote_swallows_in_a_column_nobody_reads_are_not_lost_
 
 
 def test_text_of_several_lines_in_a_column_nobody_reads_is_no_harm(tmp_path: Path) -> None:
-    texts = ["one\ntwo", "good, cheap,\nfast, and, so, on", 'a ""quoted"" word\n\n1,2', "u\ni\n1"]
+    texts = [
+        "u\nu,000 pieces, nice, all of them",
+        "one\ntwo",
+        "good, cheap,\nfast, and, so, on",
+        'a ""quoted"" word\n\n1,2',
+        "u\ni\n1",
+    ]
     lines = [f'u,i,1,"{text}"' for text in texts]
     log = written(tmp_path / "log.csv", "\n".join(["user_id,item_id,timestamp,review", *lines, ""]))
-    assert read_interactions([log], max_dropped=0).report.rows_kept == 4
+    assert read_interactions([log], max_dropped=0).report.rows_kept == 5
 
 
 @pytest.mark.parametrize(

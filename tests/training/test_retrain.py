@@ -14,7 +14,7 @@ import pytest
 import redis
 
 from models.bundle import read_bundle
-from models.eventlog import LoggedEvent, encode, log_key, partition_of
+from models.eventlog import LoggedEvent, digest_of, encode, log_key, partition_of
 from models.manifest import MANIFEST, read_manifest, sealed
 from models.registry import Registry
 from training.__main__ import main
@@ -265,6 +265,26 @@ def test_a_log_without_times_cannot_be_judged_by_time(desk: Desk) -> None:
     assert status == 1
     assert "needs timestamps" in error
     assert "name their column with --timestamp-column, or take --split loo, which train and evaluate have" in error
+
+
+def test_the_past_of_an_erased_user_that_was_sent_anew_is_not_learned(
+    desk: Desk, store: tuple[str, redis.Redis]
+) -> None:
+    url, client = store
+    log = pl.read_csv(desk.folder / "log.csv")
+    user, item, moment = log["user_id", "item_id", "timestamp"].row(0)
+    erased: dict[Any, Any] = {"schema": "1", "erased": digest_of(user), "upto": "1790000000000-0"}
+    client.xadd(log_key(partition_of(user)), erased, id="1790000000000-0")
+    add(client, user, "sent", item_id=item, timestamp_ms=moment)
+    add(client, user, "since", item_id="since", timestamp_ms=1_790_000_000_002)
+    status, out, error = desk.retrain(USELESS, "--events-from", url)
+    assert (status, error) == (0, "")
+    said = " ".join(out.split())
+    assert f"{log.filter(pl.col('user_id') == user).height} user was erased" in said
+    assert "1 in the files and in the event log" in said
+    champion = desk.registry.current()
+    assert champion is not None
+    assert "since" in read_bundle(desk.registry.folder(champion)).index_of
 
 
 def test_a_log_without_times_cannot_be_put_beside_logged_events(desk: Desk, store: tuple[str, redis.Redis]) -> None:

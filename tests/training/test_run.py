@@ -119,6 +119,20 @@ def test_a_folder_in_which_nothing_was_trained_is_free(
         run.begin(*spec_of([log]))
 
 
+def test_a_folder_is_for_one_training_at_a_time(tmp_path: Path) -> None:
+    run, same = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "run")
+    with run.held():
+        with (
+            pytest.raises(RunError, match=r"another training is at work in .*run; wait for it, or give .* --output"),
+            same.held(),
+        ):
+            pass
+        with RunFolder(tmp_path / "other").held():
+            pass
+    with same.held():
+        pass
+
+
 def test_attributes_make_another_run_only_where_they_are_learned_from(
     tmp_path: Path, log: Path, spec_of: Callable[..., tuple[RunSpec, Prepared]]
 ) -> None:
