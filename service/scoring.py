@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 
 logger = logging.getLogger(__name__)
 
-_END_S = 3.0  # for a ranking under way when all who waited for it have been told of the end
+_END_S = 2.0  # for a ranking under way when all who waited for it have been told of the end
 
 
 class ScoringStopped(Exception):  # noqa: N818 - a condition: the service has to be restarted

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import gc
-import os
 import socket
 import tempfile
 import threading
@@ -121,14 +120,6 @@ def _only_files_freeze() -> Iterator[None]:
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gc, "freeze", lambda: None)
-        yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _nothing_is_synced() -> Iterator[None]:
-    """No test cuts the power of this process, and a bundle is twelve syncs; processes of their own do sync."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda descriptor: None)
         yield
 
 
