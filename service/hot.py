@@ -32,7 +32,7 @@ from service.turns import Turns
 logger = logging.getLogger(__name__)
 
 _LARGE_BYTES = 1 << 13  # of a body that is checked in a turn of its own: some tenths of a millisecond's work
-_MOST_BYTES = 1 << 26  # of such bodies that wait: about a second's work
+_MOST_BYTES = 1 << 26  # of such bodies that may wait; what comes beyond gets its 503 at once
 _JSON = b"application/json"
 _PROBLEM = b"application/problem+json"
 

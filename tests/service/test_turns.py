@@ -4,7 +4,8 @@ import asyncio
 import json
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -17,13 +18,9 @@ from service.settings import Settings
 CLIENTS = 60
 
 
-@pytest.mark.anyio
-@pytest.mark.parametrize("anyio_backend", [("asyncio", {"use_uvloop": True})])
-@pytest.mark.parametrize("route", ["/recommend", "/recommend/batch", "/events"])
-async def test_large_bodies_that_arrive_together_are_looked_at_in_turns_of_their_own(
-    make_bundle: Callable[..., Path], artifacts: Path, store_url: str, route: str
-) -> None:
-    make_bundle("v1")
+@asynccontextmanager
+async def connected(artifacts: Path, store_url: str) -> AsyncIterator[list[socket.socket]]:
+    """Connections to a service on this loop, which it has taken."""
     settings, metrics = Settings(artifacts=artifacts, redis=store_url, device="cpu"), Metrics()
     listener, started = socket.create_server(("127.0.0.1", 0), backlog=CLIENTS), asyncio.Event()
     async with running(settings, store_url, metrics) as app:
@@ -33,6 +30,19 @@ async def test_large_bodies_that_arrive_together_are_looked_at_in_turns_of_their
         clients = [socket.create_connection(listener.getsockname()) for _ in range(CLIENTS)]
         while len(server.server_state.connections) < CLIENTS:  # noqa: ASYNC110 - no event tells
             await asyncio.sleep(0)
+        yield clients
+        server.stop()
+        await serving
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", [("asyncio", {"use_uvloop": True})])
+@pytest.mark.parametrize("route", ["/recommend", "/recommend/batch", "/events"])
+async def test_large_bodies_that_arrive_together_are_looked_at_in_turns_of_their_own(
+    make_bundle: Callable[..., Path], artifacts: Path, store_url: str, route: str
+) -> None:
+    make_bundle("v1")
+    async with connected(artifacts, store_url) as clients:
         for client in clients:  # no turn of the loop between them: all lie there when it looks
             client.sendall(request(route))
         began = last = time.thread_time()
@@ -40,8 +50,6 @@ async def test_large_bodies_that_arrive_together_are_looked_at_in_turns_of_their
         while not statuses.done():
             await asyncio.sleep(0)
             longest_s, last = max(longest_s, time.thread_time() - last), time.thread_time()
-        server.stop()
-        await serving
     print(f"the longest turn took {1e3 * longest_s:.1f} ms of {1e3 * (last - began):.1f}")
     assert set(statuses.result()) == {b"200" if route == "/recommend/batch" else b"422"}
     assert longest_s < (last - began) / 3
@@ -54,23 +62,14 @@ async def test_more_large_bodies_than_there_is_room_for_are_refused_at_once(
 ) -> None:
     make_bundle("v1")
     monkeypatch.setattr("service.hot._MOST_BYTES", 10 * len(request("/recommend")))
-    settings, metrics = Settings(artifacts=artifacts, redis=store_url, device="cpu"), Metrics()
-    listener, started = socket.create_server(("127.0.0.1", 0), backlog=CLIENTS), asyncio.Event()
-    async with running(settings, store_url, metrics) as app:
-        server = Server(app, settings, metrics, started.set)
-        serving = asyncio.create_task(server.serve(sockets=[listener]))
-        await started.wait()
-        clients = [socket.create_connection(listener.getsockname()) for _ in range(CLIENTS)]
-        while len(server.server_state.connections) < CLIENTS:  # noqa: ASYNC110 - no event tells
-            await asyncio.sleep(0)
+    async with connected(artifacts, store_url) as clients:
+        address = clients[0].getpeername()
         for client in clients:
             client.sendall(request("/recommend"))
         statuses = await asyncio.gather(*map(status, clients))
-        again = socket.create_connection(listener.getsockname())  # and there is room again
+        again = socket.create_connection(address)  # and there is room again
         again.sendall(request("/recommend"))
         assert await status(again) == b"422"
-        server.stop()
-        await serving
     assert set(statuses) == {b"422", b"503"}
     assert statuses.count(b"422") >= 10
 

@@ -317,7 +317,9 @@ def test_a_port_that_other_workers_share_is_in_use(two: Process, artifacts: Path
 def test_workers_that_cannot_start_say_why_once(make_bundle: Callable[..., Path], artifacts: Path) -> None:
     make_bundle("v1")
     options = ("serve", "--port", "0", "--redis", "redis://127.0.0.1:1", "--artifacts", str(artifacts))
-    assert "device is cuda" in refused(*options, "--workers", "2", "--device", "cuda")
+    assert "device is cuda" in refused(
+        *options, "--workers", "2", "--device", "cuda", environment={"CUDA_VISIBLE_DEVICES": ""}
+    )
 
 
 def test_when_none_can_be_replaced_the_service_ends_with_status_1(two: Process, artifacts: Path) -> None:
