@@ -212,3 +212,13 @@ def test_the_record_is_what_the_page_records() -> None:
                 rows = re.findall(rf"^\| {items:,} \| (?:{name})[^|]* \| ([^|]+) \| ([^|]+) \|", page, re.MULTILINE)
                 recorded = [float(row[column].replace(",", "")) for row in rows]
                 assert any(abs(seconds * (32 if column else 1) * 1e3 - ms) < 1e-6 * ms for ms in recorded), (way, items)
+
+
+def test_the_readme_shows_figures_of_the_page() -> None:
+    """Of its short table; "50 times" and "22 times" are the page's 50.5 and 22.5 without their fraction."""
+    readme, page = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/performance.md"))
+    table = readme.partition("| what | figure |\n")[2].partition("\n\n")[0]
+    figures = [figure for line in table.splitlines()[1:] for figure in re.findall(r"\d[\d,.]*\d", line.split("|")[2])]
+    assert len(figures) == 8
+    for figure in figures:
+        assert re.search(rf"(?<![\d,.]){re.escape(figure)}(?![\d,])", page), figure
