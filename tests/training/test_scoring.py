@@ -14,7 +14,7 @@ from models.runtime import Runtime
 from training import scoring
 from training.export import certify, export
 from training.run import RunFolder
-from training.scoring import Asked, quicker, with_scoring
+from training.scoring import Asked, better, with_scoring
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -53,24 +53,32 @@ def test_of_a_large_catalogue_both_are_measured_and_the_manifest_keeps_it(
     found = with_scoring(grown(content), "auto")
     recorded = found.manifest.scoring
     assert found.scan is not None
-    assert (found.quantised is not None) == (recorded.kind == "int8")  # whichever was quicker here
-    assert (recorded.kind == "int8") == quicker(recorded)
+    assert (found.quantised is not None) == (recorded.kind == "int8")  # whichever was better here
+    assert (recorded.kind == "int8") == better(recorded)
     assert recorded.milliseconds_float32.keys() == recorded.milliseconds_int8.keys() == {1, 32}
     assert min(*recorded.milliseconds_float32.values(), *recorded.milliseconds_int8.values()) > 0
+    assert recorded.recall_int8 == 1
 
 
 def test_what_is_asked_for_is_done(content: Content, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scoring, "SCAN_FROM", 1000)
     plain = with_scoring(grown(content), "float32")
     assert plain.scan is not None
-    assert (plain.quantised, plain.manifest.scoring.milliseconds_int8) == (None, {})  # nothing had to be measured
+    assert (plain.quantised, plain.manifest.scoring) == (None, Scoring())  # nothing had to be measured
     assert with_scoring(grown(content), "int8").manifest.scoring.kind == "int8"
 
 
-@pytest.mark.parametrize(("float32", "int8", "taken"), [(50.0, 49.0, True), (50.0, 50.0, False), (50.0, 60.0, False)])
-def test_int8_is_taken_where_it_ranks_a_full_batch_sooner(float32: float, int8: float, taken: bool) -> None:
-    measured = Scoring(milliseconds_float32={1: 9.0, 32: float32}, milliseconds_int8={1: 9.5, 32: int8})
-    assert quicker(measured) == taken
+@pytest.mark.parametrize(
+    ("float32", "int8", "recall", "taken"),
+    [(50.0, 49.0, 0.99, True), (50.0, 50.0, 1.0, False), (50.0, 60.0, 1.0, False), (50.0, 9.0, 0.98, False)],
+)
+def test_int8_is_taken_where_it_ranks_a_full_batch_sooner_and_finds_the_same(
+    float32: float, int8: float, recall: float, taken: bool
+) -> None:
+    measured = Scoring(
+        milliseconds_float32={1: 9.0, 32: float32}, milliseconds_int8={1: 9.5, 32: int8}, recall_int8=recall
+    )
+    assert better(measured) == taken
 
 
 def test_an_export_with_int8_is_certified_and_says_so(finished_run: RunFolder, tmp_path: Path) -> None:
