@@ -112,7 +112,9 @@ def export_command(
     promote: Annotated[bool, typer.Option("--promote", help="Make it the champion, which services load.")] = False,
     scoring: Annotated[
         Asked,
-        typer.Option(help="What a search of a large catalogue reads. auto: the quicker that misses nothing, as measured."),
+        typer.Option(
+            help="What a search of a large catalogue reads. auto: the quicker that misses nothing, as measured."
+        ),
     ] = "auto",
 ) -> None:
     """Export a run as a bundle, after proving that onnxruntime computes what torch computes."""
