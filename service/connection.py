@@ -88,6 +88,18 @@ class Connection:
         store = self._reads.store
         return await self._reads.call(lambda: _by_server(store, keys, keys, store.mget))
 
+    async def lengths(self, keys: Sequence[bytes]) -> list[int]:
+        """How many entries the streams of keys have, wherever they lie. One round trip, with a write's patience: who
+        asks serves nobody meanwhile, and a late answer is not to keep histories from being read."""
+
+        async def of(client: redis.asyncio.Redis, own: list[bytes]) -> list[int]:
+            pipeline = client.pipeline(transaction=False)
+            for key in own:
+                pipeline.xlen(key)
+            return await pipeline.execute()
+
+        return await self._writes.call(lambda: _by_server(self._writes.store, keys, keys, of))
+
     async def run(self, script: Script, calls: list[tuple[Any, ...]]) -> list[Any]:
         """For each call's keys and arguments the script's reply, or what the server refused it with.
 

@@ -6,7 +6,6 @@ and the log cannot disagree with it.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import logging
 import math
@@ -180,15 +179,12 @@ class SequenceStore:
 
     async def log_fill(self) -> float:
         """What share of its room the fullest partition of the event log takes: 0 to 1, or a little above."""
-        lengths = await asyncio.gather(*(self._log_length(log_key(partition)) for partition in range(PARTITIONS)))
+        lengths = await self.connection.lengths([log_key(partition).encode() for partition in range(PARTITIONS)])
         return max(lengths) / self.settings.log_max_events
 
     async def ping(self) -> None:
         """Return if the server answers within the timeout of a read, and raise StoreUnavailable if not."""
         await self.connection.ping()
-
-    async def _log_length(self, key: str) -> int:
-        return int(await self.connection.read(key.encode(), lambda client: client.xlen(key)))
 
     def _append_call(self, user_id: str, events: list[Event]) -> tuple[Any, ...]:
         """Keys and arguments of the script for one user."""

@@ -8,6 +8,7 @@ import signal
 import socket
 import ssl
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,8 @@ async def test_a_cluster_whose_nodes_do_not_say_where_they_are_is_asked_where_it
             users = [f"user-{number}" for number in range(12)]  # on every node
             await store.append([event("a", user) for user in users])
             assert await store.histories(users) == [["item-a"]] * len(users)
+            fullest = max(Counter(map(eventlog.partition_of, users)).values())
+            assert await store.log_fill() == fullest / store.settings.log_max_events
 
 
 async def test_a_slot_that_moves_is_followed(tmp_path: Path) -> None:
