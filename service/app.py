@@ -158,7 +158,9 @@ async def running(settings: Settings, store_url: str, metrics: Metrics | None = 
         await stack.enter_async_context(intake)
         limits = Limits(store.connection, workers=settings.workers)
         keys = await stack.enter_async_context(Keys(settings, on_change=limits.keep))
-        erasure = Erasure(store.connection, log_length=store.settings.log_max_events)
+        erasure = Erasure(
+            store.connection, log_length=store.settings.log_max_events, log_min_s=store.settings.log_min_s
+        )
         services = Services(keys, limits, slot, batcher, aside, similar, intake, items, store, erasure, metrics)
         application = Application(create_app(services), HotRoutes(services).routes)
         # All this lives as long as the process: no collection need look at it again. Engines come and go, and what

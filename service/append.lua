@@ -10,12 +10,15 @@
 --       MessagePack array of {timestamp_ms, event_id, item_id, type, value or false, digest, in_sequence, log fields},
 --       ordered as a history is; the first five go there as they are
 -- Gives the number of events that were new, below zero where they begin the history anew because what was there could
--- not be read, or the error LOGFULL where the log would have to drop an entry that is
--- younger than log_min_s to take them.
+-- not be read, or the error LOGFULL where the log would have to drop an entry that is younger than log_min_s to take
+-- them.
 
 local STRIDE = 5
 local DIGEST = 8
 local ENTRY = 12
+-- Entries that a call looks at and drops at most, beyond those it adds: ten milliseconds of work. A log that has become
+-- too long by more, since its length was lowered, gets there by and by.
+local DROPPED = 1000
 local CHUNK = 32 -- bytes of two ids that are compared at once: others wait while a thousand long ones are
 
 local history_length, history_ttl_s = tonumber(ARGV[1]), tonumber(ARGV[2])
@@ -50,8 +53,8 @@ local function read(stored)
   return window
 end
 
--- One that is no list of events counts as empty, as it does for readers, who also look into its text: an error would refuse the user's events for good, and with them
--- those of others in the same request.
+-- One that is no list of events counts as empty, as it does for readers, who also look into its text: an error would
+-- refuse the user's events for good, and with them those of others in the same request.
 local stored = redis.call('GET', KEYS[1])
 local whole, window = true, {}
 if stored then whole, window = pcall(read, stored) end
@@ -116,19 +119,23 @@ if dropped > 0 then
   for i = 1, #window do window[i] = window[i + dropped] end
 end
 
+local trim = { 'XTRIM', KEYS[3], 'MAXLEN', '~', log_length }
 if log_min_s > 0 then
   local surplus = redis.call('XLEN', KEYS[3]) + #logged - log_length
   if surplus > 0 then
-    local oldest = redis.call('XRANGE', KEYS[3], '-', '+', 'COUNT', surplus)
+    local most = math.min(surplus, #logged + DROPPED)
+    local oldest = redis.call('XRANGE', KEYS[3], '-', '+', 'COUNT', most)
     local newest_dropped = oldest[#oldest]
     if newest_dropped and tonumber(string.match(newest_dropped[1], '^%d+')) > (now_s - log_min_s) * 1000 then
       return redis.error_reply('LOGFULL the event log is full of entries too young to be dropped; archive it')
     end
+    trim[6], trim[7] = 'LIMIT', most
   end
 end
 for _, fields in ipairs(logged) do
-  redis.call('XADD', KEYS[3], 'MAXLEN', '~', log_length, '*', unpack(fields))
+  redis.call('XADD', KEYS[3], '*', unpack(fields))
 end
+redis.call(unpack(trim))
 redis.call('SET', KEYS[2], string.sub(table.concat(taken), -record_length * ENTRY), 'EX', record_ttl_s)
 if #shown > 0 then
   redis.call('SET', KEYS[1], cmsgpack.pack(window), 'EX', history_ttl_s)

@@ -8,7 +8,7 @@
 --                not expire: whoever sweeps would move what is left of them behind their tombstones, and it would count.
 --                Those that the log has left behind are dropped here, so that there are no more than entries in the log
 --       tombstones  sorted set, by time, of those that the archiver has yet to honour: a full log drops its own
--- ARGV  user id, digest of it, log_length
+-- ARGV  user id, digest of it, log_length, log_min_s
 -- Gives the numbers of events in the history and of ids in the record, and the tombstone's id.
 
 local STRIDE = 5
@@ -47,8 +47,10 @@ for i = 1, #flat, 2 do
   if of_ms < first_ms or (of_ms == first_ms and of_number < first_number) then over[#over + 1] = flat[i] end
 end
 
--- An append keeps the log at its length; this bounds it where there are only erasures.
-redis.call('XADD', KEYS[3], 'MAXLEN', '~', 2 * ARGV[3], upto, 'schema', '1', 'erased', ARGV[2], 'upto', upto)
+redis.call('XADD', KEYS[3], upto, 'schema', '1', 'erased', ARGV[2], 'upto', upto)
+-- An append keeps the log at its length; this bounds it where there are only erasures, and where it is an archiver that
+-- makes room, nothing is dropped for them.
+if tonumber(ARGV[4]) == 0 then redis.call('XTRIM', KEYS[3], 'MAXLEN', '~', 2 * ARGV[3]) end
 redis.call('ZADD', KEYS[5], string.format('%.0f', ms), ARGV[2] .. ' ' .. upto)
 redis.call('ZREMRANGEBYRANK', KEYS[5], 0, -ARGV[3] - 1) -- there may be no archiver
 for _, user in ipairs(over) do redis.call('HDEL', KEYS[4], user) end

@@ -29,10 +29,10 @@ class Erased:
 class Erasure:
     """Erases users. Every call raises StoreUnavailable soon if it cannot be done; then ask for the same again."""
 
-    def __init__(self, connection: Connection, *, log_length: int) -> None:
-        """log_length: of a partition."""
+    def __init__(self, connection: Connection, *, log_length: int, log_min_s: float = 0) -> None:
+        """log_length: of a partition; log_min_s: how old an entry must be to be dropped for a newer one."""
         self._connection = connection
-        self._log_length = log_length
+        self._log_bounds = log_length, log_min_s
         folder = Path(__file__).parent
         self._erase = Script(folder.joinpath("erase.lua").read_bytes(), keys=5)
         self._sweep = Script(folder.joinpath("sweep.lua").read_bytes(), keys=3)
@@ -47,7 +47,7 @@ class Erasure:
         swept = (log, pending, tombstones_key(partition).encode())
         user = (user_id, digest_of(user_id))
         history_events, event_ids, upto = await self._run(
-            self._erase, (history_key(user_id), record_key(user_id), *swept, *user, self._log_length)
+            self._erase, (history_key(user_id), record_key(user_id), *swept, *user, *self._log_bounds)
         )
         last = await self._last_of(user_id, log, upto)
         logged_events, done = 0, False

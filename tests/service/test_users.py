@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -364,3 +365,36 @@ def test_old_events_of_a_full_log_make_room(store_url: str, server: redis.Redis)
     assert asyncio.run(append(store_url, *later, log_max_events=200, log_min_s=3600.0)) == 100
     assert 200 <= server.xlen(key) < 300
     assert {one.event_id for one in later} <= {one.event_id for one in eventlog.read_events(server)}
+
+
+def test_a_log_that_is_to_be_shorter_than_it_was_gets_there_by_and_by(store_url: str, server: redis.Redis) -> None:
+    key = log_key(partition_of("canary"))
+    fields = eventlog.encode(event("canary", 0))
+    pipeline = server.pipeline(transaction=False)
+    for number in range(5000):  # of the year 2001
+        pipeline.xadd(key, dict(zip(fields[::2], fields[1::2], strict=True)), id=f"{1_000_000_000_000 + number}-0")
+    pipeline.execute()
+    keeps = {"log_max_events": 1000, "log_min_s": 3600.0}
+    lengths = [5000]
+    for number in range(1000, 1006):
+        assert asyncio.run(append(store_url, event("canary", number), **keeps)) == 1
+        lengths.append(server.xlen(key))
+    dropped = [before - after for before, after in pairwise(lengths)]
+    assert max(dropped) <= 1000  # no more than were looked at
+    assert min(dropped[:4]) >= 900  # whole nodes
+    assert 1000 <= lengths[-1] <= 1100
+
+
+def test_a_log_that_is_to_be_shorter_than_it_was_keeps_what_is_young(store_url: str, server: redis.Redis) -> None:
+    assert asyncio.run(append(store_url, *(event("canary", n) for n in range(500)))) == 500
+    keeps = {"log_max_events": 100, "log_min_s": 3600.0}
+    with pytest.raises(StoreUnavailable, match="LOGFULL"):
+        asyncio.run(append(store_url, event("canary", 500), **keeps))
+
+    async def erase_another() -> None:
+        async with SequenceStore.connect(store_url) as store:
+            other = next(name for name in map(str, range(1000)) if partition_of(name) == partition_of("canary"))
+            await Erasure(store.connection, log_length=100, log_min_s=3600.0).erase(other)
+
+    asyncio.run(erase_another())
+    assert server.xlen(log_key(partition_of("canary"))) == 501  # with the tombstone
