@@ -246,8 +246,9 @@ class Runtime:
         sequences: Sequence[Indices] | None,
         subset: Subset | None,
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """`rank` in one run, over the whole catalogue or a subset."""
+        """`rank` in one run, over the whole catalogue or a subset, which may have fewer rows than k."""
         bundle = self.bundle
+        rows = len(bundle.items if subset is None else subset.rows)
         matrix, _ = pad(excluded)  # its padding excludes row 0, which is no item
         if subset is not None:
             matrix = subset.places(matrix)
@@ -257,7 +258,7 @@ class Runtime:
             "vectors": vectors,
             "items": bundle.items if subset is None else subset.gathered(bundle.items),
             "excluded": matrix,
-            "k": np.array([k], np.int64),
+            "k": np.array([min(k, rows)], np.int64),
         }
         if bundle.neighbours is not None and sequences is not None:
             feeds |= (
@@ -266,7 +267,12 @@ class Runtime:
                 else {"recent": recent(sequences), **self._neighbour_feeds}
             )
         indices, scores = self._ranker.run(["indices", "scores"], feeds)
-        return indices if subset is None else subset.rows[indices], scores
+        if subset is not None:
+            indices = subset.rows[indices]
+        if rows < k:
+            missing = (0, 0), (0, k - rows)
+            indices, scores = np.pad(indices, missing), np.pad(scores, missing, constant_values=EXCLUDED_SCORE)
+        return indices, scores
 
     def _run_encoder(self, sequences: Sequence[Indices], values: Sequence[Values] | None = None) -> NDArray[np.float32]:
         padded, lengths = pad(sequences)

@@ -23,9 +23,9 @@ from service.exchange import Exchange, Route
 from service.filters import Filter, UnknownAttribute
 from service.keyfile import Limit
 from service.recommender import NoModel, Recommendation, Wish
-from service.requests import bug, check_declared, parse_json, refuse_repeated, request_id_of
+from service.requests import bug, check_declared, parse_json, refuse_repeated, request_id_of, timeout_s_of
 from service.routes import NO_MODEL, Services
-from service.schemas import MAX_QUERIES, MAX_TIMEOUT_MS, RecommendRequest
+from service.schemas import MAX_QUERIES, RecommendRequest
 from service.scoring import ScoringStopped
 from service.turns import Turns
 
@@ -275,13 +275,7 @@ def _timeout_s(exchange: Exchange, headers: Mapping[bytes, bytes]) -> float | No
     """What X-Timeout-Ms allows, in seconds. A parameter that would be ignored is refused instead."""
     if exchange.url.partition(b"?")[2]:
         raise Problem("invalid_request", "this route takes no query parameters; put every field into the JSON body")
-    given = headers.get(b"x-timeout-ms")
-    if given is None:
-        return None
-    if not given.isdigit() or len(given) > 5 or not 1 <= int(given) <= MAX_TIMEOUT_MS:
-        found = shorten(given.decode("latin-1"))
-        raise Problem("invalid_request", f"the header X-Timeout-Ms is {found}; give 1 to {MAX_TIMEOUT_MS} milliseconds")
-    return int(given) / 1000
+    return timeout_s_of(headers.get(b"x-timeout-ms"))
 
 
 def _refused(error: Overloaded | Closed) -> Problem:

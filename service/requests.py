@@ -24,6 +24,7 @@ from service.errors import Problem, problem_response, shorten
 logger = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 1 << 20
+MAX_TIMEOUT_MS = 60_000
 MAX_DEPTH = 254  # of lists and objects in each other: as deep as can be written again, for the store or the log
 _SMALL_BYTES = 65_536
 REQUEST_ID = b"x-request-id"
@@ -37,6 +38,16 @@ def request_id_of(headers: Mapping[bytes, bytes]) -> str:
     given = headers.get(REQUEST_ID, b"")
     # Not a secret: the system's own randomness costs a system call.
     return given.decode() if _SANE_ID.fullmatch(given) else f"{random.getrandbits(64):016x}"
+
+
+def timeout_s_of(given: bytes | None) -> float | None:
+    """What the header X-Timeout-Ms allows, in seconds; None without it. Raises Problem if it is no such number."""
+    if given is None:
+        return None
+    if not given.isdigit() or len(given) > 5 or not 1 <= int(given) <= MAX_TIMEOUT_MS:
+        found = shorten(given.decode("latin-1"))
+        raise Problem("invalid_request", f"the header X-Timeout-Ms is {found}; give 1 to {MAX_TIMEOUT_MS} milliseconds")
+    return int(given) / 1000
 
 
 def headers_of(fields: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:

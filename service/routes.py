@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect
 from service import metrics as prometheus
 from service.attributes import ItemState
 from service.auth import Keys
-from service.batcher import Abandoned, Batcher, Closed, Overloaded
+from service.batcher import Abandoned, Batcher, Closed, Expired, Overloaded
 from service.connection import StillUnavailable, StoreUnavailable
 from service.engine import Ranking
 from service.erasure import Erasure
@@ -25,7 +25,15 @@ from service.keyfile import Scope
 from service.limits import Limits
 from service.metrics import Metrics
 from service.recommender import Likeness, Recommendation, Wish
-from service.requests import CONNECTION, headers_of, parse_json, read_body, refuse_body
+from service.requests import (
+    CONNECTION,
+    MAX_TIMEOUT_MS,
+    headers_of,
+    parse_json,
+    read_body,
+    refuse_body,
+    timeout_s_of,
+)
 from service.schemas import (
     MAX_K,
     BatchResponse,
@@ -82,6 +90,12 @@ _K = {
     "description": "how many",
     "schema": {"type": "integer", "minimum": 1, "maximum": MAX_K, "default": 10},
 }
+_DEADLINE = {
+    "name": "X-Timeout-Ms",
+    "in": "header",
+    "description": "milliseconds that the answer may take; then it is 504, and of a batch each query's own",
+    "schema": {"type": "integer", "minimum": 1, "maximum": MAX_TIMEOUT_MS},
+}
 
 
 def _body_of(*schemas: str, example: dict[str, Any]) -> dict[str, Any]:
@@ -95,7 +109,8 @@ def _body_of(*schemas: str, example: dict[str, Any]) -> dict[str, Any]:
     "/recommend",
     tags=["recommend"],
     responses={200: {"model": RecommendResponse}, **problems(400, 401, 403, 404, 408, 413, 422, 503, 504)},
-    openapi_extra=_body_of("RecommendRequest", example={"history": ["50", "181", "174"], "k": 5}),
+    openapi_extra=_body_of("RecommendRequest", example={"history": ["50", "181", "174"], "k": 5})
+    | {"parameters": [_DEADLINE]},
 )
 async def recommend() -> None:
     """Items for a user or a history, best first. Nothing is stored."""
@@ -108,7 +123,8 @@ async def recommend() -> None:
     responses={200: {"model": BatchResponse}, **problems(400, 401, 403, 408, 413, 422)},
     openapi_extra=_body_of(
         "RecommendBatchRequest", example={"queries": [{"history": ["50"]}, {"user_id": "ada", "k": 5}]}
-    ),
+    )
+    | {"parameters": [_DEADLINE]},
 )
 async def recommend_batch() -> None:
     """Up to 256 such queries at once, each with its own result or problem."""
@@ -165,8 +181,8 @@ async def put_items(request: Request) -> Response:
 @router.get(
     "/items/{item_id:id}/similar",
     tags=["items"],
-    responses={200: {"model": SimilarResponse}, **problems(*BODILESS, 404, 503)},
-    openapi_extra={"parameters": [_K], **KEYED},
+    responses={200: {"model": SimilarResponse}, **problems(*BODILESS, 404, 503, 504)},
+    openapi_extra={"parameters": [_K, _DEADLINE], **KEYED},
 )
 async def similar(item_id: PathId, request: Request) -> Response:
     """The available items that lie nearest in the model's item space, nearest first."""
@@ -176,6 +192,7 @@ async def similar(item_id: PathId, request: Request) -> Response:
         k = request.query_params.get("k", "10")
         if not (k.isascii() and k.isdigit() and len(k) <= 3 and 1 <= int(k) <= MAX_K):
             raise Problem("invalid_request", f"the query parameter k is {shorten(k)}; give 1 to {MAX_K}")
+        timeout_s = timeout_s_of(dict(request.scope["headers"]).get(b"x-timeout-ms"))
         engine = services.slot.engine
         if engine is None:
             raise unavailable("no_model", NO_MODEL, retry_after_s=5)
@@ -184,9 +201,13 @@ async def similar(item_id: PathId, request: Request) -> Response:
             raise Problem("item_not_found", f"{engine.version} does not know the item {shorten(item_id)}")
         try:
             caller = request.scope["state"].get(CONNECTION)  # None under another server
-            found = await services.similar.submit(Likeness(engine, index, int(k)), caller=caller)
+            found = await services.similar.submit(Likeness(engine, index, int(k)), timeout_s=timeout_s, caller=caller)
         except Abandoned as error:
             raise ClientDisconnect from error
+        except Expired as error:
+            raise Problem(
+                "deadline_exceeded", f"{error}: X-Timeout-Ms allowed {1000 * (timeout_s or 0):.0f} ms"
+            ) from error
         except Overloaded as error:
             raise unavailable("overloaded", f"{error}; come back later") from error
         except Closed as error:

@@ -30,7 +30,6 @@ MAX_CANDIDATES = 10_000
 MAX_QUERIES = 256
 MAX_ITEMS = 1000
 MAX_ATTRIBUTES_BYTES = 4096
-MAX_TIMEOUT_MS = 60_000
 MAX_FIELDS = 64  # of one object, whether they exist or not
 
 _RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)

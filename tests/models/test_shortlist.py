@@ -86,7 +86,9 @@ def test_a_vector_of_any_size_gives_the_answer_though_its_products_are_beyond_fl
 def test_where_hardly_any_item_is_left_those_come_back(make_bundle: Callable[..., Path], left: int) -> None:
     vectors = np.random.default_rng(1).normal(size=(2, DIM)).astype(np.float32)
     gone = np.random.default_rng(2).permutation(np.arange(1, ROWS))[left:]
-    agree(bundle_of(make_bundle, MATRIX), vectors, [gone, np.array([7])])
+    bundle = bundle_of(make_bundle, MATRIX)
+    agree(bundle, vectors, [gone, np.array([7])])
+    agree(bundle, vectors[:1], [gone])  # whose candidates are all that is ranked
 
 
 @pytest.mark.parametrize("k", [1, 200, ROWS - 1, 10 * ROWS])

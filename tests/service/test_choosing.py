@@ -4,6 +4,7 @@ In the bundle used, 12 items lie on a circle: after item i come i + 1, i + 2, ..
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -283,13 +284,15 @@ def test_a_batch_that_is_none_is_refused(client: httpx.Client, body: object) -> 
 def test_a_deadline_that_is_kept_changes_nothing(client: httpx.Client) -> None:
     response = client.post("/recommend", json={"history": ["i1"]}, headers={"X-Timeout-Ms": "60000"})
     assert response.status_code == 200
+    assert client.get("/items/i1/similar", headers={"X-Timeout-Ms": "60000"}).status_code == 200
 
 
 @pytest.mark.parametrize("given", ["0", "-1", "1.5", "60001", "soon", ""])
 def test_a_deadline_that_is_none_is_refused(client: httpx.Client, given: str) -> None:
-    response = client.post("/recommend", json={}, headers={"X-Timeout-Ms": given})
-    assert (response.status_code, response.json()["code"]) == (422, "invalid_request")
-    assert "X-Timeout-Ms" in response.json()["detail"]
+    late = {"X-Timeout-Ms": given}
+    for response in (client.post("/recommend", json={}, headers=late), client.get("/items/i1/similar", headers=late)):
+        assert (response.status_code, response.json()["code"]) == (422, "invalid_request")
+        assert "X-Timeout-Ms" in response.json()["detail"]
 
 
 def test_a_deadline_on_events_is_refused(client: httpx.Client) -> None:
@@ -322,13 +325,38 @@ def test_a_deadline_that_passes_is_504_and_costs_no_ranking(
             first = asyncio.create_task(own.post("/recommend", json={"history": ["i1"]}))
             await asyncio.sleep(0.1)  # the batch of the first is being ranked
             late = own.post("/recommend", json={"history": ["i1"]}, headers={"X-Timeout-Ms": "50"})
-            found = await asyncio.gather(first, late)
+            queries = {"queries": [{"history": ["i1"]}] * 2}
+            several = own.post("/recommend/batch", json=queries, headers={"X-Timeout-Ms": "50"})
+            found = await asyncio.gather(first, late, several)
             assert found[1].json()["code"] == "deadline_exceeded"
+            assert [result["status"] for result in found[2].json()["results"]] == [504, 504]
             return [response.status_code for response in found]
 
-    assert asyncio.run(at_once()) == [200, 504]
+    assert asyncio.run(at_once()) == [200, 504, 200]
     assert items(client, history=["i1"], k=1) == [2]
-    assert ranked == [1, 1]  # the one that was late is in no batch
+    assert ranked == [1, 1]  # those that were late are in no batch
+
+
+def test_similar_items_that_come_too_late_are_504(
+    start_service: Callable[..., httpx.Client],
+    make_bundle: Callable[..., Path],
+    store_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from service.engine import Engine
+
+    similar = Engine.similar
+
+    def slowly(self: Engine, index: int, k: int) -> Any:
+        time.sleep(0.3)
+        return similar(self, index, k)
+
+    monkeypatch.setattr(Engine, "similar", slowly)
+    make_bundle("v1")
+    client = start_service(store_url)
+    late = client.get("/items/i1/similar", headers={"X-Timeout-Ms": "50"})
+    assert (late.status_code, late.json()["code"]) == (504, "deadline_exceeded")
+    assert client.get("/items/i1/similar").status_code == 200
 
 
 def _json(body: object) -> bytes:

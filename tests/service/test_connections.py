@@ -187,6 +187,16 @@ def test_what_follows_a_body_is_no_header(client: httpx.Client) -> None:
     assert b"trailer" not in second
 
 
+def test_the_time_that_a_body_takes_is_of_its_deadline(client: httpx.Client) -> None:
+    body = b'{"history": ["i1"]}'
+    head = HEAD + b"X-Timeout-Ms: 200\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with connected(client) as connection:
+        connection.sendall(head)
+        time.sleep(0.3)
+        connection.sendall(body)
+        assert refusal(rest(connection)) == (504, "deadline_exceeded")
+
+
 def test_headers_count_with_what_stands_between_them(client: httpx.Client) -> None:
     for fields, status in ((16_000, 200), (16_384, 431)):
         with connected(client) as connection:

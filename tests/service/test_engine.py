@@ -126,3 +126,15 @@ def test_a_slow_model_is_warmed_up_with_full_batches_too(
     monkeypatch.setattr(engine, "_timed", timed)
     engine.warm_up()
     assert sizes == [1, 8, 64]
+
+
+def test_only_events_that_the_model_reads_are_told_as_reasons(make_bundle: Callable[..., Path]) -> None:
+    """The model reads four, and item 3 before them pulls item 9 by neighbours alone."""
+    items, affinities = np.zeros((13, 1), np.int32), np.zeros((13, 1), np.float32)
+    items[3], affinities[3] = 9, 80
+    engine = engine_over(make_bundle("v1", neighbours=Neighbours(items, affinities)))
+    asked = query([3, 5, 6, 7, 8], k=1)
+    (ranking,) = engine.rank([asked])
+    ((reasons,),) = engine.explain([asked], [ranking])
+    assert ranking.indices == [9]
+    assert {reason.place for reason in reasons} <= {1, 2, 3, 4}

@@ -120,7 +120,8 @@ def test_the_description_lists_the_hot_routes_with_their_bodies(client: httpx.Cl
 
 def test_the_description_says_what_numbers_and_times_may_be(client: httpx.Client) -> None:
     description = client.get("/openapi.json").json()
-    (_, k) = description["paths"]["/items/{item_id}/similar"]["get"]["parameters"]
+    (_, k, deadline) = description["paths"]["/items/{item_id}/similar"]["get"]["parameters"]
+    assert (deadline["name"], deadline["schema"]["maximum"]) == ("X-Timeout-Ms", 60_000)
     assert (k["name"], k["schema"]) == ("k", {"type": "integer", "minimum": 1, "maximum": 500, "default": 10})
     (time, _) = description["components"]["schemas"]["EventRequest"]["properties"]["timestamp"]["anyOf"]
     milliseconds, moment = time["anyOf"]

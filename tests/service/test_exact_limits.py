@@ -59,7 +59,7 @@ LIMITS = [
     Limit("depth of a filter", filters.MAX_DEPTH, lambda n: {"filter": negated(n)}),
     Limit("parts of a filter", filters.MAX_PARTS, lambda n: {"filter": {"any": [{"eq": {"genre": "x"}}] * (n - 1)}}),
     Limit("values of a filter", filters.MAX_VALUES, lambda n: {"filter": {"in": {"genre": ["x"] * n}}}),
-    Limit("deadline", schemas.MAX_TIMEOUT_MS, lambda n: {}, headers=lambda n: {"X-Timeout-Ms": str(n)}),
+    Limit("deadline", requests.MAX_TIMEOUT_MS, lambda n: {}, headers=lambda n: {"X-Timeout-Ms": str(n)}),
     Limit("events", schemas.MAX_EVENTS, lambda n: {"events": [event()] * n}, "/events"),
     Limit("user_id", schemas.MAX_ID_BYTES, lambda n: event(user_id="u" * n), "/events", "no_valid_event"),
     Limit("item_id", schemas.MAX_ID_BYTES, lambda n: event(item_id="i" * n), "/events", "no_valid_event"),
