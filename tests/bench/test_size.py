@@ -214,6 +214,16 @@ def test_the_record_is_what_the_page_records() -> None:
                 assert any(abs(seconds * (32 if column else 1) * 1e3 - ms) < 1e-6 * ms for ms in recorded), (way, items)
 
 
+def test_the_pages_about_machines_count_with_the_record() -> None:
+    capacity, gpu = (" ".join((ROOT / "docs" / name).read_text().split()) for name in ("capacity.md", "gpu.md"))
+    by = measured(Path("nowhere"))
+    assert f"the {1 / by.event_s:,.0f} a second that one worker stored" in capacity
+    assert f"that is {by.beside_ranking_s * 1e3:.3f} ms of a core a request" in gpu
+    small, million = by.rankings["float32"].together.at(12_000), by.rankings["int8"].together.at(1_000_000)
+    assert f"in {small * 1e6:.0f} microseconds a query (12,000 items)" in gpu
+    assert f"at a million, where a core takes {million * 1e3:.2f} ms" in gpu
+
+
 def test_the_readme_shows_figures_of_the_page() -> None:
     """Of its short table; "50 times" and "22 times" are the page's 50.5 and 22.5 without their fraction."""
     readme, page = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/performance.md"))
