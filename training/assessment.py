@@ -14,7 +14,15 @@ from models.runtime import Runtime
 from training.baselines import baselines
 from training.config import AutoRecRunConfig, DataConfig, RunConfig, parse_config
 from training.dataset import Dataset, Vocabulary
-from training.evaluate import Evaluation, EvaluationError, Scorer, difference, evaluate_test, evaluate_test_sampled
+from training.evaluate import (
+    ALONE,
+    Evaluation,
+    EvaluationError,
+    Scorer,
+    difference,
+    evaluate_test,
+    evaluate_test_sampled,
+)
 from training.interactions import Columns, Interactions
 from training.measures import Difference
 from training.next_item import METRIC
@@ -29,7 +37,8 @@ from training.splits import Split
 class Subject:
     """A run or a bundle as something to judge: what it was made from, its recorded figures, and its scorer.
 
-    `over` gives the scorer over the items of any data. `run` is None for a bundle, `config` for one that names none.
+    `over` gives the scorer over the items of any data, `alone` that without its blend, None where there is none. `run`
+    is None for a bundle, `config` for one that names none.
     """
 
     name: str
@@ -37,6 +46,7 @@ class Subject:
     data: DataWindow
     figures: Mapping[str, Any]
     over: Callable[[Vocabulary], Scorer]
+    alone: Callable[[Vocabulary], Scorer] | None
     run: RunFolder | None
 
 
@@ -71,6 +81,9 @@ def open_subject(path: Path) -> Subject:
             data=manifest.data,
             figures=manifest.metrics,
             over=lambda vocabulary: BundleScorer(runtime, vocabulary),
+            alone=None
+            if runtime.bundle.neighbours is None
+            else lambda vocabulary: BundleScorer(runtime, vocabulary, alone=True),
             run=None,
         )
     run = RunFolder(path)
@@ -81,6 +94,7 @@ def open_subject(path: Path) -> Subject:
         data=spec.data,
         figures=run.metrics(),
         over=run_scorer(run),
+        alone=None if run.neighbours() is None else run_scorer(run, alone=True),
         run=run,
     )
 
@@ -128,11 +142,20 @@ def assess(
         evaluation=evaluation,
         baselines=beside,
         alone=subject.figures["alone"]["test"] if own and "alone" in subject.figures else None,
-        sampled=evaluate_test_sampled(scorer, parts, items, negatives=sampled).report() if sampled is not None else {},
+        sampled={} if sampled is None else _sampled(subject, dataset.vocabulary, parts, sampled),
         against=None if other is None else str(against),
         difference=found,
         notes=tuple(notes),
     )
+
+
+def _sampled(subject: Subject, vocabulary: Vocabulary, parts: Split, negatives: int) -> dict[str, Any]:
+    """Figures among sampled negatives by their name; of a blend those of the model alone too, among the same ones."""
+    found = evaluate_test_sampled(subject.over(vocabulary), parts, vocabulary.items, negatives=negatives).report()
+    if subject.alone is None:
+        return found
+    alone = evaluate_test_sampled(subject.alone(vocabulary), parts, vocabulary.items, negatives=negatives).report()
+    return found | {name + ALONE: figures for name, figures in alone.items()}
 
 
 def _data(

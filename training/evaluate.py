@@ -28,6 +28,8 @@ from training.splits import Holdout, Split, open_test
 _USERS_AT_ONCE = 256
 _CELLS_AT_ONCE = 1 << 25  # and at most 128 MiB of scores, whatever the catalogue
 
+ALONE = ", the model alone"  # behind the name of figures of a blend without its item-kNN
+
 
 class EvaluationError(ValueError):
     """Scores that cannot be ranked, or a protocol that this data cannot follow."""

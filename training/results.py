@@ -14,6 +14,7 @@ from typing import Any
 
 from training.activations import compared_name
 from training.config import CONFIGS
+from training.evaluate import ALONE
 from training.interactions import Columns
 from training.measures import spread
 from training.next_item import METRIC
@@ -166,8 +167,8 @@ def _sampled_section(configurations: Sequence[tuple[str, Sequence[tuple[RunFolde
             low, high = (spread([one["intervals"][METRIC][side] for one in figures]).mean for side in (0, 1))
             lines.append(
                 (
-                    name,
-                    protocol,
+                    name if protocol.endswith(ALONE) else _served(name, [run.metrics() for run, _ in having]),
+                    protocol.removesuffix(ALONE),
                     *(str(spread([one[metric] for one in figures])) for metric in ("hr@10", METRIC)),
                     f"{low:.4f} to {high:.4f}",
                     ", ".join(str(spec.seed) for _, spec in having),
@@ -212,15 +213,11 @@ def _rows(name: str, group: Sequence[tuple[RunFolder, RunSpec]]) -> list[_Row]:
     if done:
         recorded = [metrics for metrics, _ in done]
         specs = [spec for _, spec in done]
-        blended = all("alone" in metrics for metrics in recorded)
-        served = name
-        if blended:  # with the item-kNN of the baseline, if it was recorded before there was another
-            chosen = any("backward" in metrics.get("blend", {}) for metrics in recorded)
-            served = f"{name} + item-kNN" if chosen else f"{name} + the baseline's item-kNN"
+        served = _served(name, recorded)
         rows.append(_row(served, [metrics["test"] for metrics in recorded], recorded, specs, timed=_timed(specs[0])))
         if any("alone" in metrics for metrics in recorded):
             alone = [metrics.get("alone", metrics)["test"] for metrics in recorded]
-            alone_name = f"{name} alone" if not blended else name
+            alone_name = name if served != name else f"{name} alone"
             rows.append(_row(alone_name, alone, recorded, specs, timed=_timed(specs[0])))
     for run, spec in group:
         if not (run.path / METRICS).exists():
@@ -231,6 +228,15 @@ def _rows(name: str, group: Sequence[tuple[RunFolder, RunSpec]]) -> list[_Row]:
             blank = ("-",) * (len(_HEADINGS) - 5)
             rows.append(_Row((name, state, *blank, str(spec.seed), "-", _command([spec])), None))
     return rows
+
+
+def _served(name: str, recorded: Sequence[Mapping[str, Any]]) -> str:
+    """What a configuration is called with what its runs serve: a blend has its partner's name, if all of them are."""
+    if not all("alone" in metrics for metrics in recorded):
+        return name
+    # The item-kNN of the baseline, if it was recorded before there was another.
+    chosen = any("backward" in metrics.get("blend", {}) for metrics in recorded)
+    return f"{name} + item-kNN" if chosen else f"{name} + the baseline's item-kNN"
 
 
 def _row(

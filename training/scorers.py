@@ -46,10 +46,11 @@ class Translated:
 
 
 class BundleScorer:
-    """A bundle as a Scorer over a vocabulary, through onnxruntime."""
+    """A bundle as a Scorer over a vocabulary, through onnxruntime; alone: without what neighbours add."""
 
-    def __init__(self, runtime: Runtime, vocabulary: Vocabulary) -> None:
+    def __init__(self, runtime: Runtime, vocabulary: Vocabulary, *, alone: bool = False) -> None:
         self._runtime = runtime
+        self._neighbours = None if alone else runtime.bundle.neighbours
         bundle = runtime.bundle
         self._translated = Translated(self._score, bundle.rows_of(vocabulary.ids), bundle.popularity)
 
@@ -63,8 +64,7 @@ class BundleScorer:
         if self._runtime.reads_values:
             values = [histories.values_of(user) for user in range(len(histories))]
         scores = self._runtime.encode(sequences, values) @ self._runtime.bundle.items.T
-        neighbours = self._runtime.bundle.neighbours
-        return scores if neighbours is None else scores + neighbours.bonus(sequences)
+        return scores if self._neighbours is None else scores + self._neighbours.bonus(sequences)
 
 
 class Blended:
@@ -78,8 +78,8 @@ class Blended:
         return self._scorer(histories) + self._neighbours.bonus([histories[user] for user in range(len(histories))])
 
 
-def run_scorer(run: RunFolder) -> Callable[[Vocabulary], Scorer]:
-    """What a run exports, its blend included, as a Scorer over any vocabulary, through torch.
+def run_scorer(run: RunFolder, *, alone: bool = False) -> Callable[[Vocabulary], Scorer]:
+    """What a run exports, its blend included, as a Scorer over any vocabulary, through torch; alone: without the blend.
 
     Raises RunError for an item-based AutoRec.
     """
@@ -90,6 +90,6 @@ def run_scorer(run: RunFolder) -> Callable[[Vocabulary], Scorer]:
             f"{run.path}` and nothing else judges it on its own data, and `recommend {run.path}` scores them"
         )
     model: Scorer = HistoryScorer(built) if isinstance(built, AutoRec) else ModelScorer(built)
-    scorer = model if neighbours is None else Blended(model, neighbours)
+    scorer = model if alone or neighbours is None else Blended(model, neighbours)
     own, popularity = Vocabulary(tuple(run.ids())), run.popularity()
     return lambda vocabulary: Translated(scorer, own.encode(vocabulary.ids), popularity)

@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from models.neighbours import Neighbours
 from training.__main__ import main
 from training.assessment import assess, open_subject
 from training.dataset import Sequences
@@ -162,6 +163,21 @@ def test_the_tables_show_parts_intervals_and_that_a_sample_is_one(
     assert "p = " in out
     low, high = assess(finished_run.path).evaluation.intervals()["ndcg@10"]
     assert f"{low:.4f} to {high:.4f}" in out
+
+
+def test_of_a_blend_the_model_alone_is_ranked_among_the_same_sample(tmp_path: Path, finished_run: RunFolder) -> None:
+    shutil.copytree(finished_run.path, tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
+    shape = len(run.ids()), 1
+    last = np.full(shape, shape[0] - 1, np.int32)
+    last[0] = 0
+    run.keep_neighbours(Neighbours(last, np.where(last > 0, np.float32(1000), np.float32(0))))  # before all others
+    found = assess(run.path, sampled=9).sampled
+    assert (
+        found["sampled, 9 negatives, the model alone"]
+        == assess(finished_run.path, sampled=9).sampled["sampled, 9 negatives"]
+    )
+    assert found["sampled, 9 negatives"]["mrr"] < found["sampled, 9 negatives, the model alone"]["mrr"]
 
 
 def test_figures_among_a_sample_are_kept_with_the_run_they_are_of(

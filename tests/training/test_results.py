@@ -124,6 +124,16 @@ def test_sampled_figures_stand_apart_under_a_heading_that_says_so(another: Calla
     assert "Among sampled" not in results_page([another("three", seed=2)])
 
 
+def test_sampled_figures_of_a_blend_are_not_shown_as_those_of_the_model(another: Callable[..., RunFolder]) -> None:
+    run = another("blend", seed=0, figures={"ndcg@10": 0.6})
+    run.finish(run.metrics() | {"alone": {"test": run.metrics()["test"]}, "blend": {"backward": 0.5}})
+    figures = {"hr@10": 1.0, "ndcg@10": 0.5, "intervals": {"ndcg@10": [0.4, 0.8]}}
+    run.keep_sampled({"sampled, 9 negatives": figures, "sampled, 9 negatives, the model alone": figures})
+    _, below = results_page([run]).split("### Among sampled negatives, not all items")
+    shown = [cells[:2] for cells in rows(below) if cells[0].startswith("walks")]
+    assert shown == [["walks + item-kNN", "sampled, 9 negatives"], ["walks", "sampled, 9 negatives"]]
+
+
 def test_configurations_of_one_name_are_told_apart(another: Callable[..., RunFolder], finished_run: RunFolder) -> None:
     config = finished_run.spec().config.model_dump(mode="json")
     config["training"]["epochs"] = 99
