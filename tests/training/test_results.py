@@ -299,3 +299,18 @@ def test_an_unfinished_run_that_is_validated_by_ratings_has_its_row(another: Cal
     (run.path / "metrics.json").unlink()
     (run.path / "metrics.jsonl").write_text('{"epoch": 1, "rmse": 0.9}\n')
     assert "| walks | not finished: 1 epochs | - |" in results_page([run])
+
+
+def test_the_goals_stand_beside_figures_of_the_page() -> None:
+    root = Path(__file__).parents[2]
+    goals = (root / "docs" / "performance.md").read_text(encoding="utf-8").partition("## Quality beside its goals")[2]
+    page = (root / "docs" / "results.md").read_text(encoding="utf-8")
+    table = [cells for cells in rows(goals) if len(cells) == 6][2:]
+    assert len(table) >= 8
+    for name, goal, figure, interval, seeds, met in table:
+        (cells,) = [cells for cells in rows(page) if len(cells) > 8 and cells[2] == figure and cells[6] == interval]
+        assert len(cells[8].split(", ")) == int(seeds), name
+        reached = float(interval.split()[0] if "by the interval" in name else figure.split()[0])
+        assert (reached >= float(goal)) == (met == "yes"), name
+    for figure in re.findall(r"0\.\d{4} ± 0\.\d{4}", goals.partition("Among 99")[2]):
+        assert f"| {figure} |" in page
