@@ -1,11 +1,12 @@
-"""The files of the store's servers, which keep erased users until they are written anew.
+"""What the store's servers keep of erased users beside their values: files, and logs of what was slow or large.
 
-Each server has to be asked, replicas too, for Redis does not replicate such a command. redis is imported by the
-functions that use it, as in models.eventlog.
+Each server has to be asked to let go of them, replicas too, for Redis does not replicate such commands. redis is
+imported by the functions that use it, as in models.eventlog.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,11 @@ from models.eventlog import EventLogError, asking
 if TYPE_CHECKING:
     import redis
 
+logger = logging.getLogger(__name__)
+
 _FILES = "files of the store"
+# Of commands with their keys and arguments, which name users; the second is Valkey's.
+_LOGS = ("SLOWLOG RESET", "COMMANDLOG RESET large-request", "COMMANDLOG RESET large-reply")
 # What a server says that may write its files anew another time: it is at it, or could not start a process.
 _LATER = ("in progress", "Can't execute")
 _OPTIONS = ("username", "password", "socket_connect_timeout", "socket_timeout", "retry")
@@ -31,7 +36,7 @@ class _LaterError(Exception):
 
 def rewrite(client: redis.Redis, begun: set[str]) -> list[str]:
     """Ask all primaries and their replicas to write their files anew from what they hold, which they do beside their
-    work.
+    work, and to empty their slow logs.
 
     Gives why some cannot be asked now, a sentence each: ask again, for nothing has changed there. Those that have begun
     are added to `begun`, and not asked again while they are in it. Raises RewriteRefusedError if one never does and
@@ -74,6 +79,11 @@ def _begin(server: redis.Redis, info: dict[str, Any], begun: set[str]) -> None:
 
     if info["run_id"] in begun:
         return
+    for log in _LOGS:
+        try:
+            server.execute_command(*log.split())  # type: ignore[no-untyped-call]
+        except redis.ResponseError as error:  # of a server without that log, or a provider that forbids it
+            logger.debug("a server of the store does not do %s: %s", log, error)
     try:
         server.bgrewriteaof()
     except redis.ResponseError as error:

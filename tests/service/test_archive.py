@@ -287,11 +287,13 @@ def test_a_replica_writes_its_files_anew_too_and_one_that_is_silent_is_waited_fo
         url, port = with_replica(stack, name, files)
         archiver = stack.enter_context(Archiver(url, tmp_path / "archive"))
         replica = stack.enter_context(redis.Redis(port=port))
+        replica.config_set("slowlog-log-slower-than", 0)
         append(url, 0, 40)
         wait_until(lambda: any(replica.scan_iter("*:h:*")))
         user = next(key.decode().rpartition(":")[2] for key in replica.scan_iter("*:h:*"))
         append(url, 40, 41, user=user, properties=b'{"a": "canary"}')
         wait_until(lambda: in_files(files) == 2)
+        assert any(b":h:" in slow["command"] for slow in replica.slowlog_get(1000))
         pid = replica.info("server")["process_id"]
         os.kill(pid, signal.SIGSTOP)
         try:
@@ -305,6 +307,7 @@ def test_a_replica_writes_its_files_anew_too_and_one_that_is_silent_is_waited_fo
             wait_until(lambda: archiver.move() == 0 and not client.exists(tombstones_key(partition_of(user))))
             primaries = client.info("persistence", **({"target_nodes": "primaries"} if "cluster" in name else {}))
         wait_until(lambda: in_files(files) == 0)
+        assert not any(b":h:" in slow["command"] for slow in replica.slowlog_get(1000))
         assert '"aof_rewrites": 2' not in json.dumps(primaries)  # what has begun is not asked again
 
 
@@ -369,7 +372,7 @@ def test_a_store_that_may_not_be_asked_for_new_files_is_a_warning_that_says_what
     append(killable_store.url, 0, 3, user="canary")
     erase(killable_store.url, "canary")
     with redis.Redis.from_url(killable_store.url) as server:
-        server.execute_command("ACL", "SETUSER", "default", "-bgrewriteaof")
+        server.execute_command("ACL", "SETUSER", "default", "-bgrewriteaof", "-slowlog")
         said = archive(killable_store.url, tmp_path, "--compact")
         assert "BGREWRITEAOF" in said
         assert "days compacted" in said
