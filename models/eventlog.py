@@ -86,7 +86,10 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class LogSize:
-    """Entries the streams hold, and entries they once held and no longer do (archived, trimmed or erased)."""
+    """Entries the streams hold, and entries they once held and no longer do (archived, trimmed or erased).
+
+    Servers before Redis 7.0 count no entries that are gone: there `trimmed` is 0.
+    """
 
     held: int
     trimmed: int
@@ -283,7 +286,7 @@ def log_size(client: redis.Redis) -> LogSize:
             if client.exists(key):
                 info = client.xinfo_stream(key)
                 held += info["length"]
-                added += info["entries-added"]
+                added += info.get("entries-added", info["length"])
     return LogSize(held=held, trimmed=added - held)
 
 
