@@ -6,7 +6,8 @@
 A file is complete or absent, and on disk before `write` returns. The same entry may be in several files, since an
 archiver that was killed starts again; models.compaction makes one file of a day in which every event is once and no
 erased user is. A day by the events' own time, because then the repeats of an event meet in one folder whenever they
-came. Files are never changed, so that readers need no lock. polars is imported by the functions that use it.
+came, unless they have no time and got that of their arrival: of those on other days `settled` counts the first. Files
+are never changed, so that readers need no lock. polars is imported by the functions that use it.
 """
 
 from __future__ import annotations

@@ -29,17 +29,11 @@ START = "0-0"  # before every entry of a log
 
 _PAGE = 2_000  # entries a round trip: about half a megabyte, a few milliseconds of the server's one thread
 _CONNECT_TIMEOUT_S = 2.0
-# What a server says that may write its files anew another time: it is at it, or could not start a process.
-_LATER = ("in progress", "Can't execute")
 _PAGE_TIMEOUT_S = 10.0  # a batch job waits longer than a request: the server may be rewriting its files
 
 
 class EventLogError(Exception):
     """The log cannot be reached, or holds an entry that this version cannot read."""
-
-
-class RewriteRefusedError(EventLogError):
-    """The server does not write its files anew when it is asked to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +86,10 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class LogSize:
-    """Entries the streams hold, and entries they once held and no longer do (archived, trimmed or erased)."""
+    """Entries the streams hold, and entries they once held and no longer do (archived, trimmed or erased).
+
+    Servers before Redis 7.0 count no entries that are gone: there `trimmed` is 0.
+    """
 
     held: int
     trimmed: int
@@ -252,7 +249,7 @@ def read_partition(client: redis.Redis, partition: int, *, after: str = START) -
 
 def archived(client: redis.Redis, partition: int) -> str:
     """Id of the last entry of a partition that is in the archive; START if none is. Raises EventLogError."""
-    with _asking(archived_key(partition)):
+    with asking(archived_key(partition)):
         found = cast(bytes | None, client.get(archived_key(partition)))
     return START if found is None else found.decode()
 
@@ -263,7 +260,7 @@ def acknowledge(client: redis.Redis, partition: int, entry_id: str) -> None:
     Whole nodes are trimmed: what Redis deletes of a node stays in its memory, out of reach of an erasure, so that up
     to a hundred archived entries stay in the log. Raises EventLogError if the server fails.
     """
-    with _asking(log_key(partition)):
+    with asking(log_key(partition)):
         # First, for a store without memory refuses the other, and has none before its log forgets.
         client.xtrim(log_key(partition), minid=entry_id, approximate=True, limit=0)
         if position(entry_id) > position(archived(client, partition)):
@@ -273,35 +270,9 @@ def acknowledge(client: redis.Redis, partition: int, entry_id: str) -> None:
 def forget_tombstones(client: redis.Redis, partition: int, tombstones: Sequence[Tombstone]) -> None:
     """Say that these are in the archive, and gone what they say of the store. Raises EventLogError."""
     members = [f"{tombstone.user} {tombstone.upto}" for tombstone in tombstones]
-    with _asking(tombstones_key(partition)):
+    with asking(tombstones_key(partition)):
         for begin in range(0, len(members), _PAGE):
             client.zrem(tombstones_key(partition), *members[begin : begin + _PAGE])
-
-
-def rewrite(client: redis.Redis) -> bool:
-    """Ask every server that takes writes to write its files anew from what it holds, which it does beside its work.
-
-    False if one cannot now, perhaps because it is at it since before: ask again. Raises RewriteRefusedError if one
-    never does, and EventLogError if one does not answer.
-    """
-    import redis  # noqa: PLC0415
-
-    where: list[dict[str, Any]] = [{}]
-    if isinstance(client, redis.RedisCluster):
-        where = [{"target_nodes": node} for node in client.get_primaries()]
-    begun, refusal = True, None
-    for server in where:  # of all at once, the first that refuses would be the last that is asked
-        with _asking("files of the store"):
-            try:
-                client.bgrewriteaof(**server)
-            except redis.ResponseError as error:
-                if any(words in str(error) for words in _LATER):
-                    begun = False
-                else:
-                    refusal = error
-    if begun and refusal is not None:
-        raise RewriteRefusedError(str(refusal)) from refusal
-    return begun
 
 
 def log_size(client: redis.Redis) -> LogSize:
@@ -311,22 +282,22 @@ def log_size(client: redis.Redis) -> LogSize:
     """
     held = added = 0
     for key in map(log_key, range(PARTITIONS)):
-        with _asking(key):
+        with asking(key):
             if client.exists(key):
                 info = client.xinfo_stream(key)
                 held += info["length"]
-                added += info["entries-added"]
+                added += info.get("entries-added", info["length"])
     return LogSize(held=held, trimmed=added - held)
 
 
 def _page(client: redis.Redis, key: str, start: str) -> list[tuple[bytes, dict[bytes, bytes]]]:
-    with _asking(key):
+    with asking(key):
         return cast(list[tuple[bytes, dict[bytes, bytes]]], client.xrange(key, min=start, count=_PAGE))
 
 
 def _tombstones(client: redis.Redis, partition: int) -> list[Tombstone]:
     key = tombstones_key(partition)
-    with _asking(key):
+    with asking(key):
         members = [member.decode().partition(" ") for member, _ in client.zscan_iter(key, count=_PAGE)]
     found = [Tombstone(user, upto) for user, _, upto in members]
     for tombstone in found:
@@ -335,14 +306,15 @@ def _tombstones(client: redis.Redis, partition: int) -> list[Tombstone]:
 
 
 @contextmanager
-def _asking(key: str) -> Iterator[None]:
+def asking(what: str) -> Iterator[None]:
+    """What the client raises is an EventLogError that says of what the server was asked."""
     import redis  # noqa: PLC0415
 
     try:
         yield
     except redis.sentinel.MasterNotFoundError as error:  # whose own message is a page of the client's insides
         raise EventLogError(
-            f"cannot use the event log ({key}): no sentinel that can be reached names a primary that is up"
+            f"cannot use the event log ({what}): no sentinel that can be reached names a primary that is up"
         ) from error
     except (redis.RedisError, redis.exceptions.RedisClusterException, OSError) as error:
-        raise EventLogError(f"cannot use the event log ({key}): {error}") from error
+        raise EventLogError(f"cannot use the event log ({what}): {error}") from error

@@ -20,15 +20,14 @@ from models.eventlog import (
     Entry,
     EventLogError,
     LoggedEvent,
-    RewriteRefusedError,
     Tombstone,
     acknowledge,
     archived,
     connect,
     forget_tombstones,
     read_partition,
-    rewrite,
 )
+from models.rewriting import RewriteRefusedError, rewrite
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +44,8 @@ class Archiver:
         self._client = connect(url)
         self._folder = folder
         self._failure: EventLogError | None = None  # the first of a pass
+        self._erased: set[Tombstone] = set()  # of the last pass
+        self._begun: set[str] = set()  # servers that write their files anew without these
 
     def __enter__(self) -> Self:
         return self
@@ -73,7 +74,7 @@ class Archiver:
                     if isinstance(entry.what, Tombstone):
                         erased.setdefault(partition, []).append(entry.what)
                 moved += len(logged)
-        if erased and self._rewritten():
+        if erased and self._rewritten({tombstone for of_one in erased.values() for tombstone in of_one}):
             for partition, tombstones in erased.items():
                 forget_tombstones(self._client, partition, tombstones)
         if self._failure is not None:
@@ -117,20 +118,26 @@ class Archiver:
         except EventLogError as error:
             self._failure = self._failure or error
 
-    def _rewritten(self) -> bool:
+    def _rewritten(self, erased: set[Tombstone]) -> bool:
         """Whether nothing more is to be asked of the store, whose files still have what was erased."""
+        if erased != self._erased:
+            self._erased, self._begun = erased, set()
         try:
-            begun = rewrite(self._client)
+            waiting = rewrite(self._client, self._begun)
         except RewriteRefusedError as error:
             logger.warning(
                 "the store's files keep erased users until they are written anew, which it refuses the archiver (%s): "
-                "send it BGREWRITEAOF, or ask its provider how long it keeps them",
+                "send it and its replicas BGREWRITEAOF, or ask its provider how long it keeps them",
                 error,
             )
             return True
-        if not begun:
-            logger.info("the store cannot write its files anew now; it is asked again with the next pass")
-        return begun
+        if waiting:
+            logger.warning(
+                "files of the store keep erased users until it can be asked to write them anew, which is tried again "
+                "with the next pass: %s",
+                "; ".join(waiting),
+            )
+        return not waiting
 
     def _log(self) -> Iterator[tuple[int, Entry]]:
         """What is not archived yet, with its partition."""

@@ -28,6 +28,7 @@ TORCH_FREE = (
     "sequence",
     "neighbours",
     "eventlog",
+    "rewriting",
     "archive",
     "compaction",
     "storeurl",
@@ -101,15 +102,16 @@ def test_what_both_share_needs_little(name: str) -> None:
     found = set(imports(ROOT / "models" / f"{name}.py"))
     assert "torch" not in roots({name for name, _ in found})
     when_loaded = roots({name for name, at_load in found if at_load}) - STANDARD
-    typing_only = {"eventlog": {"redis"}, "archive": {"polars"}, "compaction": {"polars"}}.get(name, set())
+    for_types = {"eventlog": "redis", "rewriting": "redis", "archive": "polars", "compaction": "polars"}
+    typing_only = {for_types[name]} if name in for_types else set()
     assert when_loaded <= {"models", "numpy", "pydantic"} | typing_only
 
 
-def test_redis_is_known_to_the_connection_its_topology_and_the_log_alone() -> None:
+def test_redis_is_known_to_the_connection_its_topology_the_log_and_its_files_alone() -> None:
     for package in PACKAGES:
         for module in modules(package):
             if "redis" in roots({name for name, _ in imports(module)}):
-                assert module.name in {"connection.py", "topology.py", "eventlog.py"}, module
+                assert module.name in {"connection.py", "topology.py", "eventlog.py", "rewriting.py"}, module
 
 
 def test_the_environment_is_read_by_settings_alone() -> None:

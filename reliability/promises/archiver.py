@@ -1,4 +1,6 @@
-"""An archiver that is killed loses nothing: after a restart and a compaction the Parquet is what was accepted."""
+"""An archiver that is killed loses nothing and brings nobody back: after a restart and a compaction the Parquet is what
+was accepted and not erased.
+"""
 
 import asyncio
 import signal
@@ -7,58 +9,70 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from models.archive import read
-from models.eventlog import LoggedEvent, connect, read_events
+import polars as pl
+
+from models.archive import Archived, frames, read, settled
+from models.eventlog import PARTITIONS, LoggedEvent, connect, read_partition
 from reliability.programs import ROOT, archive
 from reliability.promise import Finding
 from service.embedded import EmbeddedStore
 from service.erasure import Erasure
 from service.sequences import SequenceStore, StoreSettings
 
-TITLE = "The archiver killed at every step, and two at once: the Parquet holds exactly the accepted events"
+TITLE = "The archiver killed at every step, and two at once: the Parquet holds exactly what was accepted and not erased"
 
 _DAY_MS = 86_400_000
-_ERASED = "user-0"
 _USERS = 8
 _KILLS = 8  # of the quick form
+_ERASED_EVERY = 2  # kills
 _PATIENT = StoreSettings(read_timeout_s=10, write_timeout_s=10)  # it is not the store's speed that is tried
 
 
 def check(full: bool, folder: Path) -> list[Finding]:
     """Quick: some steps of a pass with a compaction; full: every step."""
     with EmbeddedStore(folder / "other") as other:
-        _Traffic(other.url).send(50)
+        traffic = _Traffic(other.url)
+        traffic.send(50)
+        traffic.erase()
         steps = int(_killed_at(0, other.url, folder / "counted").stdout)
     target = folder / "archive"
     numbers = list(range(1, steps + 1) if full else range(5, steps, max(1, steps // _KILLS)))
-    kills = missing = 0
+    kills = missing = back = 0
     with EmbeddedStore(folder / "store") as store:
         traffic = _Traffic(store.url)
-        for number in numbers:
+        for place, number in enumerate(numbers):
             traffic.send(30)
-            if number == numbers[len(numbers) // 2]:
+            if place % _ERASED_EVERY == 0:
                 traffic.erase()
             kills += _killed_at(number, store.url, target).returncode == -signal.SIGKILL
-            missing += len(traffic.kept - _held(store.url) - _archived(target).keys())
+            counted = _counted(store.url, target)
+            missing += len(traffic.kept - counted)
+            back += len(traffic.gone & counted)
         _two_at_once(store.url, target, traffic)
         archive(store.url, target, "--compact")
-    rows = _archived(target)
+    rows = Counter(read(target).events["event_id"].to_list())
     return [
-        Finding("steps of a pass with a compaction", steps, least=1),
+        Finding("steps of a pass with an erasure and a compaction", steps, least=1),
         Finding("kills before a step", kills, least=0.75 * len(numbers)),  # a pass with less to do has fewer steps
+        Finding("users erased meanwhile", traffic.erasures, least=len(numbers) // _ERASED_EVERY),
         Finding("accepted events in neither log nor archive, after each kill", missing, most=0),
-        Finding("accepted events, one user's erased", len(traffic.kept), least=1),
+        Finding("erased events that log and archive together still count, after each kill", back, most=0),
+        Finding("accepted events that were not erased", len(traffic.kept), least=1),
         Finding("of these not in the Parquet after restart and compaction", len(traffic.kept - rows.keys()), most=0),
         Finding("events there more than once", sum(count > 1 for count in rows.values()), most=0),
-        Finding("events there that were erased or never accepted", len(rows.keys() - traffic.kept), most=0),
+        Finding("erased events", len(traffic.gone), least=1),
+        Finding("of these there", len(traffic.gone & rows.keys()), most=0),
+        Finding("events there that were never accepted", len(rows.keys() - traffic.kept - traffic.gone), most=0),
     ]
 
 
 class _Traffic:
-    """Sends events, and knows which must be kept."""
+    """Sends events and erases users, and knows what must be kept and what gone."""
 
     def __init__(self, url: str) -> None:
         self.kept: set[str] = set()
+        self.gone: set[str] = set()
+        self.erasures = 0
         self._url = url
         self._sent = 0
 
@@ -79,14 +93,18 @@ class _Traffic:
         self.kept |= {event.event_id for event in events}
 
     def erase(self) -> None:
-        """Erase a user, of whom there is something in the archive and something in the log; later events count."""
+        """Erase the next user, of whom there may be something in the archive, and in the log; later events count."""
+        number = self.erasures % _USERS
 
         async def erase() -> None:
             async with SequenceStore.connect(self._url, _PATIENT) as store:
-                await Erasure(store.connection, log_length=store.settings.log_max_events).erase(_ERASED)
+                await Erasure(store.connection, log_length=store.settings.log_max_events).erase(f"user-{number}")
 
         asyncio.run(erase())
-        self.kept -= {f"event-{n}" for n in range(0, self._sent, _USERS)}
+        self.erasures += 1
+        erased = {f"event-{n}" for n in range(number, self._sent, _USERS)}
+        self.kept -= erased
+        self.gone |= erased
 
 
 def _command(number: int, url: str, folder: Path) -> list[str]:
@@ -103,24 +121,25 @@ def _killed_at(number: int, url: str, folder: Path) -> "subprocess.CompletedProc
 
 
 def _two_at_once(url: str, folder: Path, traffic: _Traffic) -> None:
-    """Two archivers of one store and one folder, while events come in."""
+    """Two archivers of one store and one folder, while events come in and users are erased."""
     archivers = [subprocess.Popen(_command(0, url, folder), cwd=ROOT, stdout=subprocess.PIPE) for _ in range(2)]  # noqa: S603
     for _ in range(5):
         traffic.send(100)
+        traffic.erase()
     for archiver in archivers:
         archiver.communicate(timeout=120)
         if archiver.returncode:
             raise RuntimeError(f"one of two archivers ended with {archiver.returncode}")
 
 
-def _held(url: str) -> set[str]:
+def _counted(url: str, folder: Path) -> set[str]:
+    """The events that a training on the log and the archive together would count."""
     client = connect(url)
     try:
-        return {event.event_id for event in read_events(client)}
+        parts = [frames(entry for partition in range(PARTITIONS) for entry in read_partition(client, partition))]
     finally:
         client.close()
-
-
-def _archived(folder: Path) -> Counter[str]:
-    """How often every event is in the archive as it lies there."""
-    return Counter(read(folder).events["event_id"].to_list()) if folder.exists() else Counter()
+    if folder.exists():
+        parts.append(read(folder))
+    found = Archived(pl.concat([part.events for part in parts]), pl.concat([part.tombstones for part in parts]))
+    return set(settled(found)["event_id"])

@@ -27,6 +27,7 @@ TITLE = "Erasure: after DELETE /users/{id} nothing of the user is left, and all 
 _CANARY = "canary7f3a9c"  # in the user's id, items, event ids, recommendation ids and properties
 _USER = f"user/{_CANARY}"
 _NOW_MS = 1_780_000_000_000
+_SLOW = 100_000  # commands that the slow log keeps
 _REWRITTEN_S = 30.0
 _CONFIG = """
 [model]
@@ -49,6 +50,8 @@ def check(full: bool, folder: Path) -> list[Finding]:
     with EmbeddedStore(folder / "store") as store:
         client = connect(store.url)
         client.config_set("rdbcompression", "no")  # so that looking for bytes in the files finds them
+        client.config_set("slowlog-log-slower-than", 0)  # as if everything were slow
+        client.config_set("slowlog-max-len", _SLOW)
         with serving(folder, "--log-level", "debug", redis=store.url) as service:
             url = service.url
             _send(url, others, first=0)
@@ -57,6 +60,7 @@ def check(full: bool, folder: Path) -> list[Finding]:
             before = {
                 "the store": _in_values(client),
                 "its files": _in_files(folder / "store"),
+                "its slow log": _in_slow_log(client),
                 "the archive": _in_parquet(target),
                 "what training reads": _in_training(store.url, target),
             }
@@ -66,6 +70,7 @@ def check(full: bool, folder: Path) -> list[Finding]:
             history = len(_ask(url, "GET", "/history")["events"])
             values = _in_values(client)
             archive(store.url, target, "--compact")
+            slow = _in_slow_log(client)
             _wait_until_rewritten(client)
             untold = _told(url, others)
             metrics = urllib.request.urlopen(f"{url}/metrics", timeout=10).read().decode()  # noqa: S310
@@ -79,13 +84,14 @@ def check(full: bool, folder: Path) -> list[Finding]:
     after = {
         "values of the store": values + history,
         "files of the store after they were written anew": files,
+        "slow log of the store after the archiver's pass": slow,
         "rows of the Parquet after compaction": _in_parquet(target),
         "lines of the logs": service.said().count(_CANARY),
         "lines of the metrics": metrics.count(_CANARY),
         "what the next training reads" + (", and its bundle" if full else ""): learned,
     }
     return [
-        Finding("places that had the canary before, of 4", sum(map(bool, before.values())), least=4),
+        Finding("places that had the canary before, of 5", sum(map(bool, before.values())), least=5),
         Finding("what was removed of it from the store", sum(removed.values()), least=1),
         Finding("what was removed the second time", sum(again.values()), most=0),
         *(Finding(f"the canary in {place}", found, most=0) for place, found in after.items()),
@@ -143,6 +149,11 @@ def _in_values(client: Any) -> int:
     """Keys and values of the server that have it, as the server itself holds them."""
     wanted = _CANARY.encode()
     return sum(wanted in key or wanted in (client.dump(key) or b"") for key in client.scan_iter("*"))
+
+
+def _in_slow_log(client: Any) -> int:
+    """Commands there that have it among their keys and arguments."""
+    return sum(_CANARY.encode() in slow["command"] for slow in client.slowlog_get(_SLOW))
 
 
 def _in_files(folder: Path) -> int:

@@ -133,6 +133,26 @@ def test_trimmed_entries_are_counted(client: redis.Redis, server_url: str) -> No
     assert size.held == sum(1 for _ in eventlog.read_events(client)) < 200
 
 
+class Older(redis.Redis):
+    """A client that is told of streams what a server before Redis 7.0 tells."""
+
+    def xinfo_stream(self, *given: Any, **options: Any) -> Any:
+        newer = ("entries-added", "max-deleted-entry-id", "recorded-first-entry-id")
+        return {name: value for name, value in super().xinfo_stream(*given, **options).items() if name not in newer}
+
+
+def test_of_a_server_that_does_not_count_what_is_gone_nothing_is_known_to_be(
+    client: redis.Redis, server_url: str
+) -> None:
+    key = eventlog.log_key(eventlog.partition_of("ann"))
+    for number in range(3):
+        client.xadd(key, fields_of(LoggedEvent("ann", "item", f"e{number}", "interaction", number)))
+    client.xtrim(key, maxlen=2, approximate=False)
+    assert eventlog.log_size(client) == LogSize(held=2, trimmed=1)
+    with Older.from_url(server_url) as older:
+        assert eventlog.log_size(older) == LogSize(held=2, trimmed=0)
+
+
 def test_an_empty_log_is_empty(client: redis.Redis) -> None:
     assert list(eventlog.read_events(client)) == []
     assert eventlog.log_size(client) == LogSize(held=0, trimmed=0)
