@@ -16,7 +16,7 @@ import torch
 # Before there is a group: this module's functions keep the group of the moment it is imported as a default, an
 # optimiser's first step imports it, and a group kept past its end has threads that can abort a process that leaves.
 import torch.distributed.nn
-from torch import Tensor, distributed, nn
+from torch import distributed, nn
 
 T = TypeVar("T")
 
@@ -74,12 +74,12 @@ class Processes:
             value = box[0]
         return value  # type: ignore[return-value]
 
-    def gathered(self, tensor: Tensor) -> list[Tensor]:
-        """Every process's tensor of one shape, in order of rank."""
+    def gathered(self, value: T) -> list[T]:
+        """What every process has, in order of rank."""
         if not self.several:
-            return [tensor]
-        found: list[Tensor] = [tensor] * self.count
-        distributed.all_gather_object(found, tensor)
+            return [value]
+        found = [value] * self.count
+        distributed.all_gather_object(found, value)
         return found
 
     def wait(self) -> None:

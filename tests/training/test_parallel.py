@@ -142,6 +142,77 @@ def test_no_two_processes_draw_the_same_whatever_their_seeds() -> None:
     assert len(drawn) == 12
 
 
+def test_processes_that_do_not_see_the_same_run_folder_are_told_and_do_not_train(tmp_path: Path) -> None:
+    """Two machines without a shared disk: the leader's has a checkpoint and the other's has none."""
+    script = """
+import sys
+from multiprocessing import Process
+from pathlib import Path
+
+import torch
+from torch import distributed
+
+from training.config import FittingConfig
+from training.fit import FitError, fit
+from training.parallel import ALONE, Processes
+
+base = Path(sys.argv[1])
+
+class Task:
+    metric = "figure"
+    batches = staticmethod(lambda epoch: iter([torch.ones(4, 1)]))
+    part = staticmethod(lambda batch, number, of: batch[number::of])
+    sizes = staticmethod(lambda batch: (len(batch), len(batch)))
+    validate = staticmethod(lambda: {"figure": 0.5})
+    score = staticmethod(lambda figures: figures["figure"])
+
+    def __init__(self, model):
+        self.loss = lambda batch: model(batch).mean()
+
+class Watcher:
+    def step(self, windows, loss): ...
+
+    def epoch(self, record, *, best):
+        raise KeyboardInterrupt  # killed after its first epoch
+
+def fitted(folder, processes):
+    folder.mkdir(exist_ok=True)
+    model = torch.nn.Linear(1, 1)
+    fit(model, Task(model), FittingConfig(), folder=folder, identity="one", watcher=Watcher(), processes=processes)
+
+def one_of_two(rank):
+    distributed.init_process_group("gloo", init_method=f"file://{base / 'meeting'}", rank=rank, world_size=2)
+    try:
+        fitted(base / str(rank), Processes(rank, 2, 2))
+    except FitError as error:
+        (base / f"said{rank}").write_text(str(error))
+
+try:
+    fitted(base / "0", ALONE)
+except KeyboardInterrupt:
+    pass
+both = [Process(target=one_of_two, args=(rank,)) for rank in (0, 1)]
+for one in both:
+    one.start()
+for one in both:
+    one.join()
+"""
+    subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        timeout=120,
+        check=True,
+    )
+    for rank in (0, 1):
+        said = (tmp_path / f"said{rank}").read_text()
+        assert said.startswith(f"{tmp_path / str(rank)} is not the same run for all processes")
+        assert "(process 0: epoch 1, process 1: epoch 0)" in said
+        assert "the same run folder; put it on a shared disk, or copy it" in said
+    assert len((tmp_path / "0" / "metrics.jsonl").read_text().splitlines()) == 1
+    assert not list((tmp_path / "1").iterdir())
+
+
 def test_a_group_takes_its_threads_with_it() -> None:
     """A thread of gloo's that outlives the group can abort the interpreter while it is leaving."""
     script = """
