@@ -12,7 +12,7 @@ from models.bundle import read_bundle
 from models.manifest import MANIFEST, DataWindow
 from models.runtime import Runtime
 from training.baselines import baselines
-from training.config import AutoRecRunConfig, DataConfig, RunConfig, parse_config
+from training.config import AutoRecRunConfig, DataConfig, RunConfig, parse_config, reads_values
 from training.dataset import Dataset, Vocabulary
 from training.evaluate import (
     ALONE,
@@ -37,8 +37,9 @@ from training.splits import Split
 class Subject:
     """A run or a bundle as something to judge: what it was made from, its recorded figures, and its scorer.
 
-    `over` gives the scorer over the items of any data, `alone` that without its blend, None where there is none. `run`
-    is None for a bundle, `config` for one that names none.
+    `over` gives the scorer over the items of any data, `alone` that without its blend, None where there is none;
+    reads_values: whether it reads what an interaction was worth. `run` is None for a bundle, `config` for one that
+    names none.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Subject:
     figures: Mapping[str, Any]
     over: Callable[[Vocabulary], Scorer]
     alone: Callable[[Vocabulary], Scorer] | None
+    reads_values: bool
     run: RunFolder | None
 
 
@@ -84,6 +86,7 @@ def open_subject(path: Path) -> Subject:
             alone=None
             if runtime.bundle.neighbours is None
             else lambda vocabulary: BundleScorer(runtime, vocabulary, alone=True),
+            reads_values=runtime.reads_values,
             run=None,
         )
     run = RunFolder(path)
@@ -95,6 +98,7 @@ def open_subject(path: Path) -> Subject:
         figures=run.metrics(),
         over=run_scorer(run),
         alone=None if run.neighbours() is None else run_scorer(run, alone=True),
+        reads_values=reads_values(spec.config),
         run=run,
     )
 
@@ -115,7 +119,9 @@ def assess(
     whatever reading the subject and the data raises.
     """
     subject = open_subject(path)
-    interactions, dataset, parts, chosen = _data(subject, data, columns or Columns(), split)
+    other = open_subject(against) if against is not None else None
+    rated = other is not None and other.reads_values
+    interactions, dataset, parts, chosen = _data(subject, data, columns or Columns(), split, values=rated)
     items = dataset.vocabulary.items
     scorer = subject.over(dataset.vocabulary)
     evaluation = evaluate_test(scorer, parts, items)
@@ -130,12 +136,16 @@ def assess(
             for name, baseline in baselines(parts.train, items).items()
         }
     notes = _drift(subject, evaluation) if own else [_caution(subject, interactions)]
-    other = open_subject(against) if against is not None else None
     found = None
     if other is not None:
         found = difference(evaluation, evaluate_test(other.over(dataset.vocabulary), parts, items))
         if not _is_own(other, interactions, dataset, parts):
             notes.append(_caution(other, interactions))
+        if rated and interactions.frame["value"].is_null().all():
+            notes.append(
+                f"{other.name} reads ratings and is judged here without any; name the files with --data and the "
+                "ratings' column with --value-column"
+            )
     return Assessment(
         name=subject.name,
         split=chosen,
@@ -159,7 +169,7 @@ def _sampled(subject: Subject, vocabulary: Vocabulary, parts: Split, negatives: 
 
 
 def _data(
-    subject: Subject, files: Sequence[Path], columns: Columns, split: SplitName | None
+    subject: Subject, files: Sequence[Path], columns: Columns, split: SplitName | None, *, values: bool
 ) -> tuple[Interactions, Dataset, Split, SplitName]:
     spec = subject.run.spec() if subject.run else None
     chosen: SplitName = split or (spec.split if spec and not (files and spec.split in RATED) else "loo")
@@ -178,11 +188,11 @@ def _data(
                 f"{subject.run.path} was trained on the split {spec.split}, so its own data cannot be judged by "
                 f"{chosen}: part of that test was learned from; leave --split out or give other --data"
             )
-        prepared = subject.run.data()
+        prepared = subject.run.data(values=values)
         return prepared.interactions, prepared.dataset, prepared.split, chosen
     rules = subject.config.data if subject.config else DataConfig()
     held_out = spec.held_out if spec else 0.1
-    interactions = read_for(subject.config, files, columns)
+    interactions = read_for(subject.config, files, columns, values=values)
     if isinstance(subject.config, AutoRecRunConfig):  # only what counts for it, as it was trained
         prepared = prepare(interactions, subject.config, split=chosen, held_out=held_out)
         return prepared.interactions, prepared.dataset, prepared.split, chosen

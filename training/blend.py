@@ -18,7 +18,7 @@ from scipy import sparse
 from models.neighbours import DECAY, RECENT, Neighbours
 from training.baselines import ItemKNN, recent
 from training.dataset import Sequences
-from training.evaluate import Scorer, evaluate, rank_of, scored
+from training.evaluate import Scorer, affordable, evaluate, rank_of, scored
 from training.measures import gains
 from training.next_item import METRIC
 from training.scorers import Blended
@@ -28,7 +28,6 @@ _STRENGTHS = tuple(float(2.0**half) for half in np.arange(-4, 5.5, 0.5))  # trie
 _BACKWARD = (0.0, 0.5)  # tried: what an item counts that stood before, of what it counts behind
 _REACH = 10  # positions within which two items belong together
 _WIDTHS = (50, 100, 200)  # neighbours an item keeps; a query costs in proportion
-_CELLS = 2_000_000_000  # scores of validation that the weights are tried on, 40 times each
 _LOSS = 0.005  # share of validation NDCG@10 that fewer neighbours may cost
 
 
@@ -83,10 +82,9 @@ def choose_blend(scorer: Scorer, train: Sequences, validation: Holdout, items: i
     neighbours that keep it.
 
     Weights are tried in units of the median user's best neighbour, so that one grid serves every data set, and on no
-    more users than that takes minutes, evenly drawn.
+    more users than `affordable` gives, 40 times.
     """
-    users = max(1, _CELLS // (items + 1))
-    validation = validation.take(np.arange(0, len(validation), -(-len(validation) // users) or 1))
+    validation = affordable(validation, items)
     partners = [partner(train, items, backward) for backward in _BACKWARD]
     units = [_best_neighbour(knn, validation) for knn in partners]
     weights = np.array([[0.0, *(strength / (unit or 1.0) for strength in _STRENGTHS)] for unit in units])

@@ -93,7 +93,7 @@ def fit(
 
     Continues from `folder/checkpoint.safetensors` if it is there and of the same identity; the result is the same as
     without the interruption. With several processes each calls this, and all end with the same weights.
-    Raises FitError if it is of another run or the loss is no longer a number.
+    Raises FitError if it is of another run, or not the same for all processes, or the loss is no longer a number.
     """
     optimiser = torch.optim.AdamW(
         model.parameters(),
@@ -104,13 +104,22 @@ def fit(
     )
     average = Average(model, config.average)
     path = folder / "checkpoint.safetensors"
-    if path.exists():
+    resumed = path.exists()
+    progress = checkpoint.Progress(identity, 0, 0, -math.inf, 0.0, 0, finished=False)
+    if resumed:
         progress = checkpoint.read_progress(path)
+    standing = processes.gathered((progress.identity, progress.epoch))
+    if len(set(standing)) > 1:  # a machine without the leader's checkpoint would begin anew, and mix two models
+        epochs = ", ".join(f"process {rank}: epoch {epoch}" for rank, (_, epoch) in enumerate(standing))
+        raise FitError(
+            f"{folder} is not the same run for all processes ({epochs}): all machines need the same command, the same "
+            "data and the same run folder; put it on a shared disk, or copy it to each of them"
+        )
+    if resumed:
         if progress.identity != identity:
             raise FitError(f"{folder} holds another run (other data, configuration or seed); choose another --output")
         best_weights, average.weights = checkpoint.restore(path, model, optimiser, rank=processes.rank)
     else:
-        progress = checkpoint.Progress(identity, 0, 0, -math.inf, 0.0, 0, finished=False)
         best_weights = copied(model)
     log = folder / "metrics.jsonl"
     processes.wait()  # all have read it before one writes the next

@@ -153,15 +153,15 @@ def recommend_command(
     value_column: Value = None,
 ) -> None:
     """Write the first k items of every user in a log, through onnxruntime, as the bundle would serve them."""
-    console = terminal()
-    if is_autorec(Path(version)):
+    console, registry = terminal(), Registry(artifacts)
+    if version not in registry.versions() and is_autorec(Path(version)):  # a folder here may have a version's name
         if data:
             raise RecommendError(f"{version} is a run, which scores the users of its own data; leave --data out")
         console.print(f"{output}: {recommend_run(RunFolder(Path(version)), output, k=k, console=console)}")
         return
     if not data:
         raise RecommendError(f"{version} is a bundle and holds no histories; name the files with --data")
-    runtime = Runtime(read_bundle(Registry(artifacts).folder(version)))
+    runtime = Runtime(read_bundle(registry.folder(version)))
     runtime.replay_golden()
     columns = Columns(user=user_column, item=item_column, timestamp=timestamp_column, value=value_column)
     interactions = read_for(_config_of(runtime), data, columns)

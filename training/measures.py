@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 CUTOFFS = (5, 10, 20)
 MISS = np.iinfo(np.int64).max  # the rank of a target that filtering removed
 _SAMPLES = 1000  # of an interval
+_DRAWS_AT_ONCE = 1 << 20  # 8 MiB of users, whose sums and counts are different for each
 _TEST_SAMPLES = 10_000  # of a test, so that p is resolved to a ten-thousandth
 
 
@@ -42,6 +43,25 @@ def intervals(ranks: NDArray[np.int64], *, seed: int = 0) -> dict[str, tuple[flo
     generator = np.random.default_rng(seed)
     values = {"hr@10": hits(ranks, 10), "ndcg@10": gains(ranks, 10)}
     return {name: _interval(_bootstrap(value, _SAMPLES, generator)) for name, value in values.items()}
+
+
+def rmse_interval(errors: NDArray[np.float64], users: NDArray[np.int64], *, seed: int = 0) -> tuple[float, float]:
+    """Bootstrap 95 % interval of the RMSE over users: errors (ratings,), and whose each of them is.
+
+    Users are drawn with all their ratings: what one user's errors have in common is chance too.
+    """
+    _, rows = np.unique(users, return_inverse=True)
+    counts = np.bincount(rows)
+    sums = np.bincount(rows, errors**2)
+    if not counts.size:
+        return 0.0, 0.0
+    generator = np.random.default_rng(seed)
+    at_once = max(1, _DRAWS_AT_ONCE // counts.size)
+    means = np.empty(_SAMPLES)
+    for begin in range(0, _SAMPLES, at_once):
+        drawn = generator.integers(counts.size, size=(min(at_once, _SAMPLES - begin), counts.size))
+        means[begin : begin + at_once] = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    return _interval(np.sqrt(means))
 
 
 @dataclass(frozen=True, slots=True)

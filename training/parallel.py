@@ -10,12 +10,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
 import torch
 
 # Before there is a group: this module's functions keep the group of the moment it is imported as a default, an
 # optimiser's first step imports it, and a group kept past its end has threads that can abort a process that leaves.
 import torch.distributed.nn
-from torch import Tensor, distributed, nn
+from torch import distributed, nn
 
 T = TypeVar("T")
 
@@ -38,8 +39,8 @@ class Processes:
 
     def part_ways(self, seed: int) -> None:
         """From here on draw dropout of one's own: call it when all weights have been drawn, which must be the same."""
-        if not self.leader:
-            torch.manual_seed(seed + (self.rank << 32))
+        if not self.leader:  # mixed into 32 bits, for of a seed torch's generator on CPU takes no more than the low 32
+            torch.manual_seed(int(np.random.SeedSequence([seed, self.rank]).generate_state(1)[0]))
 
     def sum_gradients(self, model: nn.Module, device: torch.device) -> None:
         """Make every process's gradients the sum of all; a parameter that no part of the batch touched keeps none."""
@@ -73,12 +74,12 @@ class Processes:
             value = box[0]
         return value  # type: ignore[return-value]
 
-    def gathered(self, tensor: Tensor) -> list[Tensor]:
-        """Every process's tensor of one shape, in order of rank."""
+    def gathered(self, value: T) -> list[T]:
+        """What every process has, in order of rank."""
         if not self.several:
-            return [tensor]
-        found: list[Tensor] = [tensor] * self.count
-        distributed.all_gather_object(found, tensor)
+            return [value]
+        found = [value] * self.count
+        distributed.all_gather_object(found, value)
         return found
 
     def wait(self) -> None:

@@ -25,12 +25,15 @@ class Prepared:
     notes: tuple[str, ...] = ()  # sentences about what was left out of it
 
 
-def read_for(config: RunConfig | None, paths: Sequence[Path], columns: Columns) -> Interactions:
+def read_for(
+    config: RunConfig | None, paths: Sequence[Path], columns: Columns, *, values: bool = False
+) -> Interactions:
     """Interaction files, read as one log for the configuration's model; None: not known.
 
     A column of values that nobody named is left alone where the model learns from none: its cells may be anything.
+    values: whether another model that is judged on the same log reads them.
     """
-    if columns.value is None and config is not None and not reads_values(config):
+    if columns.value is None and not values and config is not None and not reads_values(config):
         columns = replace(columns, value="")
     rules = config.data if config else DataConfig()
     return read_interactions(paths, columns=columns, max_dropped=rules.max_dropped)

@@ -8,7 +8,7 @@ from training.reconstruction import RMSE
 from training.run import METRICS, RunFolder
 from training.spec import RunSpec
 
-HEADINGS = ("model", "test RMSE", "test MAE", "validation RMSE", "seeds", "wall time of a seed", "command")
+HEADINGS = ("model", "test RMSE", "test MAE", "validation RMSE", "seeds", "time of fitting", "command")
 
 Runs = Sequence[tuple[RunFolder, RunSpec]]
 
@@ -16,7 +16,7 @@ Runs = Sequence[tuple[RunFolder, RunSpec]]
 def rating_rows(
     configurations: Sequence[tuple[str, Runs]],
     *,
-    wall_time: Callable[[Sequence[Mapping[str, Any]]], str],
+    fitting_time: Callable[[Sequence[Mapping[str, Any]]], str],
     command: Callable[[Sequence[RunSpec], Sequence[Mapping[str, Any]]], str],
 ) -> list[tuple[str, ...]]:
     """Lines under HEADINGS, the lowest test RMSE first, unfinished runs last.
@@ -32,7 +32,7 @@ def rating_rows(
         if done:
             recorded, specs = [metrics for metrics, _ in done], [spec for _, spec in done]
             seeds = ", ".join(str(spec.seed) for spec in specs)
-            found.append(_row(name, recorded, seeds, wall_time(recorded), command(specs, recorded)))
+            found.append(_row(name, recorded, seeds, fitting_time(recorded), command(specs, recorded)))
             if len(recorded) > len(most):
                 most = recorded
         for run, spec in runs:

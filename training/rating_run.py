@@ -200,7 +200,7 @@ def ratings_table(model: str, metrics: Mapping[str, Any], *, title: str) -> Tabl
     low, high = test["intervals"][RMSE]
     caption = (
         f"{test['ratings']:,} test ratings, {test['unseen']:,} of a user or item without a train rating; predictions "
-        f"clipped to the scale; 95 % interval of the model's test RMSE: {low:.4f} to {high:.4f}"
+        f"clipped to the scale; 95 % interval of the model's test RMSE over users: {low:.4f} to {high:.4f}"
     )
     table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
     table.add_column("model")

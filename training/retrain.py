@@ -63,7 +63,11 @@ def retrain(
             f"{name} is an item-based AutoRec, which knows only the users it was trained on and cannot serve; retrain "
             "a user-based one, such as autorec-user"
         )
-    interactions = read_for(config, data, columns)
+    registry = Registry(artifacts)
+    current = registry.current()
+    champion = Runtime(read_bundle(registry.folder(current)), device="cpu") if current else None
+    rated = champion is not None and champion.reads_values
+    interactions = read_for(config, data, columns, values=rated)
     if events_from:
         logged = logged_interactions(events_from, event_types, console)
         if logged.interactions is not None:
@@ -74,9 +78,8 @@ def retrain(
         # Of logged events too: a user's past from before the erasure may have been sent anew after it.
         interactions = without_erased(interactions, logged.tombstones)
     console.print(str(interactions.report))
-    registry = Registry(artifacts)
-    current = registry.current()
-    champion = Runtime(read_bundle(registry.folder(current)), device="cpu") if current else None
+    if rated and interactions.frame["value"].is_null().all():
+        console.print("note: the champion reads ratings and is judged without any; name their --value-column")
     prepared, window = _prepare(interactions, config, attributes, champion, console, item_column=columns.item)
     spec = RunSpec(
         name=name,

@@ -173,12 +173,12 @@ class RunFolder:
         """Attribute columns by name, one entry an item row, or None."""
         return self._read_json("attributes.json") if (self.path / "attributes.json").exists() else None
 
-    def data(self) -> Prepared:
-        """The run's data again, read from its files. Raises RunError if they have changed since."""
+    def data(self, *, values: bool = False) -> Prepared:
+        """The run's data again, read from its files; values: as in `read_for`. Raises RunError if they have changed."""
         spec = self.spec()
         if "events" in spec.data.files:
             raise RunError(f"{self.path} was trained on events of a live store, which cannot be read a second time")
-        log = read_for(spec.config, spec.files, spec.columns)
+        log = read_for(spec.config, spec.files, spec.columns, values=values)
         test = read_for(spec.config, spec.test, spec.columns) if spec.test else None
         prepared = prepare(log, spec.config, split=spec.split, held_out=spec.held_out, seed=spec.seed, test=test)
         if data_window([*spec.files, *spec.test], prepared) != spec.data:

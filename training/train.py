@@ -21,7 +21,7 @@ from training.beginnings import item_vectors
 from training.blend import Blend, choose_blend, partner, strongest
 from training.config import AutoRecRunConfig, Config, S3RecRunConfig
 from training.dataset import popularity_of
-from training.evaluate import Scorer, evaluate, evaluate_test
+from training.evaluate import Scorer, affordable, evaluate, evaluate_test
 from training.fit import Fitted, fit
 from training.next_item import METRIC, ModelScorer, NextItem
 from training.parallel import ALONE, Processes
@@ -137,8 +137,14 @@ def _fitted(
     """A model fitted as `config` says, how that went, and how pre-training did if there was any."""
     torch.set_num_threads(max(1, cpu_quota() // processes.on_this_machine))
     torch.manual_seed(spec.seed)  # weights and dropout; the data's order and the negatives draw from their own
-    train, validation = prepared.split.train, prepared.split.validation
-    model = build(config.model, prepared.dataset.vocabulary.items).to(_device())
+    train, items = prepared.split.train, prepared.dataset.vocabulary.items
+    validation = affordable(prepared.split.validation, items)
+    if len(validation) < len(prepared.split.validation):
+        console.print(
+            f"every epoch is validated by {len(validation):,} of {len(prepared.split.validation):,} users, the same in "
+            "each, since the catalogue is large; the figures at the end are of all"
+        )
+    model = build(config.model, items).to(_device())
     if config.training.beginning == "neighbours":
         _begin(model, item_vectors(train, model.items, config.model.dim) if processes.leader else None, processes)
     known = (

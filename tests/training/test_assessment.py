@@ -1,5 +1,6 @@
 """One evaluation for runs and bundles: the same figures on the same data, whichever program scores."""
 
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -9,14 +10,21 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from rich.console import Console
 
+from models.autorec import AutoRecConfig
 from models.neighbours import Neighbours
 from training.__main__ import main
 from training.assessment import assess, open_subject
+from training.config import AutoRecRunConfig, ReconstructionConfig, RunConfig
 from training.dataset import Sequences
 from training.evaluate import EvaluationError
+from training.interactions import Columns
+from training.preparation import data_window, prepare, read_for
 from training.run import RunError, RunFolder
 from training.scorers import Translated
+from training.spec import RunSpec
+from training.train import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -109,6 +117,50 @@ def test_a_difference_is_that_of_the_same_users(finished_run: RunFolder, publish
     assert worse.difference.low > 0
     assert worse.difference.p < 0.001
     assert worse.against is not None
+
+
+@pytest.fixture
+def sequential_and_rating(
+    tmp_path: Path, walks: Callable[..., pl.DataFrame], tiny_config: Callable[..., Any]
+) -> tuple[Path, Path, Path]:
+    """A log with a column of values, and the runs of a SASRec and of an AutoRec of ratings on it."""
+    log = tmp_path / "rated.csv"
+    walks(60, 20).with_columns(value=pl.int_range(pl.len()) * 7 % 5 + 1).write_csv(log)
+    rating = AutoRecRunConfig(
+        model=AutoRecConfig(hidden=(8,)), training=ReconstructionConfig(batch=16, epochs=3, learning_rate=0.02)
+    )
+    return log, _run(tiny_config(epochs=2), log, tmp_path / "sasrec"), _run(rating, log, tmp_path / "autorec")
+
+
+def _run(config: RunConfig, log: Path, folder: Path) -> Path:
+    prepared = prepare(read_for(config, [log], Columns()), config, split="loo")
+    window = data_window([log], prepared)
+    spec = RunSpec(
+        name=folder.name,
+        config=config,
+        split="loo",
+        seed=1,
+        files=[log],
+        columns=Columns(),
+        attributes=None,
+        data=window,
+    )
+    return train(spec, prepared, folder, Console(file=io.StringIO())).path
+
+
+def test_a_model_of_ratings_reads_them_whichever_of_two_is_judged_against_the_other(
+    sequential_and_rating: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    log, sasrec, autorec = sequential_and_rating
+    for data in ([], [log]):
+        one, other = assess(sasrec, data=data, against=autorec), assess(autorec, data=data, against=sasrec)
+        assert one.difference is not None
+        assert other.difference is not None
+        assert one.difference.mean == -other.difference.mean != 0
+        assert one.notes == other.notes == ()
+    pl.read_csv(log).drop("value").write_csv(tmp_path / "unrated.csv")
+    notes = assess(sasrec, data=[tmp_path / "unrated.csv"], against=autorec).notes
+    assert "autorec reads ratings and is judged here without any" in notes[-1]
 
 
 def _forgetful(run: RunFolder, folder: Path) -> Path:

@@ -117,7 +117,7 @@ def test_the_weight_of_a_large_catalogue_is_chosen_by_some_of_the_users(
         asked.append(len(histories))
         return nothing(histories)
 
-    monkeypatch.setattr("training.blend._CELLS", 20 * (ITEMS + 1))
+    monkeypatch.setattr("training.evaluate._CELLS", 20 * (ITEMS + 1))
     blend = choose_blend(counted, split.train, split.validation, ITEMS)
     assert blend.weight > 0
     assert max(asked) <= 20

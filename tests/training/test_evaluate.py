@@ -14,6 +14,7 @@ from training.dataset import Sequences
 from training.evaluate import (
     EvaluationError,
     Scorer,
+    affordable,
     evaluate,
     evaluate_sampled,
     evaluate_test,
@@ -255,6 +256,21 @@ def test_sampled_negatives_are_drawn_evenly_without_repeats_from_what_the_user_h
     scores = np.tile([0.0, 0, 0, *[2.0] * 9, 1], (users, 1))
     found = evaluate_sampled(fixed(scores), holdout([[1, 2]] * users, [12] * users), items, negatives=9)
     assert found.ranks.tolist() == [10] * users  # all nine, each once
+
+
+def test_of_a_large_catalogue_some_users_are_validated_evenly_drawn_and_always_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    part = holdout([[1, 2]] * 10, list(range(3, 13)))
+    assert affordable(part, 12) is part
+    for users, kept in ((10, [*range(3, 13)]), (9, [3, 5, 7, 9, 11]), (4, [3, 6, 9, 12]), (1, [3]), (0, [3])):
+        monkeypatch.setattr("training.evaluate._CELLS", users * 13)
+        for _ in range(2):
+            chosen = affordable(part, 12)
+            assert chosen.targets.tolist() == kept
+            assert [history.tolist() for history in map(chosen.histories.__getitem__, range(len(kept)))] == [
+                [1, 2] for _ in kept
+            ]
 
 
 def test_sampled_ranks_repeat_with_the_seed_and_change_with_it() -> None:

@@ -19,11 +19,12 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+from models.s3rec import S3RecConfig
 from models.sasrec import SASRec
 from models.zoo import build
 from training import checkpoint
 from training.checkpoint import CheckpointError
-from training.config import Config
+from training.config import Config, PretrainingConfig, S3RecRunConfig
 from training.dataset import build_dataset
 from training.evaluate import evaluate
 from training.fit import FitError, Fitted, fit
@@ -393,6 +394,28 @@ def test_a_scorer_reads_the_newest_items_of_a_long_history(tiny_config: Callable
     assert scores.shape == (3, 10)
     np.testing.assert_allclose(scores[0], scores[1], atol=1e-6)
     assert np.abs(scores[0] - scores[2]).max() > 0.01
+
+
+def test_the_epochs_of_a_large_catalogue_are_validated_by_some_users_and_the_run_by_all(
+    finished_run: RunFolder, tmp_path: Path, tiny_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    still = tiny_config(epochs=2, learning_rate=1e-9)  # so that the same users have the same figures in every epoch
+    config = S3RecRunConfig(
+        model=S3RecConfig(**still.model.model_dump(exclude={"name"})),
+        pretraining=PretrainingConfig(batch=128, epochs=2, learning_rate=1e-9),
+        training=still.training,
+    )
+    prepared = prepare(read_interactions(finished_run.spec().files), config, split="loo")
+    spec = finished_run.spec().model_copy(update={"config": config, "attributes": None})
+    said = io.StringIO()
+    monkeypatch.setattr("training.evaluate._CELLS", 20 * 41)
+    run = train(spec, prepared, tmp_path / "run", Console(file=said, width=200))
+    for epochs in (run.epochs(), run.pretraining.epochs()):
+        assert [epoch["users"] for epoch in epochs] == [19, 19]
+        assert epochs[0]["mrr"] == pytest.approx(epochs[1]["mrr"], rel=1e-4)
+    assert said.getvalue().count("validated by 19 of 150 users") == 1
+    metrics = run.metrics()
+    assert metrics["validation"]["users"] == metrics["test"]["users"] == 150
 
 
 @pytest.mark.slow

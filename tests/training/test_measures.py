@@ -14,6 +14,7 @@ from training.measures import (
     intervals,
     novelty_of_items,
     paired_difference,
+    rmse_interval,
     spread,
     summarise,
 )
@@ -29,6 +30,28 @@ def test_no_users_have_no_metrics() -> None:
     nobody = np.array([], np.int64)
     assert set(summarise(nobody).values()) == {0.0}
     assert intervals(nobody) == {"hr@10": (0.0, 0.0), "ndcg@10": (0.0, 0.0)}
+    assert rmse_interval(np.array([]), nobody) == (0.0, 0.0)
+
+
+def test_the_interval_of_an_rmse_knows_that_the_errors_of_a_user_are_alike() -> None:
+    """Of 100 users half err by 1 in each of 25 ratings and half by 2: the mean square is that of 100 draws of 1 or 4,
+
+    2.5 give or take 1.96 * 1.5 / sqrt(100), and not that of 2,500, as it would be if each rating had a user of its own.
+    """
+    errors = np.repeat([1.0, -2.0], 50 * 25)
+    for users, draws in ((np.repeat(np.arange(100), 25), 100), (np.arange(2500), 2500)):
+        low, high = rmse_interval(errors, users)
+        margin = 1.96 * 1.5 / math.sqrt(draws)
+        assert low == pytest.approx(math.sqrt(2.5 - margin), abs=0.012)
+        assert high == pytest.approx(math.sqrt(2.5 + margin), abs=0.012)
+        assert (low, high) == rmse_interval(errors, users)
+
+
+def test_a_user_with_many_ratings_weighs_as_many_in_an_rmse() -> None:
+    """Of two users one errs by 2 in one rating and one by 1 in three: drawn are the one, the other, or both."""
+    assert rmse_interval(np.array([1.0, 2.0, 1.0, 1.0]), np.array([7, 3, 7, 7])) == (1.0, 2.0)
+    drawn = rmse_interval(np.array([1.0, 3.0, 1.0, 3.0]), np.array([0, 0, 1, 1]))
+    assert drawn == (math.sqrt(5), math.sqrt(5))
 
 
 def test_intervals_are_those_of_the_textbook_and_repeat() -> None:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from training.config import PretrainingConfig, TrainingConfig
 from training.dataset import build_dataset
 from training.interactions import interactions_from_frame
 from training.next_item import NextItem
+from training.parallel import Processes
 from training.pretrain import Pretrain
 from training.splits import split_leave_one_out
 
@@ -35,6 +37,7 @@ MODEL = "dim = 16\nblocks = 1\nheads = 2\ninner = 16\nlength = 8\ndropout = 0.0\
 FITTING = "batch = 33\nepochs = 3\nlearning_rate = 0.005\ngradient_clip = 0.5\n"  # 33: the parts are not alike
 CONFIGS = {
     "softmax": f"[model]\n{MODEL}[training]\n{FITTING}",
+    "dropout": f"[model]\n{MODEL}[training]\n{FITTING}".replace("dropout = 0.0", "dropout = 0.2"),
     "bce": f'[model]\n{MODEL}[training]\nloss = "bce"\nnegatives = 3\n{FITTING}',
     "s3rec": (
         f'[model]\nname = "s3rec"\nitem_attributes = true\n{MODEL}[pretraining]\n{FITTING}'
@@ -92,22 +95,18 @@ def _here(folder: Path, train: list[str]) -> str:
 
 @pytest.fixture(scope="module")
 def of_two(tmp_path_factory: pytest.TempPathFactory, walks: Callable[..., pl.DataFrame]) -> Path:
-    """A folder with the log, and in `together` the run of two processes by softmax. Nothing may be written into it."""
+    """A folder with the log, and in `together` the run of two with dropout. Nothing may be written into it."""
     folder = tmp_path_factory.mktemp("two")
     walks(80, ITEMS).write_csv(folder / "walks.csv")
-    trained(folder, "softmax", processes=2, output="together")
+    trained(folder, "dropout", processes=2, output="together")
     return folder
 
 
-@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("config", ["softmax", "bce", "s3rec"])
 def test_two_processes_give_the_result_of_one(tmp_path: Path, of_two: Path, config: str) -> None:
     shutil.copy(of_two / "walks.csv", tmp_path)
     alone = trained(tmp_path, config, processes=1, output="alone")
-    if config == "softmax":
-        shutil.copytree(of_two / "together", tmp_path / "together")
-        together = best(tmp_path / "together")
-    else:
-        together = trained(tmp_path, config, processes=2, output="together")
+    together = trained(tmp_path, config, processes=2, output="together")
     for name, tensor in alone.items():
         if not name.endswith("key_value.bias"):  # half of it moves no score, so that it goes where rounding sends it
             torch.testing.assert_close(together[name], tensor, atol=1e-3, rtol=1e-2)
@@ -119,7 +118,7 @@ def test_two_processes_continue_what_two_began_and_one_may_not_be_joined(tmp_pat
     shutil.copy(of_two / "walks.csv", tmp_path)
     whole = best(of_two / "together")
     # What a kill after the second epoch leaves: its checkpoint, of a run that is to have three.
-    trained(tmp_path, "softmax", processes=2, output="broken", epochs=2)
+    trained(tmp_path, "dropout", processes=2, output="broken", epochs=2)
 
     path = tmp_path / "broken" / "checkpoint.safetensors"
     with safe_open(path, "pt") as file:
@@ -130,8 +129,88 @@ def test_two_processes_continue_what_two_began_and_one_may_not_be_joined(tmp_pat
     save_file(load_file(path), path, metadata={"progress": json.dumps(progress)})
     for name in ("run.json", "metrics.json"):
         (tmp_path / "broken" / name).unlink()
-    continued = trained(tmp_path, "softmax", processes=2, output="broken")
+    continued = trained(tmp_path, "dropout", processes=2, output="broken")
     assert all(torch.equal(tensor, continued[name]) for name, tensor in whole.items())
+
+
+def test_no_two_processes_draw_the_same_whatever_their_seeds() -> None:
+    drawn = set()
+    for seed, rank in product(range(3), range(4)):
+        torch.manual_seed(seed)  # as the weights are drawn, which all have alike
+        Processes(rank=rank, count=4).part_ways(seed)
+        drawn.add(tuple(torch.rand(4).tolist()))
+    assert len(drawn) == 12
+
+
+def test_processes_that_do_not_see_the_same_run_folder_are_told_and_do_not_train(tmp_path: Path) -> None:
+    """Two machines without a shared disk: the leader's has a checkpoint and the other's has none."""
+    script = """
+import sys
+from multiprocessing import Process
+from pathlib import Path
+
+import torch
+from torch import distributed
+
+from training.config import FittingConfig
+from training.fit import FitError, fit
+from training.parallel import ALONE, Processes
+
+base = Path(sys.argv[1])
+
+class Task:
+    metric = "figure"
+    batches = staticmethod(lambda epoch: iter([torch.ones(4, 1)]))
+    part = staticmethod(lambda batch, number, of: batch[number::of])
+    sizes = staticmethod(lambda batch: (len(batch), len(batch)))
+    validate = staticmethod(lambda: {"figure": 0.5})
+    score = staticmethod(lambda figures: figures["figure"])
+
+    def __init__(self, model):
+        self.loss = lambda batch: model(batch).mean()
+
+class Watcher:
+    def step(self, windows, loss): ...
+
+    def epoch(self, record, *, best):
+        raise KeyboardInterrupt  # killed after its first epoch
+
+def fitted(folder, processes):
+    folder.mkdir(exist_ok=True)
+    model = torch.nn.Linear(1, 1)
+    fit(model, Task(model), FittingConfig(), folder=folder, identity="one", watcher=Watcher(), processes=processes)
+
+def one_of_two(rank):
+    distributed.init_process_group("gloo", init_method=f"file://{base / 'meeting'}", rank=rank, world_size=2)
+    try:
+        fitted(base / str(rank), Processes(rank, 2, 2))
+    except FitError as error:
+        (base / f"said{rank}").write_text(str(error))
+
+try:
+    fitted(base / "0", ALONE)
+except KeyboardInterrupt:
+    pass
+both = [Process(target=one_of_two, args=(rank,)) for rank in (0, 1)]
+for one in both:
+    one.start()
+for one in both:
+    one.join()
+"""
+    subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        timeout=120,
+        check=True,
+    )
+    for rank in (0, 1):
+        said = (tmp_path / f"said{rank}").read_text()
+        assert said.startswith(f"{tmp_path / str(rank)} is not the same run for all processes")
+        assert "(process 0: epoch 1, process 1: epoch 0)" in said
+        assert "the same run folder; put it on a shared disk, or copy it" in said
+    assert len((tmp_path / "0" / "metrics.jsonl").read_text().splitlines()) == 1
+    assert not list((tmp_path / "1").iterdir())
 
 
 def test_a_group_takes_its_threads_with_it() -> None:

@@ -210,6 +210,13 @@ def test_an_item_based_run_is_not_exported_but_scores_its_users_in_a_batch(comma
     )
 
 
+def test_a_version_is_meant_where_a_run_folder_here_has_its_name(command: Command, log: Path) -> None:
+    train(command, log, "user", "--split", "loo")
+    command("export", "user", "--version", "user")
+    command("recommend", "user", "--data", str(log), "--value-column", "rating", "--output", "top.csv", "--k", "3")
+    assert pl.read_csv("top.csv").height == 240
+
+
 def test_a_user_based_run_becomes_a_bundle_that_every_command_takes(
     command: Command, log: Path, tmp_path: Path
 ) -> None:

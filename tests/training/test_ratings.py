@@ -12,6 +12,7 @@ from training.config import AutoRecRunConfig, Config, ConfigError, DataConfig, R
 from training.dataset import DatasetError
 from training.evaluate import evaluate_ratings, evaluate_test_ratings
 from training.interactions import Columns, Interactions, InteractionsError, interactions_from_frame, read_interactions
+from training.measures import rmse_interval
 from training.preparation import default_split, prepare
 from training.ratings import biases_of, matrix_of
 from training.splits import open_test
@@ -187,6 +188,7 @@ def test_rmse_and_mae_are_over_all_ratings() -> None:
     assert found.metrics()["mae"] == pytest.approx(np.abs(offsets).mean())
     low, high = found.report()["intervals"]["rmse"]  # type: ignore[index]
     assert low < found.metrics()["rmse"] < high
+    assert (low, high) == rmse_interval(found.errors, holdout.users)
 
 
 def test_biases_are_those_of_least_squares() -> None:

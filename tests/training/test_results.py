@@ -70,6 +70,25 @@ def test_a_single_run_has_its_command_seed_time_and_digest(finished_run: RunFold
     assert popularity[8:] == ["-", "-", "-"]
 
 
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        ((2580.0, 1860.0, 900.0), "30 min, longest 43 min"),
+        ((500.0, 620.0), "560 s, longest 10 min"),
+        ((30.2, 30.4), "30 s"),
+        ((31.0,), "31 s"),
+    ],
+)
+def test_the_time_of_several_seeds_is_their_mean_with_the_longest(
+    another: Callable[..., RunFolder], seconds: tuple[float, ...], shown: str
+) -> None:
+    runs = [another(f"s{seed}", seed=seed) for seed in range(len(seconds))]
+    for run, time in zip(runs, seconds, strict=True):
+        run.finish(run.metrics() | {"seconds": time, "device": "1 CPU threads"})
+    table = {row[0]: row for row in rows(results_page(runs))}
+    assert (table["model"][9], table["walks"][9]) == ("time of fitting", f"{shown} (1 CPU threads)")
+
+
 def test_every_data_set_has_a_table_of_its_own_the_best_first(
     another: Callable[..., RunFolder], finished_run: RunFolder
 ) -> None:

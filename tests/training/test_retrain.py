@@ -18,6 +18,7 @@ from models.eventlog import LoggedEvent, digest_of, encode, log_key, partition_o
 from models.manifest import MANIFEST, read_manifest, sealed
 from models.registry import Registry
 from training.__main__ import main
+from training.assessment import assess
 
 GOOD = """
 [model]
@@ -158,6 +159,18 @@ def test_a_worse_challenger_is_kept_and_the_champion_stays(desk: Desk, champion:
     assert "same" in error
     # The champion was fitted again on everything, this window too, which the operator is told.
     assert "it has seen part of the window it is judged by" in " ".join(out.split())
+
+
+def test_a_champion_of_ratings_is_judged_with_them_by_a_challenger_that_reads_none(desk: Desk) -> None:
+    log = desk.folder / "log.csv"
+    pl.read_csv(log).with_columns(value=pl.int_range(pl.len()) * 7 % 5 + 1).write_csv(log)
+    assert desk.retrain('[model]\nname = "autorec"\nhidden = [8]\n[training]\nbatch = 16\nepochs = 3\n')[0] == 0
+    champion = desk.registry.current()
+    assert champion is not None
+    judged = assess(desk.registry.folder(champion), data=[log], split="time").evaluation.metrics()["ndcg@10"]
+    status, out, error = desk.retrain(USELESS)
+    assert status in (0, 3), error
+    assert f"champion {judged:.4f} on the same" in " ".join((out + error).split())
 
 
 def test_events_that_came_after_the_champion_judge_and_are_learned(
