@@ -116,6 +116,15 @@ def computed_once(model: SASRec) -> Iterator[None]:
         yield
 
 
+def attribute_vectors(model: SASRec) -> NDArray[np.float32] | None:
+    """What was learned of attributes, float32 (attributes, dim), before it is folded; None if nothing was."""
+    items: nn.Module = model.item_embedding
+    if not isinstance(items, AttributedItems):
+        return None
+    vectors: NDArray[np.float32] = items.attribute_embedding.weight.detach().float().cpu().numpy().copy()
+    return vectors
+
+
 def fold(model: SASRec) -> None:
     """Make the model's items plain vectors again, which keep what their attributes gave them."""
     attributed: nn.Module = model.item_embedding

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.arrays import Shape, load_archive, load_array
+from models.cold import Learned
 from models.graphs import check_graph
 from models.manifest import (
     AFFINITIES,
@@ -25,6 +26,8 @@ from models.manifest import (
     GOLDEN,
     INPUTS,
     ITEMS,
+    LEARNED,
+    LEARNED_NAMES,
     MANIFEST,
     MAPPED_VOCABULARY,
     NEIGHBOURS,
@@ -99,6 +102,7 @@ class Bundle:
     neighbours: Neighbours | None = None
     inputs: NDArray[np.float32] | None = None
     quantised: Quantised | None = None
+    learned: Learned | None = None
 
     @property
     def scan(self) -> Path | None:
@@ -155,7 +159,8 @@ def read_bundle(folder: Path) -> Bundle:
     if INPUTS in manifest.files:
         inputs = load_array(folder / INPUTS, np.float32, (rows, None), mapped=True)
     quantised = _load_quantised(folder, manifest, items)
-    return Bundle(folder, manifest, items, ids, index_of, popularity, attributes, golden, neighbours, inputs, quantised)
+    beside = neighbours, inputs, quantised, _load_learned(folder, manifest)
+    return Bundle(folder, manifest, items, ids, index_of, popularity, attributes, golden, *beside)
 
 
 def verify(folder: Path) -> Manifest:
@@ -200,6 +205,25 @@ def _load_neighbours(folder: Path, manifest: Manifest) -> Neighbours | None:
     if items[PADDING].any() or affinities[PADDING].any():
         raise BundleError(f"{folder / NEIGHBOURS}: row {PADDING} is no item and must have no neighbours")
     return Neighbours(items, affinities)
+
+
+def _load_learned(folder: Path, manifest: Manifest) -> Learned | None:
+    present = {LEARNED, LEARNED_NAMES} & set(manifest.files)
+    if not present:
+        return None
+    if len(present) == 1:
+        raise BundleError(f"{folder}: has {present.pop()} alone; {LEARNED} and {LEARNED_NAMES} belong together")
+    vectors = load_array(folder / LEARNED, np.float32, (None, manifest.dim), mapped=True)
+    where = folder / LEARNED_NAMES
+    _, names = read_json(where, _SPARE_BYTES + len(vectors) * _ATTRIBUTE_BYTES)
+    if not isinstance(names, list) or len(names) != len(vectors):
+        raise BundleError(f"{where}: must be a list of {len(vectors)} names, one a vector")
+    for row, name in enumerate(names):
+        if not isinstance(name, list) or [type(part) for part in name] != [str, str]:
+            raise BundleError(
+                f"{where}: row {row} holds {plain(repr(name))}; a name is a column and a value, both text"
+            )
+    return Learned([(column, value) for column, value in names], vectors)
 
 
 def _load_quantised(folder: Path, manifest: Manifest, items: NDArray[np.float32]) -> Quantised | None:

@@ -3,7 +3,9 @@
 By attributes an item is placed where the items lie that have something in common with it: each of its values stands for
 the mean vector of the known items that have it, and the more telling a value is, the more it counts. In that mean an
 item weighs the square root of its interactions: the full softmax pushes rare items to one side, all of them, and a mean
-that they dominate says that an item is rare rather than what it is about.
+that they dominate says that an item is rare rather than what it is about. Where the model has learned vectors of
+attributes themselves, as S3Rec's items do that share them, the mean of the item's own stands beside that and counts as
+much: the one says where such items have ended up, the other what they have in common.
 
 By events it is placed where the known items lie that its users met just before it, its contexts. There the popular
 weigh less, since they are met before anything. The more contexts there are, the less attributes count.
@@ -11,6 +13,7 @@ weigh less, since they are met before anything. The more contexts there are, the
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,13 +33,22 @@ _CHUNK = 1 << 16  # rows gathered at once
 Key = str | float | tuple[bool]  # a value, a boolean in a tuple
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Learned:
+    """Vectors that a model learned of attributes: names (attributes,), a column and a value as text each, and vectors
+    float32 (attributes, dim)."""
+
+    names: Sequence[tuple[str, str]]
+    vectors: NDArray[np.float32]
+
+
 class Placing:
     """Places new items among those with vectors, items float32 (rows, dim), row 0 padding.
 
     columns: as in a bundle, a value, a list of them or None for each row; popularity (rows,): interactions of each.
-    norm: the length that vectors are brought to, or None to leave them as long as their means are. A column is arranged
-    when an item first has something in it, and a mean is taken when it is first wanted; titles, which are nobody
-    else's, cost nothing. Not safe for threads.
+    norm: the length that vectors are brought to, or None to leave them as long as their means are; learned: what the
+    model knows of attributes by themselves. A column is arranged when an item first has something in it, and a mean is
+    taken when it is first wanted; titles, which are nobody else's, cost nothing. Not safe for threads.
     """
 
     def __init__(
@@ -46,6 +58,7 @@ class Placing:
         popularity: NDArray[np.float32],
         *,
         norm: float | None,
+        learned: Learned | None = None,
     ) -> None:
         self._items = items
         self._weights = np.sqrt(popularity)
@@ -53,6 +66,8 @@ class Placing:
         self._norm = norm
         self._arranged: dict[str, _Column] = {}
         self._means: dict[tuple[str, Key], NDArray[np.float64]] = {}
+        self._learned = learned
+        self._learned_at = {} if learned is None else {name: row for row, name in enumerate(learned.names)}
 
     def vector(
         self, attributes: Mapping[str, Any] | None, contexts: Sequence[Sequence[int]] = ()
@@ -61,16 +76,17 @@ class Placing:
 
         contexts: for each of its events the rows of the known items met just before, at most CONTEXT of them.
         """
-        told = self._by_attributes(attributes or {})
+        told = _sum(self._by_attributes(attributes or {}), self._by_learned(attributes or {}))
         contexts = [context for context in contexts if len(context)]
-        if not contexts or (told is None and len(contexts) < FEW):
-            return None if told is None else told.astype(np.float32)
-        found = self._scaled(np.mean([self._about(context) for context in contexts], axis=0))
-        if found is None or told is None:
-            found = told if found is None else found
-        else:
-            share = len(contexts) / (len(contexts) + _PRIOR)
-            found = self._scaled(share * found + (1 - share) * told)
+        found = told
+        if contexts and (told is not None or len(contexts) >= FEW):
+            about = self._scaled(np.mean([self._about(context) for context in contexts], axis=0))
+            if about is not None and told is not None:
+                share = len(contexts) / (len(contexts) + _PRIOR)
+                found = share * about + (1 - share) * told
+            elif about is not None:
+                found = about
+        found = None if found is None else self._scaled(found)
         return None if found is None else found.astype(np.float32)
 
     def _by_attributes(self, attributes: Mapping[str, Any]) -> NDArray[np.float64] | None:
@@ -87,6 +103,14 @@ class Placing:
                     total += weight * self._mean((name, key), owners)
                     weights += weight
         return self._scaled(total / weights) if weights > 0 else None
+
+    def _by_learned(self, attributes: Mapping[str, Any]) -> NDArray[np.float64] | None:
+        """The mean of the vectors that were learned of the item's own attributes, as an item was made of them."""
+        if self._learned is None:
+            return None
+        names = ((name, _text(key)) for name, entry in attributes.items() for key in keys_of(entry))
+        rows = [self._learned_at[name] for name in names if name in self._learned_at]
+        return self._scaled(self._learned.vectors[rows].mean(axis=0, dtype=np.float64)) if rows else None
 
     def _about(self, context: Sequence[int]) -> NDArray[np.float64]:
         """The mean of a context's items."""
@@ -115,6 +139,18 @@ class Placing:
                 total += self._weights[some] @ self._items[some]
             self._means[key] = total / self._weights[owners].sum(dtype=np.float64)
         return self._means[key]
+
+
+def _sum(one: NDArray[np.float64] | None, two: NDArray[np.float64] | None) -> NDArray[np.float64] | None:
+    if one is None or two is None:
+        return two if one is None else one
+    return one + two
+
+
+def _text(key: Key) -> str:
+    """A value as training names it: 1995.0 as 1995."""
+    value = key[0] if isinstance(key, tuple) else key
+    return str(int(value) if isinstance(value, float) else value)
 
 
 def typical_norm(items: NDArray[np.float32]) -> float:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from models.arrays import save_array
 from models.bundle import GOLDEN_ARRAYS, Golden, sha256
+from models.cold import Learned
 from models.manifest import (
     AFFINITIES,
     ATTRIBUTES,
@@ -21,6 +22,8 @@ from models.manifest import (
     GOLDEN,
     INPUTS,
     ITEMS,
+    LEARNED,
+    LEARNED_NAMES,
     MANIFEST,
     MAPPED_VOCABULARY,
     NEIGHBOURS,
@@ -57,6 +60,7 @@ class Content:
     scan: bytes | None = None  # the graph that finds candidates in a large catalogue
     quantised: Quantised | None = None  # what it reads, if not `items`
     shortlist: bytes | None = None  # the graph that finds candidates by items in float16
+    learned: Learned | None = None  # what the model knows of attributes by themselves
 
 
 def write_bundle(artifacts: Path, content: Content) -> Path:
@@ -76,6 +80,9 @@ def write_bundle(artifacts: Path, content: Content) -> Path:
         _write_vocabulary(draft, content.ids)
         if content.attributes is not None:
             _write_json(draft / ATTRIBUTES, dict(content.attributes))
+        if content.learned is not None:
+            save_array(draft / LEARNED, content.learned.vectors.astype(np.float32, copy=False))
+            _write_json(draft / LEARNED_NAMES, content.learned.names)
         if content.neighbours is not None:
             save_array(draft / NEIGHBOURS, content.neighbours.items.astype(np.int32))
             save_array(draft / AFFINITIES, content.neighbours.affinities.astype(np.float32))

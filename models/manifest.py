@@ -22,6 +22,8 @@ VOCABULARY = "vocabulary.json"
 MAPPED_VOCABULARY = ("ids.npy", "id_ends.npy", "id_digests.npy", "id_rows.npy")  # instead, of a large catalogue
 POPULARITY = "popularity.npy"
 ATTRIBUTES = "attributes.json"
+LEARNED = "attribute_vectors.npy"
+LEARNED_NAMES = "attribute_names.json"
 GOLDEN = "golden.npz"
 NEIGHBOURS = "neighbours.npy"
 AFFINITIES = "affinities.npy"
@@ -36,6 +38,8 @@ OPTIONAL = (
     VOCABULARY,
     *MAPPED_VOCABULARY,
     ATTRIBUTES,
+    LEARNED,
+    LEARNED_NAMES,
     NEIGHBOURS,
     AFFINITIES,
     INPUTS,

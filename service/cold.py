@@ -150,7 +150,8 @@ class ColdItems:
         if self._placing is None:
             # An autoencoder's vectors hold biases: as means they are right, and at another length they are not.
             norm = None if bundle.inputs is not None else typical_norm(bundle.items)
-            self._placing = Placing(bundle.items, bundle.attributes or {}, bundle.popularity, norm=norm)
+            known = bundle.items, bundle.attributes or {}, bundle.popularity
+            self._placing = Placing(*known, norm=norm, learned=bundle.learned)
         contexts = [bundle.indices(list(context)).tolist() for context in state.contexts]
         vector = self._placing.vector(state.attributes, contexts)
         return None if vector is None else _Placed(state, vector)

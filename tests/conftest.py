@@ -46,13 +46,14 @@ def write_tiny(
     test: dict[str, float] | None = None,
     matrix: np.ndarray | None = None,
     scan: str | None = None,
+    learned: Any = None,
 ) -> Path:
     """Bundle of items i1, i2, ... in which item j scores `table[i, j - 1]` after item i; i1 is the most popular.
 
     It is certified with the answers of `golden_table`, by default the same, and of `neighbours` (models.neighbours);
-    `attributes` have a value for each of its rows, padding first; `test` are its figures. With an item matrix
-    (rows, dim) the table (rows, dim) holds vectors instead of scores. scan: "float32" or "int8", what a
-    bundle reads that scans its catalogue.
+    `attributes` have a value for each of its rows, padding first, `learned` (models.cold) a vector for some values;
+    `test` are its figures. With an item matrix (rows, dim) the table (rows, dim) holds vectors instead of scores. scan:
+    "float32" or "int8", what a bundle reads that scans its catalogue.
     """
     from models.bundle import Golden
     from models.draft import Content, write_bundle
@@ -100,6 +101,7 @@ def write_tiny(
         popularity=np.array([0, *range(items, 0, -1)], np.float32),
         attributes=attributes,
         golden=golden,
+        learned=learned,
         neighbours=neighbours,
         scan=None if scan is None else build_scan(quantised=scan == "int8"),
         quantised=Quantised.of(matrix) if scan == "int8" else None,

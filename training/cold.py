@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from models.cold import CONTEXT, FEW, FULL, Placing, typical_norm
+from models.cold import CONTEXT, FEW, FULL, Learned, Placing, typical_norm
 from models.sasrec import SASRec
 from training.attributes import Attributes, read_attributes
 from training.config import AutoRecRunConfig, ConfigError, load_config
@@ -131,7 +131,7 @@ def evaluate_cold(
     )
     run = train(spec, prepared, output or Path("runs") / f"{spec.name}-cold-{seed}", console)
     told = read_attributes(attributes, Vocabulary((PADDING_ID, *split.hidden)), item_column=columns.item)
-    return judge_cold(cast(SASRec, run.model()), split, prepared, told, seed=seed)
+    return judge_cold(cast(SASRec, run.model()), split, prepared, told, seed=seed, learned=run.learned())
 
 
 def hide(dataset: Dataset, interactions: Interactions, *, share: float, seed: int) -> ColdSplit:
@@ -176,17 +176,26 @@ def hide(dataset: Dataset, interactions: Interactions, *, share: float, seed: in
     )
 
 
-def judge_cold(model: SASRec, split: ColdSplit, prepared: Prepared, told: Attributes, *, seed: int) -> ColdResults:
+def judge_cold(
+    model: SASRec,
+    split: ColdSplit,
+    prepared: Prepared,
+    told: Attributes,
+    *,
+    seed: int,
+    learned: Learned | None = None,
+) -> ColdResults:
     """Rank every judged user's target among the hidden items: by chance, by an oracle of popularity, and by where
     attributes and first events place them.
 
     prepared: the data that the model was trained on, with attributes; told: those of the hidden items, in their order
-    behind padding. Raises DatasetError if they place none of the hidden items.
+    behind padding; learned: what the model knows of attributes by themselves. Raises DatasetError if they place none of
+    the hidden items.
     """
     known = {} if prepared.attributes is None else prepared.attributes.columns
     items: NDArray[np.float32] = model.item_matrix().detach().float().cpu().numpy()
     popularity = popularity_of(prepared.split.train, model.items)
-    placing = Placing(items, known, popularity, norm=typical_norm(items))
+    placing = Placing(items, known, popularity, norm=typical_norm(items), learned=learned)
     own = [_of(told, row) for row in range(1, len(split.hidden) + 1)]
     contexts = [
         [row[row > 0].tolist() for row in map(prepared.dataset.vocabulary.encode, map(list, those))]

@@ -114,6 +114,7 @@ def export(run: RunFolder, artifacts: Path, *, version: str | None = None, scori
         neighbours=neighbours,
         inputs=model.inputs().detach().numpy() if isinstance(model, AutoRec) else None,
         shortlist=build_shortlist(),
+        learned=run.learned(),
     )
     content = with_scoring(content, scoring)
     certified = content.manifest.model_copy(update={"parity": certify(content, model)})

@@ -22,13 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from models.attributed import attribute, fold
+from models.attributed import attribute, attribute_vectors, fold
+from models.cold import Learned
 from models.manifest import AFFINITIES, NEIGHBOURS
 from models.neighbours import Neighbours
 from models.sasrec import SASRec
 from models.zoo import Model, build
 from training import checkpoint
-from training.attributes import Attributes, learnable
+from training.attributes import Attributes, ItemAttributes, learnable
 from training.config import S3RecRunConfig
 from training.dataset import popularity_of
 from training.preparation import Prepared, data_window, prepare, read_for
@@ -145,21 +146,28 @@ class RunFolder:
 
     def model(self) -> Model:
         """The model with the run's best weights, in evaluation mode."""
-        spec = self.spec()
-        model = build(spec.config.model, len(self.ids()) - 1, users=spec.data.users)
-        if isinstance(spec.config, S3RecRunConfig) and isinstance(model, SASRec):
-            self._load_s3rec(spec, spec.config, model)
-        else:
-            checkpoint.load_best(self.path / CHECKPOINT, model)
+        model, _ = self._as_trained()
+        if isinstance(model, SASRec):
+            fold(model)
         return model.eval()
 
-    def _load_s3rec(self, spec: RunSpec, config: S3RecRunConfig, model: SASRec) -> None:
-        told = Attributes(self.attributes() or {}, 0, 0) if config.model.item_attributes else None
-        known = learnable(told, config.pretraining.columns, chosen=spec.attributes is not None)
-        if known is not None:
-            attribute(model, known.starts, known.flat, known.count)
+    def learned(self) -> Learned | None:
+        """The vectors of attributes that `model` has folded into its items; None for a model without them."""
+        model, known = self._as_trained()
+        vectors = attribute_vectors(model) if isinstance(model, SASRec) else None
+        return None if known is None or vectors is None else Learned(known.names, vectors)
+
+    def _as_trained(self) -> tuple[Model, ItemAttributes | None]:
+        """The model as it was trained, and the attributes that its items share."""
+        spec = self.spec()
+        model, known = build(spec.config.model, len(self.ids()) - 1, users=spec.data.users), None
+        if isinstance(spec.config, S3RecRunConfig) and isinstance(model, SASRec) and spec.config.model.item_attributes:
+            told = Attributes(self.attributes() or {}, 0, 0)
+            known = learnable(told, spec.config.pretraining.columns, chosen=spec.attributes is not None)
+            if known is not None:
+                attribute(model, known.starts, known.flat, known.count)
         checkpoint.load_best(self.path / CHECKPOINT, model)
-        fold(model)
+        return model, known
 
     def ids(self) -> list[str]:
         """External id of every item row; row 0 is padding."""

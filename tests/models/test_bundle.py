@@ -20,20 +20,22 @@ import pytest
 
 from models import VERSION
 from models.bundle import read_bundle, verify
+from models.cold import Learned
 from models.draft import Content, write_bundle
 from models.manifest import REQUIRED, VOCABULARY, BundleError, Manifest, sealed
 from models.registry import Registry, RegistryError
 from models.runtime import Runtime
 
-FILES = [*REQUIRED, VOCABULARY, "manifest.json", "attributes.json"]
+FILES = [*REQUIRED, VOCABULARY, "manifest.json", "attributes.json", "attribute_vectors.npy", "attribute_names.json"]
 
 
 @pytest.fixture
 def whole(make_bundle: Callable[..., Path]) -> Path:
-    """A bundle with every file there can be."""
+    """A bundle with attributes and what was learned of some."""
     folder = make_bundle("plain", promote=False)
-    content = content_of(folder, version="v1", attributes={"title": ["", *(f"Film {row}" for row in range(1, 13))]})
-    return write_bundle(folder.parent, content)
+    titles = {"title": ["", *(f"Film {row}" for row in range(1, 13))]}
+    learned = Learned([("genre", "Drama"), ("year", "1995")], np.arange(24, dtype=np.float32).reshape(2, 12))
+    return write_bundle(folder.parent, content_of(folder, version="v1", attributes=titles, learned=learned))
 
 
 def content_of(folder: Path, **changes: Any) -> Content:
@@ -118,7 +120,7 @@ def test_a_bundle_is_complete_or_absent_wherever_its_writer_is_killed(whole: Pat
     finished = write(0)  # never killed, to count the steps
     assert finished.returncode == 0, finished.stderr
     steps = int(finished.stdout)
-    assert steps >= len(FILES) * 2  # a write and a chmod for each at least
+    assert steps >= len([*REQUIRED, VOCABULARY, "manifest.json"]) * 2  # a write and a chmod for each at least
     read_bundle(whole.parent / "late")
     shutil.rmtree(whole.parent / "late")
 
@@ -281,6 +283,35 @@ def test_a_vocabulary_that_is_none_is_found_whatever_the_digests_say(whole: Path
     (writable(whole) / "vocabulary.json").write_text(json.dumps(ids))
     reseal(whole)
     refused(whole, "vocabulary.json")
+
+
+def test_what_was_learned_of_attributes_comes_back(whole: Path) -> None:
+    learned = read_bundle(whole).learned
+    assert learned is not None
+    assert learned.names == [("genre", "Drama"), ("year", "1995")]
+    assert learned.vectors.tolist() == np.arange(24).reshape(2, 12).tolist()
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [["genre", "Drama"]],
+        [["genre", "Drama"], ["year", 1995]],
+        [["genre", "Drama"], ["year"]],
+        ["genre", "year"],
+        {"genre": "Drama", "year": "1995"},
+    ],
+)
+def test_vectors_without_a_column_and_a_value_each_are_found(whole: Path, names: Any) -> None:
+    (writable(whole) / "attribute_names.json").write_text(json.dumps(names))
+    reseal(whole)
+    refused(whole, "attribute_names.json")
+
+
+def test_vectors_of_another_width_than_items_are_found(whole: Path) -> None:
+    np.save(writable(whole) / "attribute_vectors.npy", np.zeros((2, 11), np.float32))
+    reseal(whole)
+    refused(whole, "attribute_vectors.npy")
 
 
 @pytest.mark.parametrize("attributes", [[], {"title": ["a"]}, {"title": "abc"}])

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.cold import Placing, typical_norm
+from models.cold import Learned, Placing, typical_norm
 
 ITEMS = np.array([[9, 9], [2, 0], [4, 0], [0, 2], [0, 4], [6, 6], [0, 0], [0, 0], [0, 0]], np.float32)
 COLUMNS: dict[str, list[Any]] = {
@@ -114,3 +114,23 @@ def test_attributes_count_for_five_contexts() -> None:
     assert placed([[3]] * 3, kind="unheard of") == [0, 2]
     assert placed([]) is None
     assert placed([[6]] * 3) is None  # it has no direction
+
+
+def test_the_mean_of_learned_vectors_counts_as_much_as_where_such_items_lie() -> None:
+    """Kind a lies at (3, 0); learned are a at (0, 4), 1990 at (0, -2) and genre z, which no item has, at (0, 9)."""
+    names = [("kind", "a"), ("year", "1990"), ("genre", "z"), ("flag", "True")]
+    learned = Learned(names, np.array([[0, 4], [0, -2], [0, 9], [5, 0]], np.float32))
+
+    def placed(contexts: Any = (), norm: float | None = 1.0, **attributes: Any) -> list[float] | None:
+        found = Placing(ITEMS, COLUMNS, EQUALLY, norm=norm, learned=learned).vector(attributes, contexts)
+        return None if found is None else [round(float(number), 5) for number in found]
+
+    half = round(0.5**0.5, 5)
+    assert placed(kind="a") == [half, half]
+    assert placed(kind="a", genre=["z"]) == [half, half]
+    assert placed(genre="z") == [0, 1]  # by what was learned alone
+    assert placed(year=1990.0, norm=None) == [3, -2]  # as a number is written: (3, 0) is where those of 1990 lie
+    assert placed(flag=True) == [1, 0]
+    assert placed(kind="b") == vector(1.0, kind="b")  # of which nothing was learned
+    assert placed(genre="unheard of") is None
+    assert placed(kind="a", contexts=[[1]] * 5) == pytest.approx([2 / 5**0.5, 1 / 5**0.5], abs=1e-5)

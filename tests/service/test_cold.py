@@ -18,7 +18,7 @@ import pytest
 import redis
 
 from models.bundle import Bundle, read_bundle
-from models.cold import FULL
+from models.cold import FULL, Learned
 from models.neighbours import Neighbours
 from models.runtime import Runtime
 from service.attributes import ItemState
@@ -70,6 +70,20 @@ def test_a_new_item_is_recommended_where_its_attributes_place_it_and_marked(shop
     put(shop, near={"topic": "f"})
     assert items(shop, history=["i1"]) == [*known(*range(2, 11)), "near"]  # i11 scores 2
     assert answer(shop, history=["i1"])["items"][9]["score"] == pytest.approx(FAR)
+
+
+def test_what_the_model_learned_of_an_attribute_by_itself_counts_beside_the_items_that_have_it(
+    start_service: Callable[..., httpx.Client], make_bundle: Callable[..., Path], store_url: str
+) -> None:
+    """Topic z, which no known item has, has the vector of i2; that of topic f is far from where items of f lie."""
+    vectors = np.eye(12, dtype=np.float32)[[1, 1]]
+    make_bundle("v1", attributes=COLUMNS, learned=Learned([("topic", "z"), ("topic", "f")], vectors))
+    client = start_service(store_url)
+    put(client, unseen={"topic": "z"})
+    assert answer(client, history=["i1"])["items"][1] == {"item_id": "unseen", "score": 11.0, "source": "cold"}
+    put(client, unseen=None, other={"topic": "f"})
+    (score,) = [item["score"] for item in answer(client, history=["i1"])["items"] if item["item_id"] == "other"]
+    assert FAR < score < 11
 
 
 @pytest.mark.parametrize("attributes", [None, {}, {"topic": "z"}, {"colour": "b"}, {"topic": 3}])

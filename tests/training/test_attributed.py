@@ -12,6 +12,7 @@ from rich.console import Console
 from torch import nn
 
 from models.bundle import read_bundle
+from models.cold import Placing
 from models.runtime import Runtime
 from models.s3rec import S3RecConfig
 from training.assessment import assess
@@ -82,6 +83,13 @@ def test_what_is_kept_is_what_was_judged_and_is_exported(given: Callable[..., Gi
     bundle = read_bundle(export(run, tmp_path / "artifacts", version="v1"))
     np.testing.assert_array_equal(bundle.items, items_of(run).numpy())
     Runtime(bundle, device="cpu", bound=True, float16=True).replay_golden()
+    assert bundle.learned is not None
+    assert bundle.learned.names == [("colour", f"c{number}") for number in range(8)]
+    placed = Placing(bundle.items, {}, bundle.popularity, norm=None, learned=bundle.learned).vector({"colour": "c5"})
+    np.testing.assert_array_equal(placed, bundle.learned.vectors[5])
+    alike = bundle.items @ np.array(placed) / np.maximum(np.linalg.norm(bundle.items, axis=1), 1e-9)
+    own = [bundle.index_of[f"i{number}"] for number in (15, 16, 17)]
+    assert alike[own].mean() > np.delete(alike, own).mean()
 
 
 @pytest.mark.usefixtures("one_thread")
