@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from models.eventlog import EventLogError, asking
@@ -34,50 +35,75 @@ class _LaterError(Exception):
     """A server does not do it now; the message says why."""
 
 
-def rewrite(client: redis.Redis, begun: set[str]) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the servers of a store were asked for some erasures: those that have begun, by their run ids, and how far
+    the history of each primary reached when it was first asked, by the history's id."""
+
+    begun: set[str] = field(default_factory=set)
+    written: dict[str, int] = field(default_factory=dict)
+
+
+def rewrite(client: redis.Redis, asked: Asked) -> list[str]:
     """Ask all primaries and their replicas to write their files anew from what they hold, which they do beside their
     work, and to empty their slow logs.
 
-    Gives why some cannot be asked now, a sentence each: ask again, for nothing has changed there. Those that have begun
-    are added to `begun`, and not asked again while they are in it. Raises RewriteRefusedError if one never does and
-    all others have begun, and EventLogError if a primary does not answer.
+    Gives why some cannot be asked now, a sentence each: ask again with the same `asked`, and those that have begun are
+    left alone. Raises RewriteRefusedError if a primary never does, or a replica and all others have begun, and
+    EventLogError if a primary does not answer.
     """
     import redis  # noqa: PLC0415
 
-    refusal: redis.ResponseError | None = None
+    refused: redis.ResponseError | None = None
+    refused_by_replica: redis.ResponseError | None = None
     told: list[dict[str, Any]] = []  # by primaries
     with asking(_FILES):
         primaries = _primaries(client)
         waiting = _away(client)
-    for server in primaries:  # of all at once, the first that refuses would be the last that is asked
+    for number, server in enumerate(primaries):  # of all at once, the first that refuses would be the last
         with asking(_FILES):
+            told.append(_info(server))
             try:
-                told.append(server.info())
-                _begin(server, told[-1], begun)
+                _begin(server, told[-1].get("run_id", f"primary {number}"), asked)
             except _LaterError as error:
                 waiting.append(f"a primary says '{error}'")
             except redis.ResponseError as error:
-                refusal = error
-    written = {info["master_replid"]: info["master_repl_offset"] for info in told}
+                refused = error
+    for info in told:
+        if "master_replid" in info:
+            asked.written.setdefault(info["master_replid"], info.get("master_repl_offset", 0))
     for address, server in _replicas(client, told):
         try:
-            info = server.info()
-            if info["role"] == "slave" and not _has(info, written):
-                raise _LaterError("it has not yet what its primary has")
-            _begin(server, info, begun)
+            info = _info(server)
+            name = info.get("run_id", f"replica {address}")
+            if name not in asked.begun and info.get("role") != "master" and not _has(info, asked):
+                raise _LaterError("it has not yet what its primary had")
+            _begin(server, name, asked)
         except redis.ResponseError as error:
-            refusal = error
+            refused_by_replica = error
         except (_LaterError, redis.RedisError, OSError) as error:
-            waiting.append(f"replica {address}: {error}")
-    if refusal is not None and not waiting:
-        raise RewriteRefusedError(str(refusal)) from refusal
+            waiting.append(f"replica {address}: {error}{_advice(client)}")
+    refusal = refused or (None if waiting else refused_by_replica)
+    if refusal is not None:
+        raise RewriteRefusedError("; ".join([str(refusal), *waiting])) from refusal
     return waiting
 
 
-def _begin(server: redis.Redis, info: dict[str, Any], begun: set[str]) -> None:
+def _info(server: redis.Redis) -> dict[str, Any]:
+    """What a server tells of itself, of which a provider may leave out anything; nothing if it may not be asked."""
     import redis  # noqa: PLC0415
 
-    if info["run_id"] in begun:
+    try:
+        return server.info()
+    except redis.ResponseError as error:
+        logger.debug("a server of the store does not do INFO: %s", error)
+        return {}
+
+
+def _begin(server: redis.Redis, name: str, asked: Asked) -> None:
+    import redis  # noqa: PLC0415
+
+    if name in asked.begun:
         return
     for log in _LOGS:
         try:
@@ -90,13 +116,23 @@ def _begin(server: redis.Redis, info: dict[str, Any], begun: set[str]) -> None:
         if any(words in str(error) for words in _LATER):
             raise _LaterError(str(error)) from error
         raise
-    begun.add(info["run_id"])
+    asked.begun.add(name)
 
 
-def _has(replica: dict[str, Any], written: dict[str, int]) -> bool:
-    """Whether a replica has what primaries had written, by the names of their histories, and so their erasures."""
-    sought = written.get(replica["master_replid"], math.inf)
-    return bool(replica["master_link_status"] == "up" and replica["slave_repl_offset"] >= sought)
+def _has(replica: dict[str, Any], asked: Asked) -> bool:
+    """Whether a replica has what primaries had written when they were asked, and so the erasures."""
+    sought = asked.written.get(replica.get("master_replid", ""), math.inf)
+    return bool(replica.get("master_link_status") == "up" and replica.get("slave_repl_offset", -1) >= sought)
+
+
+def _advice(client: redis.Redis) -> str:
+    """Sentinels never forget a replica by themselves."""
+    import redis  # noqa: PLC0415
+
+    pool = getattr(client, "connection_pool", None)
+    if not isinstance(pool, redis.sentinel.SentinelConnectionPool):
+        return ""
+    return f" (if it is gone for good, send the sentinels SENTINEL RESET {pool.service_name})"
 
 
 def _primaries(client: redis.Redis) -> list[redis.Redis]:

@@ -27,7 +27,7 @@ from models.eventlog import (
     forget_tombstones,
     read_partition,
 )
-from models.rewriting import RewriteRefusedError, rewrite
+from models.rewriting import Asked, RewriteRefusedError, rewrite
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class Archiver:
         self._folder = folder
         self._failure: EventLogError | None = None  # the first of a pass
         self._erased: set[Tombstone] = set()  # of the last pass
-        self._begun: set[str] = set()  # servers that write their files anew without these
+        self._asked = Asked()  # of the store's servers for these
 
     def __enter__(self) -> Self:
         return self
@@ -121,9 +121,9 @@ class Archiver:
     def _rewritten(self, erased: set[Tombstone]) -> bool:
         """Whether nothing more is to be asked of the store, whose files still have what was erased."""
         if erased != self._erased:
-            self._erased, self._begun = erased, set()
+            self._erased, self._asked = erased, Asked()
         try:
-            waiting = rewrite(self._client, self._begun)
+            waiting = rewrite(self._client, self._asked)
         except RewriteRefusedError as error:
             logger.warning(
                 "the store's files keep erased users until they are written anew, which it refuses the archiver (%s): "

@@ -8,7 +8,7 @@ from models.manifest import DataWindow
 from training.attributes import ITEM_COLUMN, Attributes, read_attributes
 from training.config import AutoRecRunConfig, DataConfig, RunConfig, reads_values
 from training.dataset import Dataset, DatasetError, build_dataset
-from training.interactions import Columns, Interactions, read_interactions
+from training.interactions import Columns, Interactions, InteractionsError, read_interactions
 from training.ratings import rated
 from training.spec import SplitName
 from training.splits import Split, split_by_time, split_leave_one_out
@@ -31,12 +31,20 @@ def read_for(
     """Interaction files, read as one log for the configuration's model; None: not known.
 
     A column of values that nobody named is left alone where the model learns from none: its cells may be anything.
-    values: whether another model that is judged on the same log reads them.
+    values: whether another model that is judged on the same log reads them. It gets them where all of them are
+    numbers, and no row is lost for its sake.
     """
-    if columns.value is None and not values and config is not None and not reads_values(config):
-        columns = replace(columns, value="")
-    rules = config.data if config else DataConfig()
-    return read_interactions(paths, columns=columns, max_dropped=rules.max_dropped)
+    most = (config.data if config else DataConfig()).max_dropped
+    if columns.value is not None or config is None or reads_values(config):
+        return read_interactions(paths, columns=columns, max_dropped=most)
+    plain = read_interactions(paths, columns=replace(columns, value=""), max_dropped=most)
+    if not values:
+        return plain
+    try:
+        rated = read_interactions(paths, columns=columns, max_dropped=most)
+    except InteractionsError:
+        return plain
+    return rated if len(rated.frame) == len(plain.frame) else plain
 
 
 def prepare(

@@ -20,7 +20,7 @@ from bench.servers import free_port
 from models import eventlog
 from models.archive import read, settled
 from models.eventlog import LoggedEvent, digest_of, log_key, partition_of, tombstones_key
-from models.rewriting import RewriteRefusedError, rewrite
+from models.rewriting import Asked, RewriteRefusedError, rewrite
 from reliability.processes import Store
 from service.archive import Archiver
 from service.erasure import Erasure
@@ -339,9 +339,23 @@ def test_a_node_that_refuses_new_files_keeps_no_other_from_writing_them(tmp_path
         first, *others = client.get_primaries()  # type: ignore[attr-defined]
         client.execute_command("ACL SETUSER", "default", "-bgrewriteaof", target_nodes=first)
         with pytest.raises(RewriteRefusedError):
-            rewrite(client, set())
+            rewrite(client, Asked())
         for node in others:
             wait_until(lambda node=node: client.info("persistence", target_nodes=node)["aof_rewrites"] == 1)  # type: ignore[misc]
+
+
+def test_a_store_that_tells_nothing_of_itself_is_asked_all_the_same(killable_store: KillableStore) -> None:
+    with redis.Redis.from_url(killable_store.url) as server:
+        before = server.info("persistence")["aof_rewrites"]
+        server.execute_command("ACL SETUSER", "default", "-info")
+        try:
+            assert rewrite(server, Asked()) == []
+            server.execute_command("ACL SETUSER", "default", "-bgrewriteaof")
+            with pytest.raises(RewriteRefusedError, match="bgrewriteaof"):
+                rewrite(server, Asked())
+        finally:
+            server.execute_command("ACL SETUSER", "default", "+info", "+bgrewriteaof")
+        wait_until(lambda: server.info("persistence")["aof_rewrites"] > before)
 
 
 def test_files_that_are_being_written_anew_since_before_an_erasure_are_once_more(

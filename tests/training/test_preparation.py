@@ -25,6 +25,10 @@ def log(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("config", [SEQUENCES, PAIRS])
 def test_values_that_a_model_does_not_learn_from_may_be_anything(log: Path, config: RunConfig) -> None:
     assert read_for(config, [log], Columns()).frame["value"].to_list() == [None, None]
+    # Nor does another model that reads them, and is judged on the same log, cost this one a row.
+    assert read_for(config, [log], Columns(), values=True).frame["value"].to_list() == [None, None]
+    log.write_text("user_id,item_id,value\nu,a,3\nu,b,4\n")
+    assert read_for(config, [log], Columns(), values=True).frame["value"].to_list() == [3, 4]
 
 
 @pytest.mark.parametrize(
