@@ -194,7 +194,7 @@ def _cut_erasures_off(client: Any) -> None:
     partition = partition_of(users[0])
     shared = [log_key(partition), f"recserve:{{{partition}}}:erasing", tombstones_key(partition)]
     for user in [user for user in users if partition_of(user) == partition][:_CUT_OFF]:
-        script([history_key(user), record_key(user), *shared], [user, digest_of(user), _ERASED_LENGTH])
+        script([history_key(user), record_key(user), *shared], [user, digest_of(user), _ERASED_LENGTH, 0])
 
 
 def _kind(key: bytes) -> bytes:
