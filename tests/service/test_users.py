@@ -200,7 +200,7 @@ def begin_to_erase(server: redis.Redis, user: str) -> str:
     """The same for any user of the canary's partition."""
     script = Path("service/erase.lua").read_text()
     own = [key.replace("canary", user) for key in ERASED_KEYS]
-    reply: Any = server.eval(script, len(own), *own, user, digest_of(user), 1000)
+    reply: Any = server.eval(script, len(own), *own, user, digest_of(user), 1000, 0)
     return str(reply[2].decode())
 
 
