@@ -191,12 +191,17 @@ def _listed(names: set[str]) -> str:
     return shown if len(names) <= _LISTED else f"{shown} and {len(names) - _LISTED} more"
 
 
-def _load_neighbours(folder: Path, manifest: Manifest) -> Neighbours | None:
-    present = {NEIGHBOURS, AFFINITIES} & set(manifest.files)
-    if not present:
-        return None
+def _has_both(folder: Path, manifest: Manifest, one: str, other: str) -> bool:
+    """Whether two files are there that belong together. Raises BundleError if only one is."""
+    present = {one, other} & set(manifest.files)
     if len(present) == 1:
-        raise BundleError(f"{folder}: has {present.pop()} alone; {NEIGHBOURS} and {AFFINITIES} belong together")
+        raise BundleError(f"{folder}: has {present.pop()} alone; {one} and {other} belong together")
+    return bool(present)
+
+
+def _load_neighbours(folder: Path, manifest: Manifest) -> Neighbours | None:
+    if not _has_both(folder, manifest, NEIGHBOURS, AFFINITIES):
+        return None
     rows = manifest.items + 1
     items = load_array(folder / NEIGHBOURS, np.int32, (rows, None), mapped=True)
     affinities = load_array(folder / AFFINITIES, np.float32, items.shape, mapped=True)
@@ -208,11 +213,8 @@ def _load_neighbours(folder: Path, manifest: Manifest) -> Neighbours | None:
 
 
 def _load_learned(folder: Path, manifest: Manifest) -> Learned | None:
-    present = {LEARNED, LEARNED_NAMES} & set(manifest.files)
-    if not present:
+    if not _has_both(folder, manifest, LEARNED, LEARNED_NAMES):
         return None
-    if len(present) == 1:
-        raise BundleError(f"{folder}: has {present.pop()} alone; {LEARNED} and {LEARNED_NAMES} belong together")
     vectors = load_array(folder / LEARNED, np.float32, (None, manifest.dim), mapped=True)
     where = folder / LEARNED_NAMES
     _, names = read_json(where, _SPARE_BYTES + len(vectors) * _ATTRIBUTE_BYTES)

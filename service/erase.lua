@@ -48,9 +48,12 @@ for i = 1, #flat, 2 do
 end
 
 redis.call('XADD', KEYS[3], upto, 'schema', '1', 'erased', ARGV[2], 'upto', upto)
--- An append keeps the log at its length; this bounds it where there are only erasures, and where it is an archiver that
--- makes room, nothing is dropped for them.
-if tonumber(ARGV[4]) == 0 then redis.call('XTRIM', KEYS[3], 'MAXLEN', '~', 2 * ARGV[3]) end
+-- An append keeps the log at its length; this bounds it where there are only erasures, but for entries too young to go.
+local surplus = redis.call('XLEN', KEYS[3]) - 2 * ARGV[3]
+if surplus > 0 then
+  local oldest = string.format('%.0f', ms - 1000 * ARGV[4])
+  redis.call('XTRIM', KEYS[3], 'MINID', '~', oldest, 'LIMIT', surplus)
+end
 redis.call('ZADD', KEYS[5], string.format('%.0f', ms), ARGV[2] .. ' ' .. upto)
 redis.call('ZREMRANGEBYRANK', KEYS[5], 0, -ARGV[3] - 1) -- there may be no archiver
 for _, user in ipairs(over) do redis.call('HDEL', KEYS[4], user) end

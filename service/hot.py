@@ -23,7 +23,7 @@ from service.exchange import Exchange, Route
 from service.filters import Filter, UnknownAttribute
 from service.keyfile import Limit
 from service.recommender import NoModel, Recommendation, Wish
-from service.requests import bug, check_declared, parse_json, refuse_repeated, request_id_of, timeout_s_of
+from service.requests import bug, check_declared, parse_json, refuse_repeated, request_id_of, timeout_s_of, too_late
 from service.routes import NO_MODEL, Services
 from service.schemas import MAX_QUERIES, RecommendRequest
 from service.scoring import ScoringStopped
@@ -242,7 +242,7 @@ def _recommended(query: object, timeout_s: float | None, future: "asyncio.Future
     try:
         found = future.result()
     except Expired as error:
-        raise Problem("deadline_exceeded", f"{error}: X-Timeout-Ms allowed {1000 * (timeout_s or 0):.0f} ms") from error
+        raise too_late(error, timeout_s) from error
     except Closed as error:
         raise _refused(error) from error
     except ScoringStopped as error:

@@ -33,6 +33,7 @@ from service.requests import (
     read_body,
     refuse_body,
     timeout_s_of,
+    too_late,
 )
 from service.schemas import (
     MAX_K,
@@ -205,9 +206,7 @@ async def similar(item_id: PathId, request: Request) -> Response:
         except Abandoned as error:
             raise ClientDisconnect from error
         except Expired as error:
-            raise Problem(
-                "deadline_exceeded", f"{error}: X-Timeout-Ms allowed {1000 * (timeout_s or 0):.0f} ms"
-            ) from error
+            raise too_late(error, timeout_s) from error
         except Overloaded as error:
             raise unavailable("overloaded", f"{error}; come back later") from error
         except Closed as error:

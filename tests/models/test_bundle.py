@@ -308,6 +308,13 @@ def test_vectors_without_a_column_and_a_value_each_are_found(whole: Path, names:
     refused(whole, "attribute_names.json")
 
 
+@pytest.mark.parametrize("name", ["attribute_vectors.npy", "attribute_names.json"])
+def test_vectors_without_names_and_names_without_vectors_are_found(whole: Path, name: str) -> None:
+    (writable(whole) / name).unlink()
+    reseal(whole)
+    refused(whole, "belong together")
+
+
 def test_vectors_of_another_width_than_items_are_found(whole: Path) -> None:
     np.save(writable(whole) / "attribute_vectors.npy", np.zeros((2, 11), np.float32))
     reseal(whole)

@@ -398,3 +398,18 @@ def test_a_log_that_is_to_be_shorter_than_it_was_keeps_what_is_young(store_url: 
 
     asyncio.run(erase_another())
     assert server.xlen(log_key(partition_of("canary"))) == 501  # with the tombstone
+
+
+def test_erasures_alone_keep_a_log_bounded_by_dropping_what_is_old_enough(store_url: str, server: redis.Redis) -> None:
+    key, fields = log_key(partition_of("canary")), eventlog.encode(event("canary", 0))
+    for number in range(1000):  # of the year 2001
+        server.xadd(key, dict(zip(fields[::2], fields[1::2], strict=True)), id=f"{1_000_000_000_000 + number}-0")
+
+    async def erase_others() -> None:
+        others = [name for name in map(str, range(200)) if partition_of(name) == partition_of("canary")][:3]
+        async with SequenceStore.connect(store_url) as store:
+            for other in others:
+                await Erasure(store.connection, log_length=100, log_min_s=3600.0).erase(other)
+
+    asyncio.run(erase_others())
+    assert 200 <= server.xlen(key) <= 303  # whole nodes, down to twice the length
