@@ -20,6 +20,7 @@ from training.evaluate import (
     EvaluationError,
     Scorer,
     difference,
+    differences_from,
     evaluate_test,
     evaluate_test_sampled,
 )
@@ -56,14 +57,16 @@ class Subject:
 class Assessment:
     """What was found: the evaluation with its report, the baselines on the same data, and what else was asked for.
 
-    alone: the recorded figures of the model without its blend, on its own data. notes are sentences about what the
-    figures do not say by themselves. against is the name of the other subject.
+    differences: from each of the baselines, by its name, as `differences_from` gives them. alone: the recorded figures
+    of the model without its blend, on its own data. notes are sentences about what the figures do not say by
+    themselves. against is the name of the other subject.
     """
 
     name: str
     split: SplitName
     evaluation: Evaluation
     baselines: Mapping[str, Mapping[str, Any]]
+    differences: Mapping[str, Mapping[str, float]]
     alone: Mapping[str, Any] | None = None
     sampled: Mapping[str, Any] = field(default_factory=dict)
     against: str | None = None
@@ -130,11 +133,13 @@ def assess(
     # On the data it was made from the baselines stand as they were recorded: they are fitted without chance.
     if own and recorded:
         beside = {name: figures["test"] for name, figures in recorded.items() if METRIC in figures["test"]}
+        differences = subject.figures["test"].get("differences", {})
     else:
-        beside = {
-            name: evaluate_test(baseline, parts, items).report()
-            for name, baseline in baselines(parts.train, items).items()
+        ranking = {
+            name: evaluate_test(baseline, parts, items) for name, baseline in baselines(parts.train, items).items()
         }
+        beside = {name: judged.report() for name, judged in ranking.items()}
+        differences = differences_from(evaluation, ranking)
     notes = _drift(subject, evaluation) if own else [_caution(subject, interactions)]
     found = None
     if other is not None:
@@ -151,6 +156,7 @@ def assess(
         split=chosen,
         evaluation=evaluation,
         baselines=beside,
+        differences=differences,
         alone=subject.figures["alone"]["test"] if own and "alone" in subject.figures else None,
         sampled={} if sampled is None else _sampled(subject, dataset.vocabulary, parts, sampled),
         against=None if other is None else str(against),

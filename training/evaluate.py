@@ -6,7 +6,7 @@ Ranking among sampled negatives is here too, to compare with papers that did so 
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -115,6 +115,21 @@ class Evaluation:
             "intervals": self.intervals(),
             "slices": {name: summarise(part) | {"intervals": intervals(part)} for name, part in slices.items()},
         }
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Judged:
+    """What a scorer is worth on both held-out parts of one split."""
+
+    validation: Evaluation
+    test: Evaluation
+
+    def report(self, beside: Mapping[str, "Judged"] | None = None) -> dict[str, dict[str, object]]:
+        """Both reports; that of the test part with the `differences_from` those beside it, by name."""
+        test = self.test.report()
+        if beside:
+            test["differences"] = differences_from(self.test, {name: other.test for name, other in beside.items()})
+        return {"validation": self.validation.report(), "test": test}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -231,9 +246,23 @@ def evaluate_test_ratings(predict: RatingPredictor, split: Split, items: int) ->
     return evaluate_ratings(predict, open_test(split), split.train, items)
 
 
+def judge(scorer: Scorer | UserScorer, split: Split, items: int) -> Judged:
+    """`evaluate` on both held-out parts."""
+    popularity = popularity_of(split.train, items)
+    return Judged(
+        validation=evaluate(scorer, split.validation, items, popularity=popularity),
+        test=evaluate_test(scorer, split, items),
+    )
+
+
 def difference(one: Evaluation, other: Evaluation) -> Difference:
     """NDCG@10 of one evaluation minus that of another of the same users, with its interval and p."""
     return paired_difference(gains(one.ranks, 10), gains(other.ranks, 10))
+
+
+def differences_from(one: Evaluation, beside: Mapping[str, Evaluation]) -> dict[str, dict[str, float]]:
+    """The `difference` from each of some others by name, as records; none of them where there are no users."""
+    return {name: asdict(difference(one, other)) for name, other in beside.items() if len(one.ranks)}
 
 
 def mask_seen(scores: NDArray[np.float32], histories: Sequences, *, mask: float = -np.inf) -> None:

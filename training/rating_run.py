@@ -19,16 +19,13 @@ from models.runtime import Runtime, cpu_quota
 from models.zoo import build
 from training.baselines import baselines
 from training.config import AutoRecRunConfig, parse_config
-from training.dataset import popularity_of
 from training.evaluate import (
     EvaluationError,
+    Judged,
     RatingPredictor,
-    Scorer,
-    UserScorer,
-    evaluate,
     evaluate_ratings,
-    evaluate_test,
     evaluate_test_ratings,
+    judge,
 )
 from training.factorisation import BiasOnly, GlobalMean, tuned_factorisation
 from training.fit import Fitted, fit
@@ -90,10 +87,11 @@ def finished_task(run: RunFolder, prepared: Prepared) -> Reconstruction:
 def judge_autorec(task: Reconstruction, prepared: Prepared, spec: RunSpec, config: AutoRecRunConfig) -> dict[str, Any]:
     """The figures in metrics.json: validation, test and baselines, each with what its split and feedback allow."""
     split, items = prepared.split, prepared.dataset.vocabulary.items
-    found = judge_model(task, prepared, ranked=spec.split in RANKED) | {"left_out": split.left_out}
-    beside: dict[str, Any] = {}
+    ranking: dict[str, Judged] = {}
     if spec.split in RANKED:
-        beside = {name: _ranked(scorer, prepared) for name, scorer in baselines(split.train, items).items()}
+        ranking = {name: judge(scorer, split, items) for name, scorer in baselines(split.train, items).items()}
+    found = judge_model(task, prepared, ranked=spec.split in RANKED, beside=ranking) | {"left_out": split.left_out}
+    beside: dict[str, Any] = {name: judged.report() for name, judged in ranking.items()}
     if task.metric == RMSE:
         scale = scale_of(split.train, config)
         biases = biases_of(matrix_of(split.train, items), _BIAS_SHRINKAGE)
@@ -107,11 +105,16 @@ def judge_autorec(task: Reconstruction, prepared: Prepared, spec: RunSpec, confi
     return found | {"baselines": beside}
 
 
-def judge_model(task: Reconstruction, prepared: Prepared, *, ranked: bool) -> dict[str, Any]:
-    """Validation and test figures of the model alone: ratings if it predicts some, ranking if the split allows it."""
+def judge_model(
+    task: Reconstruction, prepared: Prepared, *, ranked: bool, beside: Mapping[str, Judged] | None = None
+) -> dict[str, Any]:
+    """Validation and test figures of the model alone: ratings if it predicts some, ranking if the split allows it.
+
+    beside: the baselines that rank, by name.
+    """
     found: dict[str, Any] = {"validation": {}, "test": {}}
     if ranked:
-        found = _ranked(task.scorer(), prepared)
+        found = judge(task.scorer(), prepared.split, prepared.dataset.vocabulary.items).report(beside)
     if task.metric == RMSE:
         for part, figures in _predicted(task.predictor(), prepared).items():
             both = figures["intervals"] | found[part].get("intervals", {})
@@ -163,14 +166,6 @@ def judged_bundle(
         )
     predict = task.predictor(vectors=torch.from_numpy(vectors), item_matrix=torch.from_numpy(np.array(bundle.items)))
     return _predicted(predict, prepared) | {"baselines": manifest.metrics["baselines"]}
-
-
-def _ranked(scorer: Scorer | UserScorer, prepared: Prepared) -> dict[str, dict[str, Any]]:
-    split, items = prepared.split, prepared.dataset.vocabulary.items
-    return {
-        "validation": evaluate(scorer, split.validation, items, popularity=popularity_of(split.train, items)).report(),
-        "test": evaluate_test(scorer, split, items).report(),
-    }
 
 
 def _predicted(predict: RatingPredictor, prepared: Prepared) -> dict[str, dict[str, Any]]:

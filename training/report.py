@@ -16,6 +16,7 @@ from rich.text import Text
 
 from training.assessment import Assessment
 from training.fit import Fitted
+from training.measures import Difference
 from training.next_item import METRIC
 from training.preparation import Prepared
 from training.similar import Similar
@@ -141,7 +142,8 @@ def describe_stop(fitted: Fitted, patience: int, metric: str) -> str:
 def results_table(model: str, metrics: Mapping[str, Any], *, title: str) -> Table:
     """Test figures of the model beside the baselines on the same split; the best of each column is bold.
 
-    metrics: `test`, `baselines` by name each with a `test`, and where `test` is of a blend `alone` with one.
+    metrics: `test`, `baselines` by name each with a `test`, and where `test` is of a blend `alone` with one. Below it
+    stands how far the model is from the best baseline, if `test` has the differences.
     """
     rows = {name: figures["test"] for name, figures in metrics["baselines"].items()}
     if "alone" in metrics:
@@ -202,7 +204,7 @@ def sampled_table(name: str, sampled: Mapping[str, Any]) -> Table:
 
 def print_assessment(found: Assessment, console: Console) -> None:
     """Everything that was found, as tables and sentences."""
-    report = found.evaluation.report()
+    report = found.evaluation.report() | {"differences": found.differences}
     metrics = {"test": report, "baselines": {name: {"test": figures} for name, figures in found.baselines.items()}}
     if found.alone is not None:
         metrics["alone"] = {"test": found.alone}
@@ -214,6 +216,11 @@ def print_assessment(found: Assessment, console: Console) -> None:
         console.print(f"{METRIC} of {found.name} minus that of {found.against}: {found.difference}")
     for note in found.notes:
         console.print(f"note: {note}")
+
+
+def nearest_baseline(differences: Mapping[str, Mapping[str, float]]) -> tuple[str, Mapping[str, float]]:
+    """The baseline that is best on the users of these paired differences, and the difference from it."""
+    return min(differences.items(), key=lambda pair: pair[1]["mean"])
 
 
 def heading(name: str) -> str:
@@ -232,10 +239,14 @@ def with_interval(figures: Mapping[str, Any]) -> list[Text]:
 
 def _caption(test: Mapping[str, Any]) -> str:
     low, high = test["intervals"][METRIC]
-    return (
+    caption = (
         f"all items ranked, history excluded, {test['users']:,} users; HR is recall: one target a user; 95 % interval "
         f"of the model's {METRIC}: {low:.4f} to {high:.4f}"
     )
+    if not test.get("differences"):
+        return caption
+    baseline, found = nearest_baseline(test["differences"])
+    return f"{caption}\n{METRIC} minus that of {baseline}, the best baseline, user by user: {Difference(**found)}"
 
 
 def plot_curves(epochs: list[dict[str, float]], path: Path, metric: str) -> None:

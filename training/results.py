@@ -20,7 +20,7 @@ from training.measures import spread
 from training.next_item import METRIC
 from training.preparation import default_split
 from training.rating_results import HEADINGS, rating_rows
-from training.report import SPLITS, heading
+from training.report import SPLITS, heading, nearest_baseline
 from training.run import EPOCHS, METRICS, RUN, SAMPLED, RunError, RunFolder
 from training.spec import RATED, RunSpec
 
@@ -29,6 +29,7 @@ _HEADINGS = (
     "model",
     *map(heading, _FIGURES),
     "95 % interval of NDCG@10",
+    "NDCG@10 minus the best baseline's, 95 % interval",
     "NDCG@10, target strictly later",
     "seeds",
     "time of fitting",
@@ -101,10 +102,11 @@ def results_page(runs: Sequence[RunFolder]) -> str:
                 "Every item of the catalogue is ranked, the user's history excluded; ties count against the model, and "
                 "users whose target cannot be hit count as missed. HR is recall: one target a user. Figures are of the "
                 "test part, which chose nothing. ± is the deviation over seeds; the interval is over users, by "
-                "bootstrap, its bounds averaged over seeds. Novelty is in bits. Without timestamps nothing is known to "
-                "be strictly later: “-”. The time of fitting is that of the epochs with their validation, of "
-                "pre-training too, the mean over seeds; reading the data, blending and the final evaluation are not in "
-                "it.",
+                "bootstrap, its bounds averaged over seeds. So is the interval of the difference from the best "
+                "baseline, which is taken user by user; “-” in records from before it was. Novelty is in bits. Without "
+                "timestamps nothing is known to be strictly later: “-”. The time of fitting is that of the epochs with "
+                "their validation, of pre-training too, the mean over seeds; reading the data, blending and the final "
+                "evaluation are not in it.",
                 *tables,
             ]
         )
@@ -267,6 +269,7 @@ def _row(
             name,
             *cells,
             f"{low:.4f} to {high:.4f}",
+            _ahead(figures),
             over_seeds(lambda figure: figure["slices"]["strictly later"][METRIC]) if timed else "-",
             ", ".join(str(spec.seed) for spec in specs) or "-",
             _fitting_time(recorded) if recorded else "-",
@@ -274,6 +277,15 @@ def _row(
         ),
         spread([figure[METRIC] for figure in figures]).mean,
     )
+
+
+def _ahead(figures: Sequence[Mapping[str, Any]]) -> str:
+    """How far several seeds are from the best baseline, "-" where one of them was recorded before that was."""
+    if not all(figure.get("differences") for figure in figures):
+        return "-"
+    found = [nearest_baseline(figure["differences"])[1] for figure in figures]
+    mean, low, high = (spread([one[part] for one in found]).mean for part in ("mean", "low", "high"))
+    return f"{mean:+.4f} ({low:+.4f} to {high:+.4f})"
 
 
 def _timed(spec: RunSpec) -> bool:

@@ -21,7 +21,8 @@ from training.beginnings import item_vectors
 from training.blend import Blend, choose_blend, partner, strongest
 from training.config import AutoRecRunConfig, Config, S3RecRunConfig
 from training.dataset import popularity_of
-from training.evaluate import Scorer, affordable, evaluate, evaluate_test
+from training.evaluate import Scorer, affordable
+from training.evaluate import judge as judge_scorer
 from training.fit import Fitted, fit
 from training.next_item import METRIC, ModelScorer, NextItem
 from training.parallel import ALONE, Processes
@@ -107,20 +108,17 @@ def judge(model: Scorer, blend: Blend | None, beside: Mapping[str, Scorer], prep
     beside: the baselines by name.
     """
     split, items = prepared.split, prepared.dataset.vocabulary.items
-    popularity = popularity_of(split.train, items)
+    judged = {name: judge_scorer(baseline, split, items) for name, baseline in beside.items()}
 
-    def both(scorer: Scorer) -> dict[str, object]:
-        return {
-            "validation": evaluate(scorer, split.validation, items, popularity=popularity).report(),
-            "test": evaluate_test(scorer, split, items).report(),
-        }
+    def both(scorer: Scorer) -> dict[str, dict[str, object]]:
+        return judge_scorer(scorer, split, items).report(judged)
 
     served = model if blend is None or blend.neighbours is None else Blended(model, blend.neighbours)
     return {
         **both(served),
         **({} if served is model else {"alone": both(model)}),
         **({} if blend is None else {"blend": blend.record()}),
-        "baselines": {name: both(baseline) for name, baseline in beside.items()},
+        "baselines": {name: baseline.report() for name, baseline in judged.items()},
         "left_out": split.left_out,
     }
 

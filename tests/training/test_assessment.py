@@ -21,6 +21,7 @@ from training.dataset import Sequences
 from training.evaluate import EvaluationError
 from training.interactions import Columns
 from training.preparation import data_window, prepare, read_for
+from training.report import print_assessment
 from training.run import RunError, RunFolder
 from training.scorers import Translated
 from training.spec import RunSpec
@@ -55,6 +56,23 @@ def test_a_bundle_through_onnxruntime_gives_the_figures_of_its_run_through_torch
     assert run.evaluation.metrics()["hr@10"] == finished_run.metrics()["test"]["hr@10"] > 0.5
     assert (run.notes, bundle.notes) == ((), ())
     assert run.baselines.keys() == bundle.baselines.keys() == {"popularity", "co-visitation", "item-kNN"}
+
+
+def test_the_model_is_paired_with_every_baseline_user_by_user(
+    finished_run: RunFolder, published: Path, log: Path
+) -> None:
+    run, bundle = assess(finished_run.path), assess(published, data=[log])
+    assert run.differences == finished_run.metrics()["test"]["differences"]  # as it was recorded
+    assert bundle.differences.keys() == run.differences.keys() == run.baselines.keys()
+    for name, found in run.differences.items():
+        apart = run.evaluation.metrics()["ndcg@10"] - run.baselines[name]["ndcg@10"]
+        assert found["mean"] == pytest.approx(apart)
+        assert found["low"] <= found["mean"] <= found["high"]
+        assert bundle.differences[name]["mean"] == pytest.approx(apart, abs=1e-3)
+    best = max(run.baselines, key=lambda name: run.baselines[name]["ndcg@10"])
+    shown = io.StringIO()
+    print_assessment(run, Console(file=shown, width=200))
+    assert f"ndcg@10 minus that of {best}, the best baseline, user by user: " in shown.getvalue()
 
 
 def test_where_the_model_errs_both_err_alike(

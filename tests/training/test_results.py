@@ -46,8 +46,8 @@ def test_seeds_are_one_row_with_mean_and_deviation(another: Callable[..., RunFol
     table = {row[0]: row for row in rows(results_page(runs))}
     assert set(table) == {"model", "---", "popularity", "co-visitation", "item-kNN", "walks"}
     assert table["walks"][2] == f"0.3000 ± {statistics.stdev([0.1, 0.4, 0.4]):.4f}"
-    assert table["walks"][8] == "0, 1, 2"
-    assert table["walks"][10].endswith("--seed SEED`")
+    assert table["walks"][9] == "0, 1, 2"
+    assert table["walks"][11].endswith("--seed SEED`")
 
 
 def test_a_single_run_has_its_command_seed_time_and_digest(finished_run: RunFolder) -> None:
@@ -57,17 +57,32 @@ def test_a_single_run_has_its_command_seed_time_and_digest(finished_run: RunFold
     low, high = metrics["test"]["intervals"]["ndcg@10"]
     assert row[2] == f"{metrics['test']['ndcg@10']:.4f}"  # no deviation of one
     assert row[6] == f"{low:.4f} to {high:.4f}"
-    assert row[7] == f"{metrics['test']['slices']['strictly later']['ndcg@10']:.4f}"
-    assert row[8:10] == ["3", f"{metrics['seconds']:.0f} s ({metrics['device']})"]
-    assert row[10].startswith("`python -m training train walks.toml --data ")
-    assert row[10].endswith(" --seed 3`")
-    assert "walks.csv" in row[10]
+    ahead = metrics["test"]["differences"]["item-kNN"]
+    assert row[7] == f"{ahead['mean']:+.4f} ({ahead['low']:+.4f} to {ahead['high']:+.4f})"
+    assert row[8] == f"{metrics['test']['slices']['strictly later']['ndcg@10']:.4f}"
+    assert row[9:11] == ["3", f"{metrics['seconds']:.0f} s ({metrics['device']})"]
+    assert row[11].startswith("`python -m training train walks.toml --data ")
+    assert row[11].endswith(" --seed 3`")
+    assert "walks.csv" in row[11]
     assert f"walks.csv: sha256 `{spec.data.files['walks.csv']}`" in page
     assert "150 users, 40 items" in page
     assert f" {finished_run.path}" not in page  # relative, whoever wrote it
     popularity = next(row for row in rows(page) if row[0] == "popularity")
     assert popularity[1] == f"{metrics['baselines']['popularity']['test']['hr@10']:.4f}"
-    assert popularity[8:] == ["-", "-", "-"]
+    assert popularity[7] == "-"
+    assert popularity[9:] == ["-", "-", "-"]
+
+
+def test_several_seeds_are_as_far_from_the_best_baseline_as_in_the_mean(another: Callable[..., RunFolder]) -> None:
+    found = [
+        {"popularity": {"mean": 0.5, "low": 0.4, "high": 0.6}, "item-kNN": {"mean": 0.1, "low": -0.1, "high": 0.3}},
+        {"popularity": {"mean": 0.2, "low": 0.1, "high": 0.3}, "item-kNN": {"mean": 0.3, "low": 0.1, "high": 0.5}},
+    ]
+    runs = [another(f"s{seed}", seed=seed, figures={"differences": found[seed]}) for seed in (0, 1)]
+    table = {row[0]: row for row in rows(results_page(runs))}
+    assert table["walks"][7] == "+0.1500 (+0.0000 to +0.3000)"
+    before = another("s2", seed=2, figures={"differences": {}})
+    assert {row[0]: row for row in rows(results_page([*runs, before]))}["walks"][7] == "-"
 
 
 @pytest.mark.parametrize(
@@ -86,7 +101,7 @@ def test_the_time_of_several_seeds_is_their_mean_with_the_longest(
     for run, time in zip(runs, seconds, strict=True):
         run.finish(run.metrics() | {"seconds": time, "device": "1 CPU threads"})
     table = {row[0]: row for row in rows(results_page(runs))}
-    assert (table["model"][9], table["walks"][9]) == ("time of fitting", f"{shown} (1 CPU threads)")
+    assert (table["model"][10], table["walks"][10]) == ("time of fitting", f"{shown} (1 CPU threads)")
 
 
 def test_every_data_set_has_a_table_of_its_own_the_best_first(
@@ -108,8 +123,8 @@ def test_unfinished_runs_have_their_row(another: Callable[..., RunFolder]) -> No
     (only,) = [row for row in rows(results_page([run])) if row[0] == "walks"]
     best = max(epoch["ndcg@10"] for epoch in run.epochs())
     assert only[1] == f"not finished: {len(run.epochs())} epochs, best validation NDCG@10 {best:.4f}"
-    assert len(only) == 11
-    assert only[8] == "5"
+    assert len(only) == 12
+    assert only[9] == "5"
 
 
 @pytest.mark.parametrize(
@@ -286,15 +301,15 @@ def test_without_timestamps_no_target_is_known_to_be_strictly_later(
 ) -> None:
     window = finished_run.spec().data.model_dump(mode="json")
     run = another("untimed", seed=0, data=window | {"first_ms": None, "last_ms": None, "trained_until_ms": None})
-    assert {row[7] for row in rows(results_page([run]))[2:]} == {"-"}
-    assert "-" not in {row[7] for row in rows(results_page([finished_run]))[2:]}
+    assert {row[8] for row in rows(results_page([run]))[2:]} == {"-"}
+    assert "-" not in {row[8] for row in rows(results_page([finished_run]))[2:]}
 
 
 def test_a_record_that_was_read_back_says_so_and_of_which_seed(another: Callable[..., RunFolder]) -> None:
     runs = [another(f"s{seed}", seed=seed) for seed in (0, 1)]
     runs[1].finish(runs[1].metrics() | {"read_back": "from the page of May"})
     (row,) = [row for row in rows(results_page(runs)) if row[0] == "walks"]
-    assert row[10].endswith("--seed SEED`; read back: seed 1")
+    assert row[11].endswith("--seed SEED`; read back: seed 1")
     assert "read back: seed" not in results_page(runs[:1])
 
 
@@ -327,9 +342,14 @@ def test_the_goals_stand_beside_figures_of_the_page() -> None:
     table = [cells for cells in rows(goals) if len(cells) == 6][2:]
     assert len(table) >= 8
     for name, goal, figure, interval, seeds, met in table:
-        (cells,) = [cells for cells in rows(page) if len(cells) > 8 and cells[2] == figure and cells[6] == interval]
-        assert len(cells[8].split(", ")) == int(seeds), name
-        reached = float(interval.split()[0] if "by the interval" in name else figure.split()[0])
-        assert (reached >= float(goal)) == (met == "yes"), name
+        page_cells = [cells for cells in rows(page) if len(cells) > 9]
+        if goal == "more than 0 by the interval":
+            (cells,) = [cells for cells in page_cells if cells[7] == f"{figure} ({interval})"]
+            reached = float(interval.split()[0]) > 0
+        else:
+            (cells,) = [cells for cells in page_cells if cells[2] == figure and cells[6] == interval]
+            reached = float(figure.split()[0]) >= float(goal)
+        assert len(cells[9].split(", ")) == int(seeds), name
+        assert reached == (met == "yes"), name
     for figure in re.findall(r"0\.\d{4} ± 0\.\d{4}", goals.partition("For `s3rec-best` with genres")[2]):
         assert f"| {figure} |" in page
