@@ -36,8 +36,8 @@ class Dropout(nn.Module):
         count = x.numel()
         draws = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
         bits = draws.view(torch.int16)[:count].view(x.shape)  # even over -32768 to 32767
-        kept = bits >= round(self.probability * 2**16) - 2**15
-        return x * kept.to(x.dtype).mul_(1 / (1 - self.probability))
+        kept = torch.ge(bits, round(self.probability * 2**16) - 2**15, out=torch.empty(x.shape, dtype=x.dtype))
+        return x * kept.mul_(1 / (1 - self.probability))
 
 
 class Linear(nn.Linear):

@@ -27,7 +27,7 @@ from models.zoo import build
 from training.attributes import ItemAttributes
 from training.config import PretrainingConfig, TrainingConfig
 from training.dataset import Sequences, build_dataset
-from training.fit import Batch, Task
+from training.fit import Batch, Task, adam
 from training.interactions import read_interactions
 from training.next_item import NextItem
 from training.pretrain import Pretrain
@@ -102,7 +102,7 @@ def _prepare(path: Path) -> DatasetBench:
     config = TrainingConfig(loss="sampled_softmax", negatives=256, batch=256)
     task, optimiser = (
         NextItem(model, split.train, split.validation, config, seed=0),
-        torch.optim.AdamW(model.parameters()),
+        adam(model),
     )
     for batch in islice(task.batches(1), _STEPS):
         _step(task, optimiser, batch)
@@ -218,7 +218,7 @@ def train_epochs(model: torch.nn.Module, task: Task[Batch], *, seconds: float = 
 
     Making the batches is part of it; so batches of long and of short sequences count as often as they occur.
     """
-    optimiser = torch.optim.AdamW(model.parameters())
+    optimiser = adam(model)
     _step(task, optimiser, next(iter(task.batches(0))))
     sizes: list[tuple[int, int]] = []
     began = time.perf_counter()

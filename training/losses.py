@@ -9,9 +9,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.layers import MASKED
+from training.lookup import rows_of
 
 _CHUNK_ROWS = 512  # targets scored at once: enough for the matrix products to run at full speed
 _CHUNK_SCORES = 1 << 23  # and at most 32 MiB of scores, whatever the catalogue
+_ALL_ITEMS = 150  # times as many items as are asked for: up to there all scores take less time than rows laid out
+_FEW = 8  # items a vector whose products are not worth a matrix product
 _ROUNDED_ROWS = 128  # targets whose products are rounded come in multiples of this, or of a chunk
 
 
@@ -54,9 +57,11 @@ def sampled_softmax(
     that is the target does not count against it.
     Source: Bengio & Senecal 2008; Yi et al., RecSys 2019.
     """
-    positive = dots(vectors, item_matrix, targets[:, None])  # (targets, 1)
-    shared = negatives.ndim == 1
-    scores = vectors @ item_matrix[negatives].T if shared else dots(vectors, item_matrix, negatives)  # (targets, n)
+    if negatives.ndim == 1:
+        positive = dots(vectors, item_matrix, targets[:, None])  # (targets, 1)
+        scores = vectors @ rows_of(item_matrix, negatives).T  # (targets, n)
+    else:
+        positive, scores = dots_of_both(vectors, item_matrix, targets, negatives)
     negative = scores - log_draws[negatives]
     negative = negative.masked_fill(negatives == targets[:, None], MASKED)
     logits = torch.cat([positive, negative], dim=1).float()
@@ -140,6 +145,55 @@ class _ChunkedSoftmax(torch.autograd.Function):
         return vectors_grad * share, items_grad * share, None, None
 
 
+def dots_of_both(vectors: Tensor, item_matrix: Tensor, targets: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
+    """`dots` of targets (targets,) and negatives (targets, n), taken together: (targets, 1) and (targets, n)."""
+    scores = dots(vectors, item_matrix, torch.cat([targets[:, None], negatives], dim=1))
+    return scores[:, :1], scores[:, 1:]
+
+
 def dots(vectors: Tensor, item_matrix: Tensor, items: Tensor) -> Tensor:
-    """Scores of n items a vector: vectors (targets, dim), items (targets, n) -> (targets, n)."""
-    return torch.einsum("td,tnd->tn", vectors, item_matrix[items])
+    """Scores of n items a vector: vectors (targets, dim), item_matrix (items, dim), items (targets, n) -> (targets, n).
+
+    Where n is a good part of the catalogue all scores are computed, in chunks, and those of the items picked: to lay
+    out n rows a target is much memory that is written and read again.
+    """
+    if len(item_matrix) <= _ALL_ITEMS * items.shape[1]:
+        with torch.autocast(vectors.device.type, enabled=False):
+            picked: Tensor = _Picked.apply(vectors.float(), item_matrix.float(), items)  # type: ignore[no-untyped-call]
+        return picked
+    rows = rows_of(item_matrix, items)  # (targets, n, dim)
+    if items.shape[1] <= _FEW:
+        return (vectors[:, None] * rows).sum(-1)
+    return torch.einsum("td,tnd->tn", vectors, rows)
+
+
+class _Picked(torch.autograd.Function):
+    """Some scores of each row of vectors @ matrix.T, which is never all in memory; nor is its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, vectors: Tensor, matrix: Tensor, items: Tensor) -> Tensor:
+        ctx.save_for_backward(vectors, matrix, items)
+        picked = vectors.new_empty(items.shape)
+        for part, scores in _chunks(vectors, matrix):
+            torch.mm(vectors[part], matrix.T, out=scores)
+            torch.gather(scores, 1, items[part], out=picked[part])
+        return picked
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        vectors, matrix, items = ctx.saved_tensors
+        vectors_grad, matrix_grad = torch.empty_like(vectors), torch.zeros_like(matrix)
+        for part, scores in _chunks(vectors, matrix):
+            scores.zero_().scatter_add_(1, items[part], grad[part])
+            torch.mm(scores, matrix, out=vectors_grad[part])
+            matrix_grad.addmm_(scores.T, vectors[part])
+        return vectors_grad, matrix_grad, None
+
+
+def _chunks(vectors: Tensor, matrix: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Parts of the vectors, each with memory for its scores (part, items): the same for all."""
+    rows = max(1, min(_CHUNK_ROWS, _CHUNK_SCORES // len(matrix)))
+    memory = vectors.new_empty(min(rows, len(vectors)), len(matrix))
+    for begin in range(0, len(vectors), rows):
+        part = slice(begin, min(begin + rows, len(vectors)))
+        yield part, memory[: part.stop - begin]

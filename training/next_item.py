@@ -18,6 +18,7 @@ from training.config import TrainingConfig
 from training.dataset import Sequences
 from training.evaluate import rank_targets
 from training.fit import FitError
+from training.lookup import vectors_at
 from training.measures import summarise
 from training.splits import Holdout
 
@@ -83,22 +84,19 @@ class NextItem:
     def _loss(self, batch: SampledBatch) -> Tensor:
         matrix = self._model.item_matrix()
         present = batch.windows.targets != PADDING  # (batch, width)
-        mask = torch.from_numpy(present).to(matrix.device)
         targets = torch.from_numpy(batch.windows.targets[present]).to(matrix.device)  # (targets,)
-        vectors = self._model(torch.from_numpy(batch.windows.inputs).to(matrix.device))[mask]  # (targets, dim)
+        vectors = self._model(torch.from_numpy(batch.windows.inputs).to(matrix.device))
+        vectors = vectors_at(vectors, present)  # (targets, dim)
         if batch.negatives is None:
             return losses.full_softmax(vectors, matrix, targets, bfloat16=self._config.precision != "float32")
         negatives = torch.from_numpy(batch.negatives).to(matrix.device)
         if self._config.loss == "sampled_softmax":
             return losses.sampled_softmax(vectors, matrix, targets, negatives, self._log_draws.to(matrix.device))
-        positive, negative = (
-            losses.dots(vectors, matrix, targets[:, None])[:, 0],
-            losses.dots(vectors, matrix, negatives),
-        )
+        positive, negative = losses.dots_of_both(vectors, matrix, targets, negatives)
         if self._config.loss == "gbce":
             beta = losses.gbce_beta(self._config.negatives, self._model.items, self._config.calibration)
-            return losses.gbce(positive, negative, beta=beta)
-        return losses.bce(positive, negative)
+            return losses.gbce(positive[:, 0], negative, beta=beta)
+        return losses.bce(positive[:, 0], negative)
 
     def validate(self) -> dict[str, float]:
         """Metrics of the validation part, the full catalogue ranked; none if the part is empty."""

@@ -22,6 +22,7 @@ from training.config import PretrainingConfig
 from training.dataset import Sequences
 from training.evaluate import rank_targets
 from training.fit import FitError
+from training.lookup import rows_of, vectors_at
 from training.measures import summarise
 from training.next_item import METRIC
 from training.splits import Holdout
@@ -224,9 +225,8 @@ class Pretrain:
         if config.masked_items:
             items = model.encoder.item_matrix()
             total = total + config.masked_items * objectives.masked_item_prediction(
-                model.masked_item(vectors[self._to(batch.masked)]),  # (hidden, dim)
-                items[self._to(batch.sequences[batch.masked])],
-                items[self._to(batch.negatives)],
+                model.masked_item(vectors_at(vectors, batch.masked)),  # (hidden, dim)
+                *rows_of(items, self._to(np.stack([batch.sequences[batch.masked], batch.negatives]))),
                 bounded=config.bounded,
             )
         if self._attributes is None:
@@ -235,14 +235,14 @@ class Pretrain:
         if config.masked_attributes:
             where = batch.masked & told
             total = total + config.masked_attributes * objectives.masked_attribute_prediction(
-                model.masked_attribute(vectors[self._to(where)]),
+                model.masked_attribute(vectors_at(vectors, where)),
                 model.attribute_embedding.weight,
                 *map(self._to, self._attributes.of(batch.sequences[where])),
             )
         if config.associated_attributes:
             where = told & ~batch.masked
             total = total + config.associated_attributes * objectives.associated_attribute_prediction(
-                model.associated_attribute(vectors[self._to(where)]),
+                model.associated_attribute(vectors_at(vectors, where)),
                 model.attribute_embedding.weight,
                 *map(self._to, self._attributes.of(batch.sequences[where])),
             )

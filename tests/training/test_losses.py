@@ -84,6 +84,29 @@ def test_dots_scores_every_item_of_a_vector() -> None:
     assert found.tolist() == [[43.0, 21.0], [-1.0, -1.0]]
 
 
+@pytest.mark.parametrize(
+    ("asked", "items"),
+    [
+        pytest.param(2, 1000, id="few of many: row by row"),
+        pytest.param(20, 9000, id="many of many more: a product of rows laid out"),
+        pytest.param(20, 2000, id="a good part: picked out of all, in chunks"),
+    ],
+)
+def test_dots_and_their_gradient_are_those_of_rows_however_they_are_computed(asked: int, items: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.randn(1300, 4, generator=generator, requires_grad=True)
+    matrix = torch.randn(items, 4, generator=generator, requires_grad=True)
+    wanted = torch.randint(1, items, (1300, asked), generator=generator)
+    wanted[:, -1] = wanted[:, 0]  # one that is asked for twice gets both gradients
+    weights = torch.randn(wanted.shape, generator=generator)
+    found = dots(vectors, matrix, wanted)
+    gradients = torch.autograd.grad((found * weights).sum(), (vectors, matrix))
+    naive = torch.einsum("td,tnd->tn", vectors, matrix[wanted])
+    torch.testing.assert_close(found, naive)
+    for got, right in zip(gradients, torch.autograd.grad((naive * weights).sum(), (vectors, matrix)), strict=True):
+        torch.testing.assert_close(got, right, rtol=1e-4, atol=1e-4)
+
+
 def test_gbce_by_hand() -> None:
     # sigmoid(ln 3) = 3/4 to the power of 1/2; negatives at 0 and ln 3 cost log 2 and log 4.
     loss = gbce(torch.tensor([math.log(3)]), torch.tensor([[0.0, math.log(3)]]), beta=0.5)
