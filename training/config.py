@@ -154,7 +154,8 @@ class _NextItem(_Section):
     data: DataConfig = DataConfig()
     training: TrainingConfig = TrainingConfig()
     blend: BlendConfig = BlendConfig()
-    from_data: list[Literal["dim", "dropout", "stride", "batch", "loss"]] = []  # left to training/presets.py's rules
+    # Left to the rules of training/presets.py.
+    from_data: list[Literal["length", "dim", "dropout", "stride", "batch", "loss"]] = []
 
 
 class Config(_NextItem):

@@ -91,6 +91,18 @@ def test_what_is_given_stays() -> None:
     assert (stride.model.length, stride.model.dropout, stride.training.stride) == (10, 0.3, 5)
 
 
+@pytest.mark.parametrize(("each", "length", "stride"), [(99, 50, 25), (100, 200, None), (201, 200, 100)])
+def test_the_paper_reads_more_where_there_is_more(each: int, length: int, stride: int | None) -> None:
+    before = load_config("sasrec-paper")
+    assert isinstance(before, Config)
+    assert before.from_data == ["length", "dropout"]
+    after = settled(before, histories(each, each))
+    assert (after.model.length, after.training.stride) == (length, None)
+    assert describe(before, after) == f"length {length}, dropout 0.2"
+    # Windows are cut by the length that was found.
+    assert settled(left_to_the_data(["length", "stride"]), histories(each, each)).training.stride == stride
+
+
 @pytest.mark.parametrize(("name", "section"), [("dropout", "model"), ("stride", "training"), ("batch", "training")])
 def test_an_option_cannot_be_given_and_left_to_the_data(name: str, section: str) -> None:
     value = {"dropout": 0.5, "loss": "bce"}.get(name, 9)
