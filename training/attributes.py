@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from training import formats
+from training import fields, formats
 from training.dataset import Vocabulary
 
 ITEM_COLUMN = "item_id"
@@ -106,7 +106,11 @@ def number_attributes(attributes: Attributes, columns: Sequence[str] | None = No
     owners = Counter((name, value) for _, name, value in pairs)
     names = tuple(sorted(attribute for attribute, count in owners.items() if count >= 2))
     if not names:
-        raise AttributesError(f"no attribute of {', '.join(chosen) or 'the file'} is shared by two items of the data")
+        raise AttributesError(
+            f"no attribute of {', '.join(chosen) or 'the file'} is shared by two items of the data (titles, and "
+            "columns of numbers with a fraction, are none unless pretraining.columns names them); leave --attributes "
+            "out, or give such as genres, brands or categories"
+        )
     number_of = {attribute: number for number, attribute in enumerate(names)}
     numbered = sorted((row, number_of[name, value]) for row, name, value in pairs if (name, value) in number_of)
     rows, flat = np.array(numbered, np.int64).T
@@ -217,10 +221,11 @@ def _read_table(path: Path, item_column: str) -> tuple[list[str], dict[str, list
             _numbers(_listed(frame[name])) for name in frame.columns if name not in (named, *TITLE_COLUMNS)
         )
     columns = {name: _typed(path, frame[name], types.get(name, "")) for name in frame.columns if name != named}
-    items = frame[named]
-    if not (items.dtype == pl.String or items.dtype.is_integer()):
-        raise AttributesError(f"{path}: the column {named!r} is {items.dtype}; ids must be text or integers")
-    return items.cast(pl.String).fill_null("").to_list(), columns
+    try:
+        items = fields.ids(str(path), frame[named])
+    except fields.FieldError as error:
+        raise AttributesError(str(error)) from error
+    return items.fill_null("").to_list(), columns
 
 
 def _listed(column: pl.Series) -> pl.Series:
@@ -249,6 +254,8 @@ def _typed(path: Path, column: pl.Series, declared: str) -> list[object]:
             column = numbers.cast(pl.Float64 if declared == "float" else pl.List(pl.Float64))
         except pl.exceptions.PolarsError as error:
             raise AttributesError(f"{path}: column {column.name!r} is declared {declared} but holds text") from error
+    elif column.dtype == pl.Decimal:
+        column = column.cast(pl.Float64)
     elif column.dtype in (pl.Date, pl.Datetime):
         column = column.dt.to_string("iso:strict")
     return [_entry(path, f"column {column.name!r}", value) for value in column.to_list()]

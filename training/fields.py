@@ -6,8 +6,10 @@ What counts as an id, a moment or a number is decided here once, whichever kind 
 import polars as pl
 
 MAX_TIMESTAMP_MS = 4_133_980_800_000  # 2101-01-01; anything from there on, or before 1970, is no event's time
-_SECONDS_BELOW = 1e11  # as seconds the year 5138, as milliseconds March 1973: no log is near either
-_SECONDS_FROM = 1e8  # as seconds March 1973; from here to MAX_TIMESTAMP_MS's seconds is early 1970 as milliseconds
+# Milliseconds in a second, a milli-, a micro- and a nanosecond. A number from March 1973 on in one of them is a time
+# after 2100 or of early 1970 in every other, and no log is near either.
+_UNITS = (1e3, 1.0, 1e-3, 1e-6)
+EARLY_MS = 100_000_000_000  # March 1973
 _FIRST_DAY, _LAST_DAY = 19_700_101, 21_001_231  # as seconds, a summer of 1970
 _INSTANT = (
     r"^(\d{4}-\d{2}-\d{2})(?:[Tt ](\d{2}:\d{2})(?::(\d{2}))?(?:[.,](\d{1,9}))?"
@@ -37,7 +39,7 @@ def ids(source: str, given: pl.Series) -> pl.Series:
 
 def timestamps(source: str, given: pl.Series) -> tuple[pl.Series, pl.Series, pl.Series]:
     """Epoch milliseconds Int64, null where there is no time; True where something was there but is none; and True
-    where a number is seconds and most are milliseconds, or the reverse.
+    where a number is in another unit than most, as seconds among milliseconds.
     """
     if given.dtype in (pl.Date, pl.Datetime):
         nowhere = given.is_null() & False
@@ -58,9 +60,8 @@ def timestamps(source: str, given: pl.Series) -> tuple[pl.Series, pl.Series, pl.
     milliseconds = _days(finite)
     if milliseconds is None:
         median = finite.abs().median()
-        seconds = isinstance(median, float) and median < _SECONDS_BELOW
-        other_unit = _in_other_unit(finite, seconds=seconds)
-        factor = 1000.0 if seconds else 1.0
+        factor = _unit_of(median) if isinstance(median, float) else 1.0
+        other_unit = _in_other_unit(finite, factor)
         # Past the limit the exact time no longer matters, and an integer may not hold it.
         milliseconds = (finite * factor).round().clip(-1.0, float(MAX_TIMESTAMP_MS)).cast(pl.Int64)
     infinite = numbers.is_infinite().fill_null(False)
@@ -70,10 +71,18 @@ def timestamps(source: str, given: pl.Series) -> tuple[pl.Series, pl.Series, pl.
     return milliseconds, present & milliseconds.is_null() & ~not_a_number, other_unit
 
 
-def _in_other_unit(numbers: pl.Series, *, seconds: bool) -> pl.Series:
-    """True where a number among seconds, or among milliseconds, is a time of this age only in the other unit."""
-    lowest, end = (_SECONDS_BELOW, MAX_TIMESTAMP_MS) if seconds else (_SECONDS_FROM, MAX_TIMESTAMP_MS / 1000)
-    return numbers.is_between(lowest, end, closed="left").fill_null(False)
+def _unit_of(median: float) -> float:
+    """What numbers of this median are multiplied by to be milliseconds: as the largest unit that leaves them a past."""
+    return next((factor for factor in _UNITS if median * factor < _UNITS[0] * EARLY_MS), _UNITS[-1])
+
+
+def _in_other_unit(numbers: pl.Series, factor: float) -> pl.Series:
+    """True where a number is a time of this age only in another unit than that of the factor."""
+    found = pl.repeat(False, len(numbers), dtype=pl.Boolean, eager=True)
+    for other in _UNITS:
+        if other != factor:
+            found |= (numbers * other).is_between(EARLY_MS, MAX_TIMESTAMP_MS, closed="left").fill_null(False)
+    return found
 
 
 def _days(numbers: pl.Series) -> pl.Series | None:

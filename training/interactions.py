@@ -108,7 +108,8 @@ def read_interactions(
     Ids are kept as written; integers become their decimal digits, and so do numbers with a fraction of zero in a
     Parquet column of floats (there 3.0 is item "3"; any other fraction is a wrong type). Timestamps are RFC 3339 or
     ISO dates (UTC unless they say otherwise) or numbers: dates where most of the file are such (20240131), else seconds
-    where their median is below 1e11, else milliseconds. Without a timestamp column the order of the rows counts.
+    where their median is below 1e11, milliseconds below 1e14, microseconds below 1e17, and beyond it nanoseconds.
+    Without a timestamp column the order of the rows counts.
 
     Dropped and counted: ids that are empty, blank, over 256 UTF-8 bytes or of a wrong type; timestamps that are
     missing, unreadable, in another unit than most, before 1970 or after 2100; values that are not a finite number (NaN
@@ -221,7 +222,10 @@ def _chosen(
 ) -> pl.DataFrame:
     """The mapped columns under the names user, item, timestamp, value."""
     chosen = []
-    for role, name in _names(columns, value_name).items():
+    names = _names(columns, value_name)
+    if names["user"] not in frame.columns or _is_number(names["user"], present):
+        _refuse_no_header(source, present)
+    for role, name in names.items():
         if not name or (name not in frame.columns and getattr(columns, role) is None):
             continue
         if name not in frame.columns:
@@ -235,6 +239,20 @@ def _chosen(
     if formats.MALFORMED in frame.columns:
         chosen.append(frame[formats.MALFORMED].alias("malformed"))
     return pl.DataFrame(chosen)
+
+
+def _refuse_no_header(source: str, present: Sequence[str]) -> None:
+    """Taken for a header, the first row of data would be lost without a word."""
+    if any(_is_number(name, present) for name in present):
+        raise InteractionsError(
+            f"{source}: its first line, {', '.join(map(repr, present))}, looks like data and not like a header; put a "
+            "line of names above it, such as user_id,item_id,rating,timestamp with what stands in these columns"
+        )
+
+
+def _is_number(name: str, present: Sequence[str]) -> bool:
+    """Whether a name is a number, and not that of its place, which a table without names is written with."""
+    return name in present and name.isdecimal() and int(name) not in (present.index(name), present.index(name) + 1)
 
 
 def _assembled(parts: Sequence[tuple[str, pl.DataFrame]], digests: tuple[str, ...], max_dropped: float) -> Interactions:
@@ -255,7 +273,9 @@ def _assembled(parts: Sequence[tuple[str, pl.DataFrame]], digests: tuple[str, ..
     if unusable > max_dropped * report.rows_read:
         raise InteractionsError(
             f"{names}: {unusable:,} of {report.rows_read:,} rows are unusable, more than the share of "
-            f"{max_dropped:g} allowed; mend the rows, or raise data.max_dropped in the configuration.\n{report}"
+            f"{max_dropped:g} allowed; mend the rows"
+            + (", or raise data.max_dropped in the configuration" if report.rows_kept else "")
+            + f".\n{report}"
         )
     if not frame.height:
         raise InteractionsError(f"{names}: no interaction is left to learn from.\n{report}")
@@ -291,7 +311,7 @@ def _checked(source: str, raw: pl.DataFrame) -> tuple[pl.DataFrame, Report]:
         tests += [
             ("timestamp unreadable", unreadable),
             ("timestamp missing", timestamp.is_null()),
-            ("timestamp in seconds where most are in milliseconds, or the reverse", other_unit),
+            ("timestamp in another unit than most, as seconds among milliseconds", other_unit),
             (
                 "timestamp before 1970 or after 2100",
                 ~timestamp.is_between(0, MAX_TIMESTAMP_MS, closed="left").fill_null(False),

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from training.assessment import Assessment
+from training.fields import EARLY_MS
 from training.fit import Fitted
 from training.measures import Difference
 from training.next_item import METRIC
@@ -116,6 +117,11 @@ def describe_data(prepared: Prepared) -> str:
     if not prepared.interactions.has_timestamps:
         lines.append(
             "no timestamps: the order of the rows is taken as the order of events; --timestamp-column names a column"
+        )
+    elif int(prepared.interactions.frame["timestamp"].max() or 0) < EARLY_MS:  # type: ignore[arg-type]
+        lines.append(
+            "note: all times lie before March 1973; if they are days or numbers of rows, their order is right and "
+            "nothing else: convert them to seconds"
         )
     if prepared.attributes is not None:
         known = numbers.items - prepared.attributes.missing_items

@@ -15,8 +15,8 @@ from models.eventlog import SEQUENCE_TYPES
 from models.registry import Registry
 from models.runtime import Runtime
 from training.attributes import Attributes
-from training.config import AutoRecRunConfig, RunConfig
-from training.dataset import DatasetError, Vocabulary
+from training.config import AutoRecRunConfig, DataConfig, RunConfig
+from training.dataset import DatasetError, Vocabulary, build_dataset
 from training.evaluate import Evaluation, Scorer, evaluate_test
 from training.export import export
 from training.gate import compare
@@ -134,8 +134,10 @@ def _prepare(
     The window is later than what the champion learned from where that leaves enough to judge by; a champion that has
     seen the answers would win against any challenger. A window that too few known users reach is widened.
     """
-    unseen = _unseen(interactions, champion)
-    newer = 1.0 if unseen is None else unseen
+    learned_until = champion.bundle.manifest.data.trained_until_ms if champion else None
+    if not interactions.has_timestamps:
+        learned_until = None
+    newer = 1.0 if learned_until is None else _newer(interactions, config.data, learned_until)
     shares = [min(newer, _LARGEST_WINDOW)] if newer >= _SMALLEST_WINDOW else []
     problem: DatasetError | None = None
     for share in [*shares, *_WIDER_WINDOWS]:
@@ -152,14 +154,15 @@ def _prepare(
         raise problem or DatasetError("there is nothing to judge by")
     if prepared.split.judges < _FEWEST_JUDGES:
         console.print(f"note: only {prepared.split.judges:,} users judge, so that who is better is mostly chance")
-    if champion is not None and unseen is None:
+    cuts = prepared.split.cuts_ms
+    if champion is not None and learned_until is None:
         console.print(
             "note: it is not known until when the champion has learned, so that it may have seen the window it is "
             "judged by, which favours it"
         )
-    elif unseen is not None and share > unseen:
+    elif learned_until is not None and cuts is not None and cuts[1] <= learned_until:
         console.print(
-            f"note: only {unseen:.2%} of the interactions are later than what the champion was trained on, so it has "
+            f"note: only {newer:.2%} of the interactions are later than what the champion was trained on, so it has "
             "seen part of the window it is judged by, which favours it"
         )
     if attributes is None and champion is not None and champion.bundle.attributes is not None:
@@ -167,12 +170,18 @@ def _prepare(
     return prepared, share
 
 
-def _unseen(interactions: Interactions, champion: Runtime | None) -> float | None:
-    """Share of the interactions that are later than what the champion was fitted to; None if that is not known."""
-    learned_until = champion.bundle.manifest.data.trained_until_ms if champion else None
-    if learned_until is None or not interactions.has_timestamps:
-        return None
-    return float((interactions.frame["timestamp"].to_numpy() > learned_until).mean())
+def _newer(interactions: Interactions, rules: DataConfig, learned_until: int) -> float:
+    """Share of the interactions that count which are later than what the champion was fitted to.
+
+    Of those that do not, for want of others of their user or item, most are new, and as many old ones would take their
+    place in the window.
+    """
+    times = build_dataset(
+        interactions,
+        min_user_interactions=rules.min_user_interactions,
+        min_item_interactions=rules.min_item_interactions,
+    ).sequences.timestamps
+    return 0.0 if times is None or not times.size else float((times > learned_until).mean())
 
 
 def _inherited(bundle: Bundle, vocabulary: Vocabulary) -> Attributes:

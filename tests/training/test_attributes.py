@@ -153,6 +153,17 @@ def test_items_may_be_called_as_in_the_interactions(tmp_path: Path, name: str, c
         read_attributes(tmp_path / name, VOCABULARY, item_column="article")
 
 
+@pytest.mark.parametrize(
+    "column", [pl.Series(["a", "b"], dtype=pl.Categorical), pl.Series([1.0, 2.0]), pl.Series([1, 2])]
+)
+def test_a_parquet_column_of_ids_is_what_it_is_in_the_interactions(tmp_path: Path, column: pl.Series) -> None:
+    path = tmp_path / "items.parquet"
+    pl.DataFrame({"item_id": column, "price": pl.Series(["19.47", "3.00"]).cast(pl.Decimal(10, 2))}).write_parquet(path)
+    first, second = ("a", "b") if column.dtype == pl.Categorical else ("1", "2")
+    found = read_attributes(path, Vocabulary(("", second, first)))
+    assert found.columns["price"] == [None, 3.0, 19.47]
+
+
 def test_parquet_keeps_types_and_writes_dates_as_text(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     day = datetime.date(2024, 2, 29)
@@ -264,5 +275,7 @@ def test_attributes_that_cannot_teach_are_refused_with_what_there_is() -> None:
     )
     with pytest.raises(AttributesError, match="no attribute column 'size'; there are brand, colour"):
         number_attributes(attributes, ["size"])
-    with pytest.raises(AttributesError, match="no attribute of brand, colour is shared by two items"):
+    with pytest.raises(
+        AttributesError, match=r"no attribute of brand, colour is shared by two items.*leave --attributes out"
+    ):
         number_attributes(attributes)

@@ -213,6 +213,15 @@ def test_a_split_by_time_cuts_everybody_at_the_same_moments() -> None:
     assert split.left_out == {"no history before validation": 1, "no history before test": 0}
 
 
+@pytest.mark.parametrize(("events", "newest"), [(1000, 66), (997, 13), (40, 3)])
+def test_a_share_of_so_many_events_gives_so_many(events: int, newest: int) -> None:
+    """Cut off, 1000 * (1 - 66 / 1000) is 933 and not 934, and one event more is judged."""
+    dataset = dataset_of([(f"u{number % 4}", f"i{number % 7}", number) for number in range(events)])
+    split = split_by_time(dataset, test_share=newest / events)
+    assert split.cuts_ms is not None
+    assert split.cuts_ms[1] == (events - newest) * 1000
+
+
 def test_only_the_first_event_in_a_window_is_a_target() -> None:
     dataset = dataset_of([*TIMED, ("ann", "z", 75), ("ann", "y", 95)])
 
@@ -355,8 +364,9 @@ def oracle_window(
 def test_a_split_by_time_is_the_oracles(events: list[Event], validation_share: float, test_share: float) -> None:
     sequences = oracle_sequences(events)
     times = sorted(second for _, _, second in events)
-    first = times[int(len(times) * (1 - validation_share - test_share))]
-    second = times[int(len(times) * (1 - test_share))]
+    first, second = (
+        times[len(times) - max(1, round(len(times) * share))] for share in (validation_share + test_share, test_share)
+    )
     validation, validation_newcomers = oracle_window(sequences, first, second)
     test, test_newcomers = oracle_window(sequences, second, float("inf"))
     dataset = dataset_of(events)

@@ -48,9 +48,17 @@ def test_the_unit_of_numbers_is_judged_per_file(tmp_path: Path) -> None:
     assert log.frame["timestamp"].to_list() == [SECOND * 1000, SECOND * 1000 + 250, SECOND * 1000 + 500]
 
 
-@pytest.mark.parametrize(("most", "other"), [(1000, 1), (1, 1000)])
+@pytest.mark.parametrize("unit", [1, 10**3, 10**6, 10**9])
 @pytest.mark.parametrize("text", [True, False])
-def test_seconds_among_milliseconds_and_the_reverse_are_counted(most: int, other: int, text: bool) -> None:
+def test_seconds_and_all_parts_of_them_are_told_apart(unit: int, text: bool) -> None:
+    frame = pl.DataFrame({"user_id": ["u"] * 2, "item_id": [*"ab"], "timestamp": [SECOND * unit, (SECOND + 1) * unit]})
+    log = interactions_from_frame(frame.cast({"timestamp": pl.String}) if text else frame, source="events")
+    assert log.frame["timestamp"].to_list() == [SECOND * 1000, SECOND * 1000 + 1000]
+
+
+@pytest.mark.parametrize(("most", "other"), [(1000, 1), (1, 1000), (10**6, 1), (1, 10**9), (10**9, 10**6)])
+@pytest.mark.parametrize("text", [True, False])
+def test_times_in_another_unit_than_most_are_counted(most: int, other: int, text: bool) -> None:
     column = pl.Series([SECOND * most, (SECOND + 1) * other, (SECOND + 2) * most, 0])
     frame = pl.DataFrame({"user_id": ["u"] * 4, "item_id": [*"abcd"], "timestamp": column})
     if text:
@@ -59,8 +67,9 @@ def test_seconds_among_milliseconds_and_the_reverse_are_counted(most: int, other
     log = interactions_from_frame(frame, source="events", max_dropped=0.25)
 
     assert log.frame["item_id"].to_list() == ["d", "a", "c"]
-    assert log.report.dropped == {"timestamp in seconds where most are in milliseconds, or the reverse": 1}
-    with pytest.raises(InteractionsError, match=f"or the reverse, first in row 2 of events: '{(SECOND + 1) * other}'"):
+    assert log.report.dropped == {"timestamp in another unit than most, as seconds among milliseconds": 1}
+    found = f"among milliseconds, first in row 2 of events: '{(SECOND + 1) * other}'"
+    with pytest.raises(InteractionsError, match=found):
         interactions_from_frame(frame, source="events")
 
 

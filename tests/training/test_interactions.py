@@ -59,6 +59,34 @@ def test_a_named_column_that_is_missing_is_an_error_with_the_columns_there_are(
     assert "'user_id', 'item_id', 'timestamp', 'value'" in str(caught.value)
 
 
+@pytest.mark.parametrize("columns", [Columns(), Columns(user="119", item="300", timestamp="874774286")])
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+def test_a_first_row_of_data_is_not_taken_for_a_header(tmp_path: Path, columns: Columns, suffix: str) -> None:
+    path = tmp_path / f"ratings.{suffix}"
+    pl.DataFrame({"119": ["u"], "300": ["i"], "5": ["4"], "874774286": ["874774290"]}).write_csv(
+        path, separator="," if suffix == "csv" else "\t"
+    )
+    with pytest.raises(InteractionsError, match=r"first line, '119', '300', '5', '874774286', looks like data"):
+        read_interactions([path], columns=columns)
+
+
+def test_a_header_of_places_is_one(tmp_path: Path) -> None:
+    """As pandas writes a table without names."""
+    path = tmp_path / "log.csv"
+    path.write_text(f"0,1,2\nann,book,{SECOND}\n")
+    log = read_interactions([path], columns=Columns(user="0", item="1", timestamp="2"))
+    assert log.frame.select("user_id", "item_id").rows() == [("ann", "book")]
+
+
+def test_where_no_row_is_usable_nobody_is_told_to_allow_it(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("user_id,item_id,timestamp\nann,book,yesterday\n")
+    with pytest.raises(InteractionsError) as caught:
+        read_interactions([path])
+    assert "mend the rows." in str(caught.value)
+    assert "max_dropped" not in str(caught.value)
+
+
 GOOD = {"user_id": "u", "item_id": "i", "timestamp": str(SECOND), "value": "1"}
 
 

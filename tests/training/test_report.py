@@ -13,9 +13,12 @@ from training.report import describe_data
 from training.spec import SplitName
 
 
-def told(tied: int, *, twice: int = 0, times: str = "timestamp", split: SplitName = "loo") -> str:
-    """Of ten users with four events each, of which so many have all of theirs at one time, and some rows again."""
-    rows = [(f"u{user}", f"i{item}", 2 if user < tied else item + 1) for user in range(10) for item in range(4)]
+def told(tied: int, *, twice: int = 0, times: str = "timestamp", split: SplitName = "loo", age: int = 0) -> str:
+    """Of ten users with four events each, of which so many have all of theirs at one time, and some rows again.
+
+    age: seconds that are added to all times.
+    """
+    rows = [(f"u{user}", f"i{item}", age + (2 if user < tied else item + 1)) for user in range(10) for item in range(4)]
     rows += rows[-twice:] if twice else []
     frame = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
     log = interactions_from_frame(frame, source="events", columns=Columns(timestamp=times))
@@ -33,6 +36,12 @@ def test_targets_that_tie_with_the_event_before_are_told_where_they_are_many() -
 @pytest.mark.parametrize("how", [{"times": ""}, {"split": "time"}])
 def test_no_target_ties_without_times_or_behind_a_cut_in_time(how: dict[str, Any]) -> None:
     assert "the event before" not in told(10 if "times" in how else 2, **how)
+
+
+def test_times_that_are_days_or_numbers_of_rows_are_told() -> None:
+    assert "note: all times lie before March 1973" in told(0)
+    assert "1973" not in told(0, times="")
+    assert "1973" not in told(0, age=1_700_000_000)
 
 
 def test_rows_that_are_there_twice_are_told() -> None:

@@ -19,6 +19,7 @@ from models.manifest import MANIFEST, read_manifest, sealed
 from models.registry import Registry
 from training.__main__ import main
 from training.assessment import assess
+from training.run import RunFolder
 
 GOOD = """
 [model]
@@ -201,6 +202,33 @@ def test_events_that_came_after_the_champion_judge_and_are_learned(
     assert bundle.popularity[bundle.index_of["new-item"]] == 250
     assert bundle.popularity.sum() == len(log) + 530
     assert not list((desk.folder / "artifacts" / "runs").rglob("checkpoint*"))
+
+
+def test_what_is_left_out_for_want_of_others_does_not_move_the_window_into_what_the_champion_knows(
+    desk: Desk, champion: str
+) -> None:
+    """Of what is new two thirds are of items that are met once, and do not count."""
+    until = read_bundle(desk.registry.folder(champion)).manifest.data.trained_until_ms
+    assert until is not None
+    log = pl.read_csv(desk.folder / "log.csv")
+    ends = log.group_by("user_id", maintain_order=True).last()["user_id", "item_id"].rows()
+    rows = [
+        (user, item, until + 1 + 3 * number + turn)
+        for number, (user, last) in enumerate(ends)
+        for turn, item in enumerate([f"i{(int(last[1:]) + 1) % 40}", f"odd-{number}a", f"odd-{number}b"])
+    ]
+    later = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
+    pl.concat([log["user_id", "item_id", "timestamp"], later.cast({"timestamp": log["timestamp"].dtype})]).write_csv(
+        desk.folder / "log.csv"
+    )
+    status, out, error = desk.retrain(f"{GOOD}\n[data]\nmin_item_interactions = 5\n")
+    assert (status, error) == (0, "")
+    assert "note:" not in out
+    runs = [RunFolder(path.parent) for path in (desk.folder / "artifacts" / "runs").glob("*/run.json")]
+    (run,) = [run for run in runs if run.spec().config.data.min_item_interactions == 5]
+    cuts = run.data().split.cuts_ms
+    assert cuts is not None
+    assert cuts[1] > until
 
 
 @pytest.mark.usefixtures("champion")
