@@ -6,6 +6,7 @@ and written by hand, since validating our own answers costs more than computing 
 """
 
 import hashlib
+import json
 import math
 import re
 from datetime import datetime
@@ -24,12 +25,11 @@ MAX_EXCLUDED = 1000
 MAX_EVENTS = 1000
 MAX_ID_BYTES = 256
 MAX_TYPE_BYTES = 256
-MAX_PROPERTIES_BYTES = 4096
+MAX_OBJECT_BYTES = 4096  # of properties, and of attributes
 MAX_AHEAD_MS = 5 * 60 * 1000
 MAX_CANDIDATES = 10_000
 MAX_QUERIES = 256
 MAX_ITEMS = 1000
-MAX_ATTRIBUTES_BYTES = 4096
 MAX_FIELDS = 64  # of one object, whether they exist or not
 
 _RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
@@ -61,11 +61,22 @@ def _milliseconds(value: object) -> object:
         ) from None
 
 
-def _small(properties: object) -> object:
-    """Refuses what is too large, before anything in it is looked at; what came as a body can be written again."""
-    if isinstance(properties, dict) and len(orjson.dumps(properties)) > MAX_PROPERTIES_BYTES:
-        raise PydanticCustomError("too_long", f"must be at most {MAX_PROPERTIES_BYTES} bytes of JSON")
-    return properties
+def _written(value: object) -> bytes:
+    """The JSON of an object that came in a body. Refuses what is too large, before anything in it is looked at."""
+    if not isinstance(value, dict):
+        raise PydanticCustomError("dict_type", "must be an object")
+    try:
+        written = orjson.dumps(value)
+    except TypeError:  # an integer of more than 64 bits
+        written = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    if len(written) > MAX_OBJECT_BYTES:
+        raise PydanticCustomError("too_long", f"must be at most {MAX_OBJECT_BYTES} bytes of JSON")
+    return written
+
+
+def _small(attributes: object) -> object:
+    _written(attributes)
+    return attributes
 
 
 def _exact(value: object) -> object:
@@ -96,7 +107,7 @@ Expression = Annotated[
     dict[str, Any],
     Field(json_schema_extra={"minProperties": 1, "maxProperties": 1, "propertyNames": {"enum": [*OPERATORS]}}),
 ]
-Properties = Annotated[dict[str, Any], BeforeValidator(_small)]
+Properties = Annotated[bytes, BeforeValidator(_written, json_schema_input_type=dict[str, Any])]  # as it is stored
 Scalar = str | Annotated[float, Field(allow_inf_nan=False)] | bool
 Attributes = Annotated[dict[str, Annotated[Scalar | list[Scalar], BeforeValidator(_exact)]], BeforeValidator(_small)]
 

@@ -1,5 +1,6 @@
 """POST /events: every field and limit of the contract, over HTTP, with what the store then holds."""
 
+import json
 import random
 import time
 from collections.abc import Callable
@@ -67,6 +68,32 @@ def test_an_event_is_stored_with_everything_it_brought(
             properties=b'{"page":["home",null,1.5]}',
         )
     ]
+
+
+@pytest.mark.parametrize(
+    "properties",
+    [
+        '{"order":123456789012345678901}',
+        '{"deep":[{"é":-9223372036854775809,"x":18446744073709551616},"e+20,"]}',
+        f'{{"large":{10**300}}}',
+        '{"largest":18446744073709551615,"float":1.5,"text":"123456789012345678901"}',
+    ],
+)
+def test_integers_of_any_size_in_properties_are_stored_as_they_were_sent(
+    client: httpx.Client, log: Callable[[], list[LoggedEvent]], properties: str
+) -> None:
+    bodies = [f'{{"user_id":"ada","item_id":"i1","properties":{one}}}' for one in ('{"n":1}', properties)]
+    sent = f'{{"events":[{{"user_id":"ada"}},{",".join(bodies)}]}}'  # the first is rejected
+    assert client.post("/events", content=sent.encode()).json()["accepted"] == 2
+    assert [stored.properties for stored in log()] == [b'{"n":1}', properties.encode()]
+
+
+def test_properties_are_as_large_as_they_are_stored(client: httpx.Client) -> None:
+    for size, status in ((4096, 200), (4097, 422)):
+        sent = [10**300] * 13 + [10 ** (size - 13 * 302 - 9)]
+        body = json.dumps({"user_id": "ada", "item_id": "i1", "properties": {"x": sent}}, separators=(",", ":"))
+        assert len(body) == size + len('{"user_id":"ada","item_id":"i1","properties":}')
+        assert client.post("/events", content=body).status_code == status
 
 
 def test_defaults_are_server_time_and_type_interaction(
