@@ -8,7 +8,6 @@ entry may. `not` is everything that does not match.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal, Protocol, cast
 
@@ -184,18 +183,14 @@ def _typed(raw: object, where: str, number: int | None = None) -> tuple[type, Va
         return bool, raw
     if not isinstance(raw, (int, float)):
         raise FilterError(_place(where, number), raw, "must be a string, a number, true or false")
-    if abs(raw) > MAX_INTEGER:  # of integers beyond 2^64 the parser makes floats
-        raise FilterError(_place(where, number), raw, INEXACT)
     return float, _number(raw, where, number)
 
 
 def _number(raw: object, where: str, number: int | None = None) -> float:
     if isinstance(raw, bool) or not isinstance(raw, (int, float)):
         raise FilterError(_place(where, number), raw, "must be a number")
-    if isinstance(raw, int) and abs(raw) > MAX_INTEGER:
+    if not abs(raw) <= MAX_INTEGER:  # of integers beyond 64 bits the parser makes floats
         raise FilterError(_place(where, number), raw, INEXACT)
-    if not math.isfinite(raw):
-        raise FilterError(_place(where, number), raw, "must be a finite number")
     return float(raw)
 
 

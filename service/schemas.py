@@ -83,7 +83,7 @@ def _exact(value: object) -> object:
     for one in value if isinstance(value, list) else (value,):
         if not isinstance(one, str | float | int):  # said once, where the union would say it for each of its types
             raise PydanticCustomError("attribute", "must be a string, a number, true or false, or a list of these")
-        if isinstance(one, int) and abs(one) > MAX_INTEGER:
+        if isinstance(one, (int, float)) and abs(one) > MAX_INTEGER:  # beyond 64 bits the parser makes floats
             raise PydanticCustomError("inexact", f"{one} {INEXACT}")
     return value
 
@@ -186,8 +186,8 @@ class ItemRequest(_Request):
     item_id: Id
     attributes: Attributes | None = Field(
         None,
-        description="instead of those of the bundle, all of them; text, numbers, booleans or lists of these, integers "
-        "below 2^53. They place an item that the model does not know",
+        description="instead of those of the bundle, all of them; text, numbers below 2^53, booleans or lists of "
+        "these. They place an item that the model does not know",
     )
     available: bool = Field(True, description="an item that is not available is in no answer")
 
