@@ -32,7 +32,7 @@ MAX_QUERIES = 256
 MAX_ITEMS = 1000
 MAX_FIELDS = 64  # of one object, whether they exist or not
 
-_RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+_RFC_3339 = re.compile(r"(\d{4}-\d\d-\d\d[T ]\d\d:\d\d:)(\d\d(?:\.\d+)?)(Z|[+-]\d\d:\d\d)", re.ASCII)
 
 
 def _bytes_at_most(limit: int) -> AfterValidator:
@@ -51,10 +51,13 @@ def _milliseconds(value: object) -> object:
     if not isinstance(value, str):
         return value
     try:
-        if not _RFC_3339.fullmatch(value):
+        parts = _RFC_3339.fullmatch(value.upper())
+        if not parts:
             raise ValueError
-        moment = datetime.fromisoformat(value.upper())
-        return math.floor(moment.timestamp()) * 1000 + moment.microsecond // 1000
+        minute, seconds, zone = parts.groups()
+        leap = seconds.startswith("60")  # the second after 59, which Python knows nothing of
+        moment = datetime.fromisoformat(f"{minute}59{seconds[2:]}{zone}" if leap else value.upper())
+        return (math.floor(moment.timestamp()) + leap) * 1000 + moment.microsecond // 1000
     except (ValueError, OverflowError):
         raise PydanticCustomError(
             "timestamp", "must be integer epoch milliseconds or an RFC 3339 time with a zone, 2026-05-01T12:00:00Z"

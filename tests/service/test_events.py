@@ -114,7 +114,10 @@ def test_defaults_are_server_time_and_type_interaction(
         ("2026-05-01t12:00:00.5z", 1_777_636_800_500),
         ("2026-05-01T14:00:00.001999+02:00", 1_777_636_800_001),
         ("2026-05-01T12:00:00.123456789Z", 1_777_636_800_123),
+        ("2026-05-01T12:00:00." + "1239" * 30 + "+00:00", 1_777_636_800_123),
         ("2026-05-01T06:30:00-05:30", 1_777_636_800_000),
+        ("2016-12-31T23:59:60Z", 1_483_228_800_000),
+        ("2017-01-01t00:59:60.25+01:00", 1_483_228_800_250),
     ],
 )
 def test_times_may_be_rfc_3339(
@@ -267,6 +270,8 @@ def test_the_limits_themselves_are_allowed(client: httpx.Client, fields: dict[st
         ({"timestamp": "2026-05-01"}, "timestamp"),
         ({"timestamp": "2026-13-01T12:00:00Z"}, "timestamp"),
         ({"timestamp": "1969-12-31T23:59:59Z"}, "timestamp"),
+        ({"timestamp": "2016-12-31T23:59:61Z"}, "timestamp"),
+        ({"timestamp": "2026-05-01T12:00:00.Z"}, "timestamp"),
         ({"timestamp": "0001-01-01T00:00:00+23:59"}, "timestamp"),
         ({"properties": {"x": "y" * (4096 - 7)}}, "properties"),
         ({"properties": []}, "properties"),
