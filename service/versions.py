@@ -1,7 +1,9 @@
 """The versions of the model: listed, promoted and rolled back. For keys with the scope `admin`."""
 
 import asyncio
+import contextlib
 import re
+from datetime import datetime
 from typing import Any
 
 import orjson
@@ -93,9 +95,17 @@ def _versions(registry: Registry, champion: str | None) -> list[dict[str, Any]]:
         except (BundleError, RegistryError, OSError) as error:  # it may have gone meanwhile
             entry["damaged"] = str(error)
         else:
-            entry |= manifest.model_dump(include={"created", "model", "items", "dim", "length", "metrics", "data"})
+            entry |= manifest.model_dump(include={"model", "items", "dim", "length", "metrics", "data"})
+            entry["created"] = _milliseconds(manifest.created)
         versions.append(entry)
     return versions
+
+
+def _milliseconds(time: str) -> int | None:
+    """Epoch milliseconds of a manifest's time; None if whoever wrote it wrote none."""
+    with contextlib.suppress(ValueError):
+        return int(datetime.fromisoformat(time).timestamp() * 1000)
+    return None
 
 
 def _unwritable(error: OSError) -> Problem:
