@@ -1,13 +1,17 @@
 """What is stored of one user: shown, and erased. For keys with the scope `admin`: it is the raw history of a person."""
 
+import logging
+
 import orjson
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
-from service.connection import StoreUnavailable
+from service.connection import StillUnavailable, StoreUnavailable
 from service.errors import Problem, unavailable
 from service.routes import BODILESS, KEYED, Services, admitted, problems
 from service.schemas import MAX_ID_BYTES, PathId
+
+logger = logging.getLogger(__name__)
 
 router = APIRouter(prefix="/users", tags=["users"])
 
@@ -51,6 +55,8 @@ async def history(user_id: PathId, request: Request) -> Response:
             events = await services.store.history(user_id)
         except StoreUnavailable as error:
             services.metrics.store_read_errors.inc()
+            if not isinstance(error, StillUnavailable):
+                logger.warning("a history was not read: %s", error)
             raise unavailable("store_unavailable", "the history could not be read; ask again") from error
         stored = [
             {
@@ -83,6 +89,8 @@ async def erase(user_id: PathId, request: Request) -> Response:
             erased = await services.erasure.erase(user_id)
         except StoreUnavailable as error:
             services.metrics.store_write_errors.inc()
+            if not isinstance(error, StillUnavailable):
+                logger.warning("a user was not erased: %s", error)
             raise unavailable(
                 "store_unavailable", "the user could not be erased, or not from everywhere; ask for the same again"
             ) from error

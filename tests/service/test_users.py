@@ -153,7 +153,10 @@ def test_what_would_be_ignored_is_refused_and_nothing_erased(client: httpx.Clien
 
 
 def test_both_calls_refuse_while_the_store_is_away_and_work_when_it_is_back(
-    start_service: Callable[..., httpx.Client], make_bundle: Callable[..., Path], killable_store: Any
+    start_service: Callable[..., httpx.Client],
+    make_bundle: Callable[..., Path],
+    killable_store: Any,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     make_bundle("v1")
     client = start_service(killable_store.url)
@@ -163,6 +166,9 @@ def test_both_calls_refuse_while_the_store_is_away_and_work_when_it_is_back(
         assert (answer.status_code, answer.json()["code"]) == (503, "store_unavailable")
         assert answer.headers["retry-after"] == "1"
         assert "canary" not in answer.text
+    for said in ("a history was not read: ", "a user was not erased: "):
+        assert any(line.startswith(said) for line in caplog.messages)
+    assert "canary" not in caplog.text
     killable_store.start()
     deadline = time.monotonic() + 10  # the store's return is noticed a moment later
     while (answer := client.delete(URL)).status_code == 503:
