@@ -20,7 +20,7 @@ from service.arrivals import Arrivals
 from service.batcher import Batcher, Closed, Overloaded, Pending
 from service.connection import StillUnavailable, StoreUnavailable
 from service.engine import Engine
-from service.errors import Problem, describe, field_errors, shorten, unavailable
+from service.errors import Problem, describe, field_errors, invalid_field, shorten, unavailable
 from service.metrics import Metrics
 from service.requests import parse_json
 from service.schemas import MAX_AHEAD_MS, MAX_EVENTS, EventRequest, default_event_id
@@ -267,7 +267,7 @@ def _stored(event: EventRequest, timestamp_ms: int) -> Event:
 def _received(body: object) -> list[object]:
     """The events of a body, unchecked."""
     if not isinstance(body, dict):
-        raise Problem("invalid_request", f"the body is {shorten(body)}; send one event, or an object with 'events'")
+        raise invalid_field("body", "model_type", "must be an event, or an object with 'events'", shorten(body))
     if "events" not in body:
         return [body]
     surplus = sorted(body.keys() - {"events"})
@@ -281,7 +281,5 @@ def _received(body: object) -> list[object]:
     events = body["events"]
     if not isinstance(events, list) or not 1 <= len(events) <= MAX_EVENTS:
         found = f"{len(events)} events" if isinstance(events, list) else shorten(events)
-        detail = f"must be a list of 1 to {MAX_EVENTS} events"
-        error = {"field": "events", "code": "events_count", "detail": detail, "value": found}
-        raise Problem("invalid_request", f"events is {found}: {detail}", errors=[error])
+        raise invalid_field("events", "events_count", f"must be a list of 1 to {MAX_EVENTS} events", found)
     return events

@@ -18,7 +18,7 @@ from service.batcher import Abandoned, Batcher, Closed, Expired, Overloaded
 from service.connection import StillUnavailable, StoreUnavailable
 from service.engine import Ranking
 from service.erasure import Erasure
-from service.errors import Problem, describe, invalid, shorten, unavailable
+from service.errors import Problem, invalid, invalid_field, shorten, unavailable
 from service.intake import Intake
 from service.items import LiveItems, TooManyItems
 from service.keyfile import Scope
@@ -32,10 +32,13 @@ from service.requests import (
     parse_json,
     read_body,
     refuse_body,
+    refuse_deadline,
+    surplus_parameter,
     timeout_s_of,
     too_late,
 )
 from service.schemas import (
+    MAX_ID_BYTES,
     MAX_K,
     BatchResponse,
     EventsResponse,
@@ -189,10 +192,11 @@ async def similar(item_id: PathId, request: Request) -> Response:
     """The available items that lie nearest in the model's item space, nearest first."""
     services: Services = request.app.state.services
     with services.metrics.observed("similar"):
-        await admitted(request, "recommend", parameters={"k"})
+        await admitted(request, "recommend", parameters={"k"}, reads_deadline=True)
+        check_id("item_id", item_id)
         k = request.query_params.get("k", "10")
         if not (k.isascii() and k.isdigit() and len(k) <= 3 and 1 <= int(k) <= MAX_K):
-            raise Problem("invalid_request", f"the query parameter k is {shorten(k)}; give 1 to {MAX_K}")
+            raise invalid_field("k", "out_of_range", f"must be 1 to {MAX_K}", shorten(k))
         timeout_s = timeout_s_of(dict(request.scope["headers"]).get(b"x-timeout-ms"))
         engine = services.slot.engine
         if engine is None:
@@ -257,28 +261,44 @@ async def metrics(request: Request) -> Response:
 
 
 async def admitted(
-    request: Request, scope: Scope, *, parameters: Set[str] = frozenset(), takes_body: bool = False
+    request: Request,
+    scope: Scope,
+    *,
+    parameters: Set[str] = frozenset(),
+    takes_body: bool = False,
+    reads_deadline: bool = False,
 ) -> bytes:
     """The body of a request that may do this. parameters: those of its query.
 
     Raises Problem if it may not, or not now, or if it says what would be ignored: another parameter, a body that is not
-    taken.
+    taken, a deadline that nobody reads.
     """
     services: Services = request.app.state.services
     headers = headers_of(request.scope["headers"])
     key = services.keys.require(headers, scope)
     if key is not None and key.limit is not None:
         request.state.more_headers = await services.limits.admit(key.id, key.limit)
-    given = [name for name, _ in request.query_params.multi_items()]
-    if surplus := sorted(set(given) - parameters):
-        raise Problem("invalid_request", f"there is no query parameter {shorten(surplus[0])}; leave it out")
-    for name in parameters:
-        if given.count(name) > 1:
-            raise Problem("invalid_request", f"the query parameter {name} stands twice; give it once")
+    for name, value in request.query_params.multi_items():
+        if name not in parameters:
+            raise surplus_parameter(name, value)
+        given = request.query_params.getlist(name)
+        if len(given) > 1:
+            raise invalid_field(name, "repeated", "stands twice; give it once", shorten(given))
+    if not reads_deadline:
+        refuse_deadline(headers)
     body = await read_body(headers, request.receive)
     if not takes_body:
         refuse_body(body)
     return body
+
+
+def check_id(field: str, found: str) -> None:
+    """Raises Problem for what is no id, in a path: in a body the schema says so."""
+    size = len(found.encode())
+    if not size:
+        raise invalid_field(field, "too_short", "must not be empty", shorten(found))
+    if size > MAX_ID_BYTES:
+        raise invalid_field(field, "too_long", f"must be at most {MAX_ID_BYTES} bytes of UTF-8", f"{size} bytes")
 
 
 def _twice(ids: Sequence[str]) -> Problem:
@@ -286,13 +306,7 @@ def _twice(ids: Sequence[str]) -> Problem:
     first = {item_id: number for number, item_id in reversed([*enumerate(ids)])}
     number = next(number for number, item_id in enumerate(ids) if first[item_id] < number)
     detail = "stands twice; say everything about an item once"
-    entry = {
-        "field": f"items.{number}.item_id",
-        "code": "duplicate_item",
-        "detail": detail,
-        "value": shorten(ids[number]),
-    }
-    return Problem("invalid_request", describe(entry), errors=[entry])
+    return invalid_field(f"items.{number}.item_id", "duplicate_item", detail, shorten(ids[number]))
 
 
 def _json(body: object) -> Response:

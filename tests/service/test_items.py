@@ -144,6 +144,14 @@ def test_an_item_that_is_none_is_refused_by_name_and_nothing_is_stored(
         assert server.dbsize() == 0
 
 
+def test_similar_items_are_asked_of_an_id_that_an_item_could_have(shop: httpx.Client) -> None:
+    asked = {"": "too_short", "é" * 128 + "x": "too_long", "é" * 128: None}
+    for item, code in asked.items():
+        answer = shop.get(f"/items/{item}/similar")
+        found = [entry["code"] for entry in answer.json()["errors"]]
+        assert (answer.status_code, found) == ((422, [code]) if code else (404, []))
+
+
 @pytest.mark.parametrize("value", [None, {"b": 1}, [["x"]], [None]])
 def test_an_attribute_is_a_value_or_a_list_of_them(shop: httpx.Client, value: object) -> None:
     response = shop.put("/items", json={"items": [{"item_id": "i1", "attributes": {"a": value}}]})
