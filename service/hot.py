@@ -17,12 +17,13 @@ import orjson
 from pydantic import ValidationError
 
 from service import filters, logs
+from service.auth import require
 from service.batcher import Abandoned, Caller, Closed, Expired, Overloaded, Pending
 from service.engine import Engine
 from service.errors import Problem, invalid, invalid_field, problem_body, problem_fields, shorten, unavailable
 from service.exchange import Exchange, Route
 from service.filters import Filter, UnknownAttribute
-from service.keyfile import Limit
+from service.keyfile import Key, Limit
 from service.recommender import NoModel, Recommendation, Wish
 from service.requests import (
     bug,
@@ -152,32 +153,34 @@ class _Call:
         context = logs.request_id.set(self._request_id)  # what is called later is called in a copy of it
         try:
             refuse_repeated(headers, fields)
-            key = self._services.keys.require(headers, "events" if self._name == "events" else "recommend")
+            key = self._services.keys.recognise(headers)
             if key is not None and key.limit is not None:
                 admitted = self._services.limits.admit_now(key.id, key.limit)
                 if admitted is None:
-                    self._exchange.run(self._admit(key.id, key.limit, headers))
+                    self._exchange.run(self._admit(key, key.limit, headers))
                     return
                 self._more = admitted
-            self._check(headers)
+            self._check(key, headers)
         except Exception as error:  # noqa: BLE001 - `refuse` tells a problem from a bug
             self.refuse(error)
         finally:
             logs.request_id.reset(context)
 
-    async def _admit(self, key_id: str, limit: Limit, headers: Mapping[bytes, bytes]) -> None:
+    async def _admit(self, key: Key, limit: Limit, headers: Mapping[bytes, bytes]) -> None:
         """Go on when the store has said that the key's limit allows it."""
         try:
-            self._more = await self._services.limits.admit(key_id, limit)
-            self._check(headers)
+            self._more = await self._services.limits.admit(key.id, limit)
+            self._check(key, headers)
         except asyncio.CancelledError:
             self.refuse(unavailable("shutting_down", "the service is shutting down"))
             raise
         except Exception as error:  # noqa: BLE001 - as above
             self.refuse(error)
 
-    def _check(self, headers: Mapping[bytes, bytes]) -> None:
+    def _check(self, key: Key | None, headers: Mapping[bytes, bytes]) -> None:
         """Raises Problem for what needs no body to be refused: a refusal should cost as little as it can."""
+        if key is not None:
+            require(key, "events" if self._name == "events" else "recommend")
         self._timeout_s = _timeout_s(self._exchange, headers)
         if self._timeout_s is not None and self._name == "events":
             refuse_deadline(headers)

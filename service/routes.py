@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect
 
 from service import metrics as prometheus
 from service.attributes import ItemState
-from service.auth import Keys
+from service.auth import Keys, require
 from service.batcher import Abandoned, Batcher, Closed, Expired, Overloaded
 from service.connection import StillUnavailable, StoreUnavailable
 from service.engine import Ranking
@@ -275,9 +275,11 @@ async def admitted(
     """
     services: Services = request.app.state.services
     headers = headers_of(request.scope["headers"])
-    key = services.keys.require(headers, scope)
-    if key is not None and key.limit is not None:
-        request.state.more_headers = await services.limits.admit(key.id, key.limit)
+    key = services.keys.recognise(headers)
+    if key is not None:
+        if key.limit is not None:
+            request.state.more_headers = await services.limits.admit(key.id, key.limit)
+        require(key, scope)
     for name, value in request.query_params.multi_items():
         if name not in parameters:
             raise surplus_parameter(name, value)
