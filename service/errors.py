@@ -170,6 +170,8 @@ def install(app: FastAPI) -> None:
         if status == 404:
             problem = Problem("not_found", f"there is nothing at {shorten(request.url.path)}; see /docs")
         elif status == 405:
+            if headers.get("Allow") == "GET":
+                headers["Allow"] = "GET, HEAD"  # see RequestScope
             allowed = headers.get("Allow", "another method")
             problem = Problem(
                 "method_not_allowed", f"{request.method} is not allowed here, {allowed} is", headers=headers

@@ -90,7 +90,10 @@ def refuse_repeated(headers: Mapping[bytes, bytes], fields: Sequence[tuple[bytes
 
 
 class RequestScope:
-    """Gives a request its id and the path to find its route by, and answers 500 for an exception."""
+    """Gives a request its id and the path to find its route by, and answers 500 for an exception.
+
+    HEAD is answered as GET is, everywhere; the server leaves the body out.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -118,6 +121,8 @@ class RequestScope:
         except Problem as problem:
             await problem_response(problem, request_id)(scope, receive, send_with_id)
             return
+        if scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}
         try:
             await self._app(scope, receive, send_with_id)
         except ClientDisconnect:

@@ -63,6 +63,19 @@ def test_paths_and_methods_that_do_not_exist_are_problems_too(client: httpx.Clie
     assert response.headers["allow"] == "POST"
 
 
+def test_head_is_answered_wherever_get_is(client: httpx.Client) -> None:
+    described = client.get("/openapi.json").json()["paths"]
+    paths = [path for path, operations in described.items() if "get" in operations]
+    for path in ["/", "/docs", "/openapi.json", "/items/other/similar", *paths]:
+        url = path.replace("{item_id}", "i1").replace("{user_id}", "ada")
+        head, whole = client.head(url), client.get(url)
+        assert (head.status_code, head.content) == (whole.status_code, b""), url
+        assert head.headers["content-type"] == whole.headers["content-type"]
+        if url != "/metrics":  # which counts these too
+            assert head.headers["content-length"] == str(len(whole.content)), url
+    assert client.head("/recommend").status_code == 405
+
+
 @pytest.mark.parametrize("name", ["Authorization", "Host", "Origin", "X-Timeout-Ms"])
 @pytest.mark.parametrize("path", ["/recommend", "/models/rollback"])
 def test_a_repeated_header_that_decides_something_is_refused(client: httpx.Client, path: str, name: str) -> None:
