@@ -10,6 +10,7 @@ import orjson
 from fastapi import APIRouter, Request, Response
 from pydantic import ValidationError
 from starlette.requests import ClientDisconnect
+from starlette.responses import PlainTextResponse
 
 from service import metrics as prometheus
 from service.attributes import ItemState
@@ -42,9 +43,11 @@ from service.schemas import (
     MAX_K,
     BatchResponse,
     EventsResponse,
+    HealthResponse,
     ItemsRequest,
     ItemsResponse,
     PathId,
+    ReadyResponse,
     RecommendResponse,
     SimilarResponse,
 )
@@ -124,7 +127,7 @@ async def recommend() -> None:
 @router.post(
     "/recommend/batch",
     tags=["recommend"],
-    responses={200: {"model": BatchResponse}, **problems(400, 401, 403, 408, 413, 422)},
+    responses={200: {"model": BatchResponse}, **problems(400, 401, 403, 408, 413, 422, 503)},
     openapi_extra=_body_of(
         "RecommendBatchRequest", example={"queries": [{"history": ["50"]}, {"user_id": "ada", "k": 5}]}
     )
@@ -222,7 +225,7 @@ async def similar(item_id: PathId, request: Request) -> Response:
         return _json({"item_id": item_id, "model_version": engine.version, "items": items})
 
 
-@router.get("/healthz", tags=["operation"], responses=problems(503))
+@router.get("/healthz", tags=["operation"], responses={200: {"model": HealthResponse}, **problems(503)})
 async def healthz(request: Request) -> Response:
     """Whether the scoring worker of the process that answers lives; restart it if not, as several workers do."""
     services: Services = request.app.state.services
@@ -231,7 +234,7 @@ async def healthz(request: Request) -> Response:
     return _json({"status": "ok"})
 
 
-@router.get("/readyz", tags=["operation"], responses=problems(503))
+@router.get("/readyz", tags=["operation"], responses={200: {"model": ReadyResponse}, **problems(503)})
 async def readyz(request: Request) -> Response:
     """Whether a tested bundle serves in the process that answers; and why events are refused while none is tried.
 
@@ -246,7 +249,7 @@ async def readyz(request: Request) -> Response:
     return _json({"status": "ready", "model_version": slot.engine.version, "events_refused": refused})
 
 
-@router.get("/metrics", tags=["operation"], response_class=Response, responses=problems(503))
+@router.get("/metrics", tags=["operation"], response_class=PlainTextResponse, responses=problems(503))
 async def metrics(request: Request) -> Response:
     """Counts and times of all workers, in Prometheus's text format."""
     services: Services = request.app.state.services

@@ -13,11 +13,12 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import orjson
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 
 from models.eventlog import LAST_TIMESTAMP_MS
-from service.filters import INEXACT, MAX_INTEGER, OPERATORS
+from service.filters import INEXACT, MAX_INTEGER, OPERATORS, SCHEMA_REF
 
 MAX_K = 500
 MAX_HISTORY = 10_000  # far above what a model reads, below what would make one request a load
@@ -105,13 +106,10 @@ TimestampMs = Annotated[
     BeforeValidator(_milliseconds, json_schema_input_type=_Milliseconds | _Moment),
     Field(description="epoch milliseconds, or RFC 3339 with a zone; default: now, so give it or event_id if you retry"),
 ]
-# The operators, of which there is one; what is inside is the business of filters.py.
-Expression = Annotated[
-    dict[str, Any],
-    Field(json_schema_extra={"minProperties": 1, "maxProperties": 1, "propertyNames": {"enum": [*OPERATORS]}}),
-]
+Expression = Annotated[dict[str, Any], WithJsonSchema(SCHEMA_REF)]  # what is in it is the business of filters.py
 Properties = Annotated[bytes, BeforeValidator(_written, json_schema_input_type=dict[str, Any])]  # as it is stored
-Scalar = str | Annotated[float, Field(allow_inf_nan=False)] | bool
+_BOUNDS: JsonDict = {"minimum": -MAX_INTEGER, "maximum": MAX_INTEGER}  # which _exact checks
+Scalar = str | Annotated[float, Field(allow_inf_nan=False, json_schema_extra=_BOUNDS)] | bool
 Attributes = Annotated[dict[str, Annotated[Scalar | list[Scalar], BeforeValidator(_exact)]], BeforeValidator(_small)]
 
 
@@ -260,6 +258,18 @@ class SimilarResponse(BaseModel):
     item_id: str
     model_version: str
     items: list[SimilarItem]
+
+
+class HealthResponse(BaseModel):
+    status: Literal["ok"]
+
+
+class ReadyResponse(BaseModel):
+    status: Literal["ready"]
+    model_version: str
+    events_refused: Literal["store_unfit", "store_unreachable"] | None = Field(
+        description="why, while no event is even tried"
+    )
 
 
 class ProblemResponse(BaseModel):

@@ -169,6 +169,19 @@ def test_the_description_lists_the_hot_routes_with_their_bodies(client: httpx.Cl
     assert {"RecommendRequest", "EventRequest", "EventsRequest", "RecommendResponse", "ProblemResponse"} <= names
 
 
+def test_the_description_says_what_every_route_answers(client: httpx.Client) -> None:
+    description = client.get("/openapi.json").json()
+    for path, operations in description["paths"].items():
+        for method, operation in operations.items():
+            ((kind, content),) = operation["responses"]["200"]["content"].items()
+            assert content["schema"], (method, path)
+            assert client.head(path).headers["content-type"].startswith(kind) or "{" in path or method != "get"
+    assert "503" in description["paths"]["/recommend/batch"]["post"]["responses"]
+    said = description["components"]["schemas"]["Filter"]
+    assert said["properties"]["not"] == {"$ref": "#/components/schemas/Filter"}
+    assert all(str(limit) in said["description"] for limit in (16, 256, 1000, 5000))
+
+
 def test_the_description_says_what_numbers_and_times_may_be(client: httpx.Client) -> None:
     description = client.get("/openapi.json").json()
     (_, k, deadline) = description["paths"]["/items/{item_id}/similar"]["get"]["parameters"]
