@@ -20,7 +20,7 @@ from starlette.types import ASGIApp
 from models import VERSION
 from models.eventlog import PARTITIONS
 from models.runtime import cpu_quota
-from service import durability, errors, users, versions
+from service import durability, errors, filters, users, versions
 from service.auth import Keys
 from service.batcher import Batcher
 from service.engine import Engine
@@ -226,7 +226,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         own = [(model, "validation") for model in parsed]
         _, definitions = models_json_schema(own, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
         components = schema.setdefault("components", {})
-        components.setdefault("schemas", {}).update(definitions["$defs"])
+        components.setdefault("schemas", {}).update(definitions["$defs"], Filter=filters.schema())
         components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         app.openapi_schema = schema
     return app.openapi_schema

@@ -86,10 +86,10 @@ class Keys:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watcher
 
-    def require(self, headers: Mapping[bytes, bytes], scope: Scope) -> Key | None:
+    def recognise(self, headers: Mapping[bytes, bytes]) -> Key | None:
         """The key of a request with these headers (names in lower case), None where none is needed.
 
-        Raises Problem unless it has this scope.
+        Raises Problem if it has none that is valid. What the key may do, `require` tells.
         """
         if self._ring is None:
             self._refuse_other_sites(headers)
@@ -102,12 +102,6 @@ class Keys:
             if len(self._recognised) >= _REMEMBERED:
                 self._recognised.clear()
             self._recognised[digest] = key
-        if scope not in key.scopes:
-            raise Problem(
-                "forbidden",
-                f"the key's scopes are {', '.join(sorted(key.scopes)) or 'none'}; this needs {scope}",
-                headers={"WWW-Authenticate": f'{_CHALLENGE}, error="insufficient_scope", scope="{scope}"'},
-            )
         return key
 
     async def _watch(self) -> None:
@@ -174,6 +168,16 @@ class Keys:
                 f"the request is addressed to {shorten(host.decode('latin-1'))}, which is none of the names in "
                 "RECSERVE_ALLOWED_HOSTS",
             )
+
+
+def require(key: Key, scope: Scope) -> None:
+    """Raises Problem unless the key has this scope."""
+    if scope not in key.scopes:
+        raise Problem(
+            "forbidden",
+            f"the key's scopes are {', '.join(sorted(key.scopes)) or 'none'}; this needs {scope}",
+            headers={"WWW-Authenticate": f'{_CHALLENGE}, error="insufficient_scope", scope="{scope}"'},
+        )
 
 
 def _name_of(host: bytes) -> str:

@@ -178,7 +178,7 @@ class Engine:
         """For every query and every item it got, the events that moved the item's score most.
 
         An event's effect is what the score loses when that event alone is left out; of the newest events the model
-        reads, each is left out once, those of one query encoded together. Of cold items none is told.
+        reads, each is left out once, those of one query encoded together.
         """
         return [self._reasons(query, ranking) for query, ranking in zip(queries, rankings, strict=True)]
 
@@ -186,26 +186,32 @@ class Engine:
         length = len(query.sequence)
         places = range(max(0, length - self.bundle.manifest.length), length)
         variants = [_without(query, place) for place in places]
-        known = np.array(ranking.indices, np.int64) > 0
-        items = np.array(ranking.indices, np.int64)[known]
-        if not (len(items) and variants):
-            return [[] for _ in known]
-        among = Selection.gathered(np.sort(items), self.bundle.items)
-        indices, scores = self._runtime.rank(
-            self._encode(variants),
-            [_NONE] * len(variants),
-            len(items),
-            [variant.sequence for variant in variants],
-            among=among,
-        )
-        without = np.take_along_axis(scores, np.argsort(indices, axis=1), axis=1)  # by item
-        effects = np.array(ranking.scores)[known] - without[:, np.searchsorted(among.rows, items)]  # (variants, items)
+        if not (ranking.indices and variants):
+            return [[] for _ in ranking.indices]
+        vectors = self._encode(variants)
+        items = np.array(ranking.indices, np.int64)
+        without = np.empty((len(variants), len(items)))  # scores
+        without[:, items > 0] = self._rescored(variants, vectors, items[items > 0])
+        if query.cold is not None:
+            without[:, items < 0] = np.einsum("vd,nd->vn", vectors, query.cold.tail.matrix[-items[items < 0]])
+        effects = np.array(ranking.scores) - without
         order = np.argsort(-np.abs(effects), axis=0, kind="stable")[:_REASONS]
-        reasons = iter(
+        return [
             [Reason(places[row], float(effects[row, column])) for row in order[:, column]]
             for column in range(len(items))
-        )
-        return [next(reasons) if one else [] for one in known]
+        ]
+
+    def _rescored(
+        self, queries: Sequence[Query], vectors: NDArray[np.float32], items: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """What each of some items of the bundle scores for each query: (queries, items)."""
+        if not len(items):
+            return np.empty((len(queries), 0), np.float32)
+        among = Selection.gathered(np.sort(items), self.bundle.items)
+        nothing, sequences = [_NONE] * len(queries), [query.sequence for query in queries]
+        indices, scores = self._runtime.rank(vectors, nothing, len(items), sequences, among=among)
+        by_item = np.take_along_axis(scores, np.argsort(indices, axis=1), axis=1)
+        return by_item[:, np.searchsorted(among.rows, items)]
 
     def similar(self, index: int, k: int) -> Ranking:
         """The k available items that are nearest an item in the model's item space, by the cosine of the angle."""

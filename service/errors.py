@@ -46,7 +46,12 @@ TABLE: dict[str, tuple[int, str]] = {
     "totals_unavailable": (503, "The counts of all workers could not be read"),
 }
 _CODE_OF_STATUS = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
-_PLAINER = {"missing": "is required", "extra_forbidden": "there is no such field; leave it out"}
+_PLAINER = {
+    "missing": "is required",
+    "extra_forbidden": "there is no such field; leave it out",
+    "dict_type": "must be an object",
+    "model_type": "must be an object",
+}
 _SHOWN = 80  # characters of a refused value that an answer repeats
 _MAX_ERRORS = 20  # listed; one wrong list of 1,000 entries should not become an answer of a megabyte
 
@@ -86,6 +91,12 @@ def invalid(error: ValidationError) -> Problem:
     if surplus > 0:
         detail += f"; {surplus} more are not listed"
     return Problem("invalid_request", detail, errors=found)
+
+
+def invalid_field(field: str, code: str, detail: str, value: str | None) -> Problem:
+    """The 422 for one field, header or parameter; value: as `shorten` gives it, None where it is not to be shown."""
+    entry = {"field": field[:_SHOWN], "code": code, "detail": detail, "value": value}
+    return Problem("invalid_request", describe(entry), errors=[entry])
 
 
 def field_errors(error: ValidationError) -> list[dict[str, Any]]:
@@ -159,6 +170,8 @@ def install(app: FastAPI) -> None:
         if status == 404:
             problem = Problem("not_found", f"there is nothing at {shorten(request.url.path)}; see /docs")
         elif status == 405:
+            if headers.get("Allow") == "GET":
+                headers["Allow"] = "GET, HEAD"  # see RequestScope
             allowed = headers.get("Allow", "another method")
             problem = Problem(
                 "method_not_allowed", f"{request.method} is not allowed here, {allowed} is", headers=headers

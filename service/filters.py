@@ -8,9 +8,8 @@ entry may. `not` is everything that does not match.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Literal, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +29,36 @@ Order = Literal["lt", "lte", "gt", "gte"]
 _ORDERS = ("lt", "lte", "gt", "gte")
 OPERATORS = ("all", "any", "not", "eq", "in", *_ORDERS)
 _ONE_OPERATOR = f"{', '.join(OPERATORS[:-1])} or {OPERATORS[-1]}"
+
+SCHEMA_REF = {"$ref": "#/components/schemas/Filter"}
+
+
+def schema() -> dict[str, Any]:
+    """What an expression may be, for the description of the service, where SCHEMA_REF finds it."""
+
+    def of_one_attribute(wanted: dict[str, Any]) -> dict[str, Any]:
+        return {"type": "object", "minProperties": 1, "maxProperties": 1, "additionalProperties": wanted}
+
+    number = {"type": "number", "minimum": -MAX_INTEGER, "maximum": MAX_INTEGER}
+    value = {"anyOf": [{"type": "string"}, number, {"type": "boolean"}]}
+    values = {"type": "array", "items": value, "minItems": 1, "maxItems": MAX_VALUES}
+    parts = {"type": "array", "items": SCHEMA_REF, "minItems": 1}
+    return {
+        "type": "object",
+        "description": f"One operator, with what it takes. At most {MAX_DEPTH} deep, {MAX_PARTS} parts, {MAX_VALUES} "
+        f"values in an `in` and {MAX_ALL_VALUES} in all.",
+        "minProperties": 1,
+        "maxProperties": 1,
+        "additionalProperties": False,
+        "properties": {
+            "all": parts,
+            "any": parts,
+            "not": SCHEMA_REF,
+            "eq": of_one_attribute(value),
+            "in": of_one_attribute(values),
+            **dict.fromkeys(_ORDERS, of_one_attribute(number)),
+        },
+    }
 
 
 class FilterError(ValueError):
@@ -184,18 +213,14 @@ def _typed(raw: object, where: str, number: int | None = None) -> tuple[type, Va
         return bool, raw
     if not isinstance(raw, (int, float)):
         raise FilterError(_place(where, number), raw, "must be a string, a number, true or false")
-    if abs(raw) > MAX_INTEGER:  # of integers beyond 2^64 the parser makes floats
-        raise FilterError(_place(where, number), raw, INEXACT)
     return float, _number(raw, where, number)
 
 
 def _number(raw: object, where: str, number: int | None = None) -> float:
     if isinstance(raw, bool) or not isinstance(raw, (int, float)):
         raise FilterError(_place(where, number), raw, "must be a number")
-    if isinstance(raw, int) and abs(raw) > MAX_INTEGER:
+    if not abs(raw) <= MAX_INTEGER:  # of integers beyond 64 bits the parser makes floats
         raise FilterError(_place(where, number), raw, INEXACT)
-    if not math.isfinite(raw):
-        raise FilterError(_place(where, number), raw, "must be a finite number")
     return float(raw)
 
 

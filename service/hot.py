@@ -11,19 +11,31 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
+from urllib.parse import parse_qsl
 
 import orjson
 from pydantic import ValidationError
 
 from service import filters, logs
+from service.auth import require
 from service.batcher import Abandoned, Caller, Closed, Expired, Overloaded, Pending
 from service.engine import Engine
-from service.errors import Problem, invalid, problem_body, problem_fields, shorten, unavailable
+from service.errors import Problem, invalid, invalid_field, problem_body, problem_fields, shorten, unavailable
 from service.exchange import Exchange, Route
 from service.filters import Filter, UnknownAttribute
-from service.keyfile import Limit
+from service.keyfile import Key, Limit
 from service.recommender import NoModel, Recommendation, Wish
-from service.requests import bug, check_declared, parse_json, refuse_repeated, request_id_of, timeout_s_of, too_late
+from service.requests import (
+    bug,
+    check_declared,
+    parse_json,
+    refuse_deadline,
+    refuse_repeated,
+    request_id_of,
+    surplus_parameter,
+    timeout_s_of,
+    too_late,
+)
 from service.routes import NO_MODEL, Services
 from service.schemas import MAX_QUERIES, RecommendRequest
 from service.scoring import ScoringStopped
@@ -141,35 +153,37 @@ class _Call:
         context = logs.request_id.set(self._request_id)  # what is called later is called in a copy of it
         try:
             refuse_repeated(headers, fields)
-            key = self._services.keys.require(headers, "events" if self._name == "events" else "recommend")
+            key = self._services.keys.recognise(headers)
             if key is not None and key.limit is not None:
                 admitted = self._services.limits.admit_now(key.id, key.limit)
                 if admitted is None:
-                    self._exchange.run(self._admit(key.id, key.limit, headers))
+                    self._exchange.run(self._admit(key, key.limit, headers))
                     return
                 self._more = admitted
-            self._check(headers)
+            self._check(key, headers)
         except Exception as error:  # noqa: BLE001 - `refuse` tells a problem from a bug
             self.refuse(error)
         finally:
             logs.request_id.reset(context)
 
-    async def _admit(self, key_id: str, limit: Limit, headers: Mapping[bytes, bytes]) -> None:
+    async def _admit(self, key: Key, limit: Limit, headers: Mapping[bytes, bytes]) -> None:
         """Go on when the store has said that the key's limit allows it."""
         try:
-            self._more = await self._services.limits.admit(key_id, limit)
-            self._check(headers)
+            self._more = await self._services.limits.admit(key.id, limit)
+            self._check(key, headers)
         except asyncio.CancelledError:
             self.refuse(unavailable("shutting_down", "the service is shutting down"))
             raise
         except Exception as error:  # noqa: BLE001 - as above
             self.refuse(error)
 
-    def _check(self, headers: Mapping[bytes, bytes]) -> None:
+    def _check(self, key: Key | None, headers: Mapping[bytes, bytes]) -> None:
         """Raises Problem for what needs no body to be refused: a refusal should cost as little as it can."""
+        if key is not None:
+            require(key, "events" if self._name == "events" else "recommend")
         self._timeout_s = _timeout_s(self._exchange, headers)
         if self._timeout_s is not None and self._name == "events":
-            raise Problem("invalid_request", "X-Timeout-Ms is for recommendations; an event is stored or refused")
+            refuse_deadline(headers)
         check_declared(headers)
         if self._name == "events":
             self._services.intake.check_room()
@@ -273,8 +287,10 @@ def _recommended(query: object, timeout_s: float | None, future: "asyncio.Future
 
 def _timeout_s(exchange: Exchange, headers: Mapping[bytes, bytes]) -> float | None:
     """What X-Timeout-Ms allows, in seconds. A parameter that would be ignored is refused instead."""
-    if exchange.url.partition(b"?")[2]:
-        raise Problem("invalid_request", "this route takes no query parameters; put every field into the JSON body")
+    query = exchange.url.partition(b"?")[2]
+    if query:
+        for name, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
+            raise surplus_parameter(name, value)
     return timeout_s_of(headers.get(b"x-timeout-ms"))
 
 
@@ -289,9 +305,8 @@ def _queries(body: object) -> list[object]:
     queries = body.get("queries") if isinstance(body, dict) and len(body) == 1 else None
     if not isinstance(queries, list) or not 1 <= len(queries) <= MAX_QUERIES:
         found = f"{len(queries)} queries" if isinstance(queries, list) else shorten(body)
-        detail = f'must be {{"queries": [1 to {MAX_QUERIES} queries]}} and nothing else'
-        error = {"field": "queries", "code": "queries_count", "detail": detail, "value": found}
-        raise Problem("invalid_request", f"the body has {found}: it {detail}", errors=[error])
+        detail = f'the body must be {{"queries": [1 to {MAX_QUERIES} queries]}} and nothing else'
+        raise invalid_field("queries", "queries_count", detail, found)
     return queries
 
 
@@ -322,5 +337,4 @@ def _filter(expression: object) -> Filter:
 
 
 def _bad_filter(field: str, value: str, reason: str) -> Problem:
-    entry = {"field": field, "code": "filter", "detail": reason, "value": value}
-    return Problem("invalid_request", f"{field} is {value}: {reason}", errors=[entry])
+    return invalid_field(field, "filter", reason, value)

@@ -19,7 +19,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import logs
-from service.errors import Problem, problem_response, shorten
+from service.errors import Problem, invalid_field, problem_response, shorten
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ MAX_DEPTH = 254  # of lists and objects in each other: as deep as can be written
 _SMALL_BYTES = 65_536
 REQUEST_ID = b"x-request-id"
 CONNECTION = "connection"  # where the state of a scope names the connection, whose client may be gone
-_DECIDING = (b"authorization", b"host", b"origin")
+_DECIDING = (b"authorization", b"host", b"origin", b"x-timeout-ms")
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -46,8 +46,23 @@ def timeout_s_of(given: bytes | None) -> float | None:
         return None
     if not given.isdigit() or len(given) > 5 or not 1 <= int(given) <= MAX_TIMEOUT_MS:
         found = shorten(given.decode("latin-1"))
-        raise Problem("invalid_request", f"the header X-Timeout-Ms is {found}; give 1 to {MAX_TIMEOUT_MS} milliseconds")
+        raise invalid_field("X-Timeout-Ms", "out_of_range", f"must be 1 to {MAX_TIMEOUT_MS} milliseconds", found)
     return int(given) / 1000
+
+
+def refuse_deadline(headers: Mapping[bytes, bytes]) -> None:
+    """Raises Problem for X-Timeout-Ms, on a route where it would be ignored."""
+    given = headers.get(b"x-timeout-ms")
+    if given is not None:
+        detail = "this route has no deadline; leave it out"
+        raise invalid_field("X-Timeout-Ms", "extra_forbidden", detail, shorten(given.decode("latin-1")))
+
+
+def surplus_parameter(name: str, value: str) -> Problem:
+    """What a request gets for a parameter in its URL that would be ignored."""
+    return invalid_field(
+        name, "extra_forbidden", "this route has no such query parameter; leave it out", shorten(value)
+    )
 
 
 def too_late(error: Exception, timeout_s: float | None) -> Problem:
@@ -63,7 +78,7 @@ def headers_of(fields: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
 
 
 def refuse_repeated(headers: Mapping[bytes, bytes], fields: Sequence[tuple[bytes, bytes]]) -> None:
-    """Raises Problem if one of the fields that decides who may call is repeated; headers: what dict makes of them.
+    """Raises Problem if one of the fields that decide something is repeated; headers: what dict makes of them.
 
     A proxy that looks at another of the two than we do could be told one thing and we another.
     """
@@ -71,11 +86,14 @@ def refuse_repeated(headers: Mapping[bytes, bytes], fields: Sequence[tuple[bytes
         names = [name for name, _ in fields]
         for name in _DECIDING:
             if names.count(name) > 1:
-                raise Problem("invalid_request", f"the header {name.decode()} is repeated; send it once")
+                raise invalid_field(name.decode(), "repeated", "is repeated; send it once", None)
 
 
 class RequestScope:
-    """Gives a request its id and the path to find its route by, and answers 500 for an exception."""
+    """Gives a request its id and the path to find its route by, and answers 500 for an exception.
+
+    HEAD is answered as GET is, everywhere; the server leaves the body out.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -103,6 +121,8 @@ class RequestScope:
         except Problem as problem:
             await problem_response(problem, request_id)(scope, receive, send_with_id)
             return
+        if scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}
         try:
             await self._app(scope, receive, send_with_id)
         except ClientDisconnect:
@@ -147,8 +167,8 @@ async def read_body(headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
 
 def refuse_body(body: bytes) -> None:
     """Raises Problem if a body says anything, on a route where that would be ignored."""
-    if body and parse_json(body) != {}:
-        raise Problem("invalid_request", "this route takes no body; leave it out")
+    if body and (found := parse_json(body)) != {}:
+        raise invalid_field("body", "extra_forbidden", "this route takes none; leave it out", shorten(found))
 
 
 def parse_json(body: bytes) -> object:
@@ -230,9 +250,8 @@ def _path_of(raw: bytes) -> str:
     try:
         segments = [unquote_to_bytes(segment).decode() for segment in raw.split(b"/")]
     except UnicodeDecodeError as error:
-        sent, detail = shorten(raw.decode("latin-1")), "must be UTF-8, percent-encoded"
-        entry = {"field": "path", "code": "not_utf_8", "detail": detail, "value": sent}
-        raise Problem("invalid_request", f"path is {sent}: {detail}", errors=[entry]) from error
+        sent = shorten(raw.decode("latin-1"))
+        raise invalid_field("path", "not_utf_8", "must be UTF-8, percent-encoded", sent) from error
     return "/".join([segment.replace("%", "%25").replace("/", "%2F") for segment in segments])
 
 

@@ -10,15 +10,16 @@ import orjson
 from fastapi import APIRouter, Request, Response
 from pydantic import ValidationError
 from starlette.requests import ClientDisconnect
+from starlette.responses import PlainTextResponse
 
 from service import metrics as prometheus
 from service.attributes import ItemState
-from service.auth import Keys
+from service.auth import Keys, require
 from service.batcher import Abandoned, Batcher, Closed, Expired, Overloaded
 from service.connection import StillUnavailable, StoreUnavailable
 from service.engine import Ranking
 from service.erasure import Erasure
-from service.errors import Problem, describe, invalid, shorten, unavailable
+from service.errors import Problem, invalid, invalid_field, shorten, unavailable
 from service.intake import Intake
 from service.items import LiveItems, TooManyItems
 from service.keyfile import Scope
@@ -32,16 +33,21 @@ from service.requests import (
     parse_json,
     read_body,
     refuse_body,
+    refuse_deadline,
+    surplus_parameter,
     timeout_s_of,
     too_late,
 )
 from service.schemas import (
+    MAX_ID_BYTES,
     MAX_K,
     BatchResponse,
     EventsResponse,
+    HealthResponse,
     ItemsRequest,
     ItemsResponse,
     PathId,
+    ReadyResponse,
     RecommendResponse,
     SimilarResponse,
 )
@@ -121,7 +127,7 @@ async def recommend() -> None:
 @router.post(
     "/recommend/batch",
     tags=["recommend"],
-    responses={200: {"model": BatchResponse}, **problems(400, 401, 403, 408, 413, 422)},
+    responses={200: {"model": BatchResponse}, **problems(400, 401, 403, 408, 413, 422, 503)},
     openapi_extra=_body_of(
         "RecommendBatchRequest", example={"queries": [{"history": ["50"]}, {"user_id": "ada", "k": 5}]}
     )
@@ -189,10 +195,11 @@ async def similar(item_id: PathId, request: Request) -> Response:
     """The available items that lie nearest in the model's item space, nearest first."""
     services: Services = request.app.state.services
     with services.metrics.observed("similar"):
-        await admitted(request, "recommend", parameters={"k"})
+        await admitted(request, "recommend", parameters={"k"}, reads_deadline=True)
+        check_id("item_id", item_id)
         k = request.query_params.get("k", "10")
         if not (k.isascii() and k.isdigit() and len(k) <= 3 and 1 <= int(k) <= MAX_K):
-            raise Problem("invalid_request", f"the query parameter k is {shorten(k)}; give 1 to {MAX_K}")
+            raise invalid_field("k", "out_of_range", f"must be 1 to {MAX_K}", shorten(k))
         timeout_s = timeout_s_of(dict(request.scope["headers"]).get(b"x-timeout-ms"))
         engine = services.slot.engine
         if engine is None:
@@ -218,7 +225,7 @@ async def similar(item_id: PathId, request: Request) -> Response:
         return _json({"item_id": item_id, "model_version": engine.version, "items": items})
 
 
-@router.get("/healthz", tags=["operation"], responses=problems(503))
+@router.get("/healthz", tags=["operation"], responses={200: {"model": HealthResponse}, **problems(503)})
 async def healthz(request: Request) -> Response:
     """Whether the scoring worker of the process that answers lives; restart it if not, as several workers do."""
     services: Services = request.app.state.services
@@ -227,7 +234,7 @@ async def healthz(request: Request) -> Response:
     return _json({"status": "ok"})
 
 
-@router.get("/readyz", tags=["operation"], responses=problems(503))
+@router.get("/readyz", tags=["operation"], responses={200: {"model": ReadyResponse}, **problems(503)})
 async def readyz(request: Request) -> Response:
     """Whether a tested bundle serves in the process that answers; and why events are refused while none is tried.
 
@@ -242,7 +249,7 @@ async def readyz(request: Request) -> Response:
     return _json({"status": "ready", "model_version": slot.engine.version, "events_refused": refused})
 
 
-@router.get("/metrics", tags=["operation"], response_class=Response, responses=problems(503))
+@router.get("/metrics", tags=["operation"], response_class=PlainTextResponse, responses=problems(503))
 async def metrics(request: Request) -> Response:
     """Counts and times of all workers, in Prometheus's text format."""
     services: Services = request.app.state.services
@@ -257,28 +264,46 @@ async def metrics(request: Request) -> Response:
 
 
 async def admitted(
-    request: Request, scope: Scope, *, parameters: Set[str] = frozenset(), takes_body: bool = False
+    request: Request,
+    scope: Scope,
+    *,
+    parameters: Set[str] = frozenset(),
+    takes_body: bool = False,
+    reads_deadline: bool = False,
 ) -> bytes:
     """The body of a request that may do this. parameters: those of its query.
 
     Raises Problem if it may not, or not now, or if it says what would be ignored: another parameter, a body that is not
-    taken.
+    taken, a deadline that nobody reads.
     """
     services: Services = request.app.state.services
     headers = headers_of(request.scope["headers"])
-    key = services.keys.require(headers, scope)
-    if key is not None and key.limit is not None:
-        request.state.more_headers = await services.limits.admit(key.id, key.limit)
-    given = [name for name, _ in request.query_params.multi_items()]
-    if surplus := sorted(set(given) - parameters):
-        raise Problem("invalid_request", f"there is no query parameter {shorten(surplus[0])}; leave it out")
-    for name in parameters:
-        if given.count(name) > 1:
-            raise Problem("invalid_request", f"the query parameter {name} stands twice; give it once")
+    key = services.keys.recognise(headers)
+    if key is not None:
+        if key.limit is not None:
+            request.state.more_headers = await services.limits.admit(key.id, key.limit)
+        require(key, scope)
+    for name, value in request.query_params.multi_items():
+        if name not in parameters:
+            raise surplus_parameter(name, value)
+        given = request.query_params.getlist(name)
+        if len(given) > 1:
+            raise invalid_field(name, "repeated", "stands twice; give it once", shorten(given))
+    if not reads_deadline:
+        refuse_deadline(headers)
     body = await read_body(headers, request.receive)
     if not takes_body:
         refuse_body(body)
     return body
+
+
+def check_id(field: str, found: str) -> None:
+    """Raises Problem for what is no id, in a path: in a body the schema says so."""
+    size = len(found.encode())
+    if not size:
+        raise invalid_field(field, "too_short", "must not be empty", shorten(found))
+    if size > MAX_ID_BYTES:
+        raise invalid_field(field, "too_long", f"must be at most {MAX_ID_BYTES} bytes of UTF-8", f"{size} bytes")
 
 
 def _twice(ids: Sequence[str]) -> Problem:
@@ -286,13 +311,7 @@ def _twice(ids: Sequence[str]) -> Problem:
     first = {item_id: number for number, item_id in reversed([*enumerate(ids)])}
     number = next(number for number, item_id in enumerate(ids) if first[item_id] < number)
     detail = "stands twice; say everything about an item once"
-    entry = {
-        "field": f"items.{number}.item_id",
-        "code": "duplicate_item",
-        "detail": detail,
-        "value": shorten(ids[number]),
-    }
-    return Problem("invalid_request", describe(entry), errors=[entry])
+    return invalid_field(f"items.{number}.item_id", "duplicate_item", detail, shorten(ids[number]))
 
 
 def _json(body: object) -> Response:

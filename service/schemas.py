@@ -6,17 +6,19 @@ and written by hand, since validating our own answers costs more than computing 
 """
 
 import hashlib
+import json
 import math
 import re
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import orjson
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 
 from models.eventlog import LAST_TIMESTAMP_MS
-from service.filters import INEXACT, MAX_INTEGER, OPERATORS
+from service.filters import INEXACT, MAX_INTEGER, OPERATORS, SCHEMA_REF
 
 MAX_K = 500
 MAX_HISTORY = 10_000  # far above what a model reads, below what would make one request a load
@@ -24,15 +26,14 @@ MAX_EXCLUDED = 1000
 MAX_EVENTS = 1000
 MAX_ID_BYTES = 256
 MAX_TYPE_BYTES = 256
-MAX_PROPERTIES_BYTES = 4096
+MAX_OBJECT_BYTES = 4096  # of properties, and of attributes
 MAX_AHEAD_MS = 5 * 60 * 1000
 MAX_CANDIDATES = 10_000
 MAX_QUERIES = 256
 MAX_ITEMS = 1000
-MAX_ATTRIBUTES_BYTES = 4096
 MAX_FIELDS = 64  # of one object, whether they exist or not
 
-_RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+_RFC_3339 = re.compile(r"(\d{4}-\d\d-\d\d[T ]\d\d:\d\d:)(\d\d(?:\.\d+)?)(Z|[+-]\d\d:\d\d)", re.ASCII)
 
 
 def _bytes_at_most(limit: int) -> AfterValidator:
@@ -51,28 +52,42 @@ def _milliseconds(value: object) -> object:
     if not isinstance(value, str):
         return value
     try:
-        if not _RFC_3339.fullmatch(value):
+        parts = _RFC_3339.fullmatch(value.upper())
+        if not parts:
             raise ValueError
-        moment = datetime.fromisoformat(value.upper())
-        return math.floor(moment.timestamp()) * 1000 + moment.microsecond // 1000
+        minute, seconds, zone = parts.groups()
+        leap = seconds.startswith("60")  # the second after 59, which Python knows nothing of
+        moment = datetime.fromisoformat(f"{minute}59{seconds[2:]}{zone}" if leap else value.upper())
+        return (math.floor(moment.timestamp()) + leap) * 1000 + moment.microsecond // 1000
     except (ValueError, OverflowError):
         raise PydanticCustomError(
             "timestamp", "must be integer epoch milliseconds or an RFC 3339 time with a zone, 2026-05-01T12:00:00Z"
         ) from None
 
 
-def _small(properties: object) -> object:
-    """Refuses what is too large, before anything in it is looked at; what came as a body can be written again."""
-    if isinstance(properties, dict) and len(orjson.dumps(properties)) > MAX_PROPERTIES_BYTES:
-        raise PydanticCustomError("too_long", f"must be at most {MAX_PROPERTIES_BYTES} bytes of JSON")
-    return properties
+def _written(value: object) -> bytes:
+    """The JSON of an object that came in a body. Refuses what is too large, before anything in it is looked at."""
+    if not isinstance(value, dict):
+        raise PydanticCustomError("dict_type", "must be an object")
+    try:
+        written = orjson.dumps(value)
+    except TypeError:  # an integer of more than 64 bits
+        written = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    if len(written) > MAX_OBJECT_BYTES:
+        raise PydanticCustomError("too_long", f"must be at most {MAX_OBJECT_BYTES} bytes of JSON")
+    return written
+
+
+def _small(attributes: object) -> object:
+    _written(attributes)
+    return attributes
 
 
 def _exact(value: object) -> object:
     for one in value if isinstance(value, list) else (value,):
         if not isinstance(one, str | float | int):  # said once, where the union would say it for each of its types
             raise PydanticCustomError("attribute", "must be a string, a number, true or false, or a list of these")
-        if isinstance(one, int) and abs(one) > MAX_INTEGER:
+        if isinstance(one, (int, float)) and abs(one) > MAX_INTEGER:  # beyond 64 bits the parser makes floats
             raise PydanticCustomError("inexact", f"{one} {INEXACT}")
     return value
 
@@ -91,13 +106,10 @@ TimestampMs = Annotated[
     BeforeValidator(_milliseconds, json_schema_input_type=_Milliseconds | _Moment),
     Field(description="epoch milliseconds, or RFC 3339 with a zone; default: now, so give it or event_id if you retry"),
 ]
-# The operators, of which there is one; what is inside is the business of filters.py.
-Expression = Annotated[
-    dict[str, Any],
-    Field(json_schema_extra={"minProperties": 1, "maxProperties": 1, "propertyNames": {"enum": [*OPERATORS]}}),
-]
-Properties = Annotated[dict[str, Any], BeforeValidator(_small)]
-Scalar = str | Annotated[float, Field(allow_inf_nan=False)] | bool
+Expression = Annotated[dict[str, Any], WithJsonSchema(SCHEMA_REF)]  # what is in it is the business of filters.py
+Properties = Annotated[bytes, BeforeValidator(_written, json_schema_input_type=dict[str, Any])]  # as it is stored
+_BOUNDS: JsonDict = {"minimum": -MAX_INTEGER, "maximum": MAX_INTEGER}  # which _exact checks
+Scalar = str | Annotated[float, Field(allow_inf_nan=False, json_schema_extra=_BOUNDS)] | bool
 Attributes = Annotated[dict[str, Annotated[Scalar | list[Scalar], BeforeValidator(_exact)]], BeforeValidator(_small)]
 
 
@@ -175,8 +187,8 @@ class ItemRequest(_Request):
     item_id: Id
     attributes: Attributes | None = Field(
         None,
-        description="instead of those of the bundle, all of them; text, numbers, booleans or lists of these, integers "
-        "below 2^53. They place an item that the model does not know",
+        description="instead of those of the bundle, all of them; text, numbers below 2^53, booleans or lists of "
+        "these. They place an item that the model does not know",
     )
     available: bool = Field(True, description="an item that is not available is in no answer")
 
@@ -246,6 +258,18 @@ class SimilarResponse(BaseModel):
     item_id: str
     model_version: str
     items: list[SimilarItem]
+
+
+class HealthResponse(BaseModel):
+    status: Literal["ok"]
+
+
+class ReadyResponse(BaseModel):
+    status: Literal["ready"]
+    model_version: str
+    events_refused: Literal["store_unfit", "store_unreachable"] | None = Field(
+        description="why, while no event is even tried"
+    )
 
 
 class ProblemResponse(BaseModel):

@@ -1,13 +1,17 @@
 """What is stored of one user: shown, and erased. For keys with the scope `admin`: it is the raw history of a person."""
 
+import logging
+
 import orjson
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
-from service.connection import StoreUnavailable
-from service.errors import Problem, unavailable
-from service.routes import BODILESS, KEYED, Services, admitted, problems
-from service.schemas import MAX_ID_BYTES, PathId
+from service.connection import StillUnavailable, StoreUnavailable
+from service.errors import unavailable
+from service.routes import BODILESS, KEYED, Services, admitted, check_id, problems
+from service.schemas import PathId
+
+logger = logging.getLogger(__name__)
 
 router = APIRouter(prefix="/users", tags=["users"])
 
@@ -46,11 +50,13 @@ async def history(user_id: PathId, request: Request) -> Response:
     services: Services = request.app.state.services
     with services.metrics.observed("history"):
         await admitted(request, "admin")
-        _check(user_id)
+        check_id("user_id", user_id)
         try:
             events = await services.store.history(user_id)
         except StoreUnavailable as error:
             services.metrics.store_read_errors.inc()
+            if not isinstance(error, StillUnavailable):
+                logger.warning("a history was not read: %s", error)
             raise unavailable("store_unavailable", "the history could not be read; ask again") from error
         stored = [
             {
@@ -78,11 +84,13 @@ async def erase(user_id: PathId, request: Request) -> Response:
     services: Services = request.app.state.services
     with services.metrics.observed("erase"):
         await admitted(request, "admin")
-        _check(user_id)
+        check_id("user_id", user_id)
         try:
             erased = await services.erasure.erase(user_id)
         except StoreUnavailable as error:
             services.metrics.store_write_errors.inc()
+            if not isinstance(error, StillUnavailable):
+                logger.warning("a user was not erased: %s", error)
             raise unavailable(
                 "store_unavailable", "the user could not be erased, or not from everywhere; ask for the same again"
             ) from error
@@ -92,14 +100,6 @@ async def erase(user_id: PathId, request: Request) -> Response:
             "logged_events": erased.logged_events,
         }
         return _json({"user_id": user_id, "removed": removed})
-
-
-def _check(user_id: str) -> None:
-    """Refuse what could not be the id of a stored event."""
-    if not 1 <= len(user_id.encode()) <= MAX_ID_BYTES:
-        entry = {"field": "user_id", "code": "too_long", "detail": f"must be 1 to {MAX_ID_BYTES} bytes of UTF-8"}
-        found = {"value": f"{len(user_id.encode())} bytes"}
-        raise Problem("invalid_request", f"user_id is {found['value']}: {entry['detail']}", errors=[entry | found])
 
 
 def _json(body: object) -> Response:

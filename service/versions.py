@@ -1,14 +1,17 @@
 """The versions of the model: listed, promoted and rolled back. For keys with the scope `admin`."""
 
 import asyncio
+import contextlib
 import re
+from datetime import datetime
 from typing import Any
 
 import orjson
 from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, Field
 
 from models.device import DeviceError
-from models.manifest import BundleError
+from models.manifest import BundleError, DataWindow
 from models.registry import CURRENT, Registry, RegistryError
 from service.engine import EngineError
 from service.errors import Problem, unavailable
@@ -19,7 +22,47 @@ router = APIRouter(prefix="/models", tags=["models"])
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
-@router.get("", responses=problems(*BODILESS), openapi_extra=KEYED)
+class LoadedVersion(BaseModel):
+    version: str
+    provider: str = Field(description="of onnxruntime")
+
+
+class RefusedVersion(BaseModel):
+    version: str = Field(description="or CURRENT, where the champion cannot be told")
+    reason: str
+
+
+class Version(BaseModel):
+    version: str
+    champion: bool
+    created: int | None = Field(description="epoch milliseconds")
+    model: str
+    items: int
+    dim: int
+    length: int = Field(description="longest history that it reads")
+    metrics: dict[str, Any]
+    data: DataWindow
+
+
+class DamagedVersion(BaseModel):
+    version: str
+    champion: bool
+    damaged: str = Field(description="what is wrong with it")
+
+
+class ModelsResponse(BaseModel):
+    champion: str | None
+    loaded: LoadedVersion | None
+    refused: RefusedVersion | None = Field(description="a champion that does not serve")
+    versions: list[Version | DamagedVersion]
+
+
+class PromotedResponse(BaseModel):
+    champion: str
+    before: str | None
+
+
+@router.get("", responses={200: {"model": ModelsResponse}, **problems(*BODILESS)}, openapi_extra=KEYED)
 async def models(request: Request) -> Response:
     """All versions with their metrics, the champion, and what is loaded."""
     services: Services = request.app.state.services
@@ -36,7 +79,7 @@ async def models(request: Request) -> Response:
 
 @router.post(
     "/{version}/promote",
-    responses=problems(*BODILESS, 404, 409, 503),
+    responses={200: {"model": PromotedResponse}, **problems(*BODILESS, 404, 409, 503)},
     openapi_extra=KEYED,
 )
 async def promote(version: str, request: Request) -> Response:
@@ -58,7 +101,7 @@ async def promote(version: str, request: Request) -> Response:
 
 @router.post(
     "/rollback",
-    responses=problems(*BODILESS, 409, 503),
+    responses={200: {"model": PromotedResponse}, **problems(*BODILESS, 409, 503)},
     openapi_extra=KEYED,
 )
 async def rollback(request: Request) -> Response:
@@ -93,9 +136,17 @@ def _versions(registry: Registry, champion: str | None) -> list[dict[str, Any]]:
         except (BundleError, RegistryError, OSError) as error:  # it may have gone meanwhile
             entry["damaged"] = str(error)
         else:
-            entry |= manifest.model_dump(include={"created", "model", "items", "dim", "length", "metrics", "data"})
+            entry |= manifest.model_dump(include={"model", "items", "dim", "length", "metrics", "data"})
+            entry["created"] = _milliseconds(manifest.created)
         versions.append(entry)
     return versions
+
+
+def _milliseconds(time: str) -> int | None:
+    """Epoch milliseconds of a manifest's time; None if whoever wrote it wrote none."""
+    with contextlib.suppress(ValueError):
+        return int(datetime.fromisoformat(time).timestamp() * 1000)
+    return None
 
 
 def _unwritable(error: OSError) -> Problem:

@@ -105,6 +105,8 @@ def test_filters_choose_before_the_best_are_taken(
         ({"eq": {"year": 2**53}}, "filter.eq.year"),
         ({"in": {"year": [1990, -(2**53)]}}, "filter.in.year.1"),
         ({"eq": {"year": 2**64}}, "filter.eq.year"),  # which is read as a float
+        ({"lt": {"year": 2**64}}, "filter.lt.year"),
+        ({"gte": {"year": -1e300}}, "filter.gte.year"),
         ({"lt": {"year": 10**400}}, "filter.lt.year"),
         ({"all": []}, "filter.all"),
         ({"any": {"eq": {"kind": "a"}}}, "filter.any"),
@@ -200,7 +202,7 @@ def test_integers_are_compared_exactly_or_not_at_all(
     assert items(client, filter={"in": {"number": [-most, most - 1]}}) == [4]
     assert items(client, filter={"gt": {"number": most}}) == [2, 3]
     assert items(client, filter={"lte": {"number": -most}}) == [4, 5]
-    assert items(client, filter={"lt": {"number": 1e300}}) == [1, 2, 3, 4, 5]
+    assert items(client, filter={"lt": {"number": most}}) == [4, 5]
     refused = client.post("/recommend", json={"filter": {"eq": {"number": most + 2}}}).json()
     assert refused["errors"][0]["value"] == str(most + 2)
     assert "send large ids as text" in refused["detail"]

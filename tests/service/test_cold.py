@@ -262,15 +262,19 @@ def test_ids_that_nobody_sells_leave_room_for_items_that_are_put(
     assert asyncio.run(flood()) == 10
 
 
-def test_explanations_are_of_what_the_model_knows(shop: httpx.Client) -> None:
+def test_new_items_are_explained_like_all_others(shop: httpx.Client) -> None:
     put(shop, near={"topic": "b"})
     found = answer(shop, history=["i5", "i1"], k=11, explain=True)["items"]
-    assert (found[0]["item_id"], found[0]["because"]) == ("near", [])
+    (reason, other) = found[0]["because"]  # the model reads the last of the two alone
+    assert (found[0]["item_id"], reason["item_id"], other) == (
+        "near",
+        "i1",
+        {"item_id": "i5", "effect": pytest.approx(0, abs=1e-5)},
+    )
+    alone = answer(shop, history=["i5"], candidates=["near"], explain=True)["items"]
+    assert reason["effect"] == pytest.approx(found[0]["score"] - alone[0]["score"])
     put(shop, near=None)
     assert found[1:] == answer(shop, history=["i5", "i1"], k=10, explain=True)["items"]
-    put(shop, near={"topic": "b"})
-    only = answer(shop, history=["i1"], candidates=["near"], explain=True)["items"]
-    assert [(item["item_id"], item["because"]) for item in only] == [("near", [])]
 
 
 def test_queries_of_one_batch_get_what_they_get_alone(shop: httpx.Client) -> None:

@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Iterator
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -62,9 +63,22 @@ def test_paths_and_methods_that_do_not_exist_are_problems_too(client: httpx.Clie
     assert response.headers["allow"] == "POST"
 
 
-@pytest.mark.parametrize("name", ["Authorization", "Host", "Origin"])
+def test_head_is_answered_wherever_get_is(client: httpx.Client) -> None:
+    described = client.get("/openapi.json").json()["paths"]
+    paths = [path for path, operations in described.items() if "get" in operations]
+    for path in ["/", "/docs", "/openapi.json", "/items/other/similar", *paths]:
+        url = path.replace("{item_id}", "i1").replace("{user_id}", "ada")
+        head, whole = client.head(url), client.get(url)
+        assert (head.status_code, head.content) == (whole.status_code, b""), url
+        assert head.headers["content-type"] == whole.headers["content-type"]
+        if url != "/metrics":  # which counts these too
+            assert head.headers["content-length"] == str(len(whole.content)), url
+    assert client.head("/recommend").status_code == 405
+
+
+@pytest.mark.parametrize("name", ["Authorization", "Host", "Origin", "X-Timeout-Ms"])
 @pytest.mark.parametrize("path", ["/recommend", "/models/rollback"])
-def test_a_repeated_header_that_decides_who_may_call_is_refused(client: httpx.Client, path: str, name: str) -> None:
+def test_a_repeated_header_that_decides_something_is_refused(client: httpx.Client, path: str, name: str) -> None:
     url = urlsplit(str(client.base_url))
     repeated = f"{name}: localhost\r\n" * 2
     host = "" if name == "Host" else "Host: localhost\r\n"
@@ -73,7 +87,44 @@ def test_a_repeated_header_that_decides_who_may_call_is_refused(client: httpx.Cl
         connection.sendall(request.encode())
         answer = b"".join(iter(lambda: connection.recv(65536), b"")).decode()
     assert answer.startswith("HTTP/1.1 422")
-    assert f"the header {name.lower()} is repeated; send it once" in answer
+    assert f'"detail":"{name.lower()} is repeated; send it once"' in answer
+    assert f'"field":"{name.lower()}"' in answer
+
+
+@pytest.mark.parametrize(
+    ("call", "sent", "field", "value"),
+    [
+        ("GET /items/i1/similar?k=501", {}, "k", '"501"'),
+        ("GET /items/i1/similar?k=3&k=5", {}, "k", '["3","5"]'),
+        ("GET /models?version=v1", {}, "version", '"v1"'),
+        ("POST /recommend?k=3", {}, "k", '"3"'),
+        ("POST /events?dry", {}, "dry", '""'),
+        ("POST /recommend", {"headers": {"X-Timeout-Ms": "0"}}, "X-Timeout-Ms", '"0"'),
+        ("POST /events", {"headers": {"X-Timeout-Ms": "50"}}, "X-Timeout-Ms", '"50"'),
+        ("PUT /items", {"headers": {"X-Timeout-Ms": "50"}}, "X-Timeout-Ms", '"50"'),
+        ("GET /users/ada/history", {"headers": {"X-Timeout-Ms": "50"}}, "X-Timeout-Ms", '"50"'),
+        ("POST /models/rollback", {"json": [1]}, "body", "[1]"),
+        ("POST /events", {"json": [1]}, "body", "[1]"),
+        ("POST /events", {"json": {"events": 1}}, "events", "1"),
+        ("POST /recommend/batch", {"json": 1}, "queries", "1"),
+    ],
+)
+def test_what_is_refused_is_named_with_its_value(
+    client: httpx.Client, call: str, sent: dict[str, Any], field: str, value: str
+) -> None:
+    response = client.request(*call.split(), **sent)
+    check(response, 422, "invalid_request")
+    (entry,) = response.json()["errors"]
+    assert set(entry) == {"field", "code", "detail", "value"}
+    assert (entry["field"], entry["value"]) == (field, value)
+    assert response.json()["detail"] == f"{field} is {value}: {entry['detail']}"
+
+
+@pytest.mark.parametrize(("path", "body"), [("/recommend", []), ("/recommend", 1), ("/events", {"events": ["x"]})])
+def test_what_is_no_object_is_told_so_in_no_words_of_ours(client: httpx.Client, path: str, body: object) -> None:
+    response = client.post(path, json=body)
+    assert (response.status_code, response.json()["errors"][0]["detail"]) == (422, "must be an object")
+    assert "Request" not in response.text
 
 
 def test_another_repeated_header_is_nobodys_business(client: httpx.Client) -> None:
@@ -116,6 +167,19 @@ def test_the_description_lists_the_hot_routes_with_their_bodies(client: httpx.Cl
     names = {part.split('"')[0] for part in text.split('"#/components/schemas/')[1:]}
     assert names <= set(description["components"]["schemas"])
     assert {"RecommendRequest", "EventRequest", "EventsRequest", "RecommendResponse", "ProblemResponse"} <= names
+
+
+def test_the_description_says_what_every_route_answers(client: httpx.Client) -> None:
+    description = client.get("/openapi.json").json()
+    for path, operations in description["paths"].items():
+        for method, operation in operations.items():
+            ((kind, content),) = operation["responses"]["200"]["content"].items()
+            assert content["schema"], (method, path)
+            assert client.head(path).headers["content-type"].startswith(kind) or "{" in path or method != "get"
+    assert "503" in description["paths"]["/recommend/batch"]["post"]["responses"]
+    said = description["components"]["schemas"]["Filter"]
+    assert said["properties"]["not"] == {"$ref": "#/components/schemas/Filter"}
+    assert all(str(limit) in said["description"] for limit in (16, 256, 1000, 5000))
 
 
 def test_the_description_says_what_numbers_and_times_may_be(client: httpx.Client) -> None:

@@ -1,5 +1,6 @@
 """POST /events: every field and limit of the contract, over HTTP, with what the store then holds."""
 
+import json
 import random
 import time
 from collections.abc import Callable
@@ -69,6 +70,32 @@ def test_an_event_is_stored_with_everything_it_brought(
     ]
 
 
+@pytest.mark.parametrize(
+    "properties",
+    [
+        '{"order":123456789012345678901}',
+        '{"deep":[{"é":-9223372036854775809,"x":18446744073709551616},"e+20,"]}',
+        f'{{"large":{10**300}}}',
+        '{"largest":18446744073709551615,"float":1.5,"text":"123456789012345678901"}',
+    ],
+)
+def test_integers_of_any_size_in_properties_are_stored_as_they_were_sent(
+    client: httpx.Client, log: Callable[[], list[LoggedEvent]], properties: str
+) -> None:
+    bodies = [f'{{"user_id":"ada","item_id":"i1","properties":{one}}}' for one in ('{"n":1}', properties)]
+    sent = f'{{"events":[{{"user_id":"ada"}},{",".join(bodies)}]}}'  # the first is rejected
+    assert client.post("/events", content=sent.encode()).json()["accepted"] == 2
+    assert [stored.properties for stored in log()] == [b'{"n":1}', properties.encode()]
+
+
+def test_properties_are_as_large_as_they_are_stored(client: httpx.Client) -> None:
+    for size, status in ((4096, 200), (4097, 422)):
+        sent = [10**300] * 13 + [10 ** (size - 13 * 302 - 9)]
+        body = json.dumps({"user_id": "ada", "item_id": "i1", "properties": {"x": sent}}, separators=(",", ":"))
+        assert len(body) == size + len('{"user_id":"ada","item_id":"i1","properties":}')
+        assert client.post("/events", content=body).status_code == status
+
+
 def test_defaults_are_server_time_and_type_interaction(
     client: httpx.Client, log: Callable[[], list[LoggedEvent]]
 ) -> None:
@@ -87,7 +114,10 @@ def test_defaults_are_server_time_and_type_interaction(
         ("2026-05-01t12:00:00.5z", 1_777_636_800_500),
         ("2026-05-01T14:00:00.001999+02:00", 1_777_636_800_001),
         ("2026-05-01T12:00:00.123456789Z", 1_777_636_800_123),
+        ("2026-05-01T12:00:00." + "1239" * 30 + "+00:00", 1_777_636_800_123),
         ("2026-05-01T06:30:00-05:30", 1_777_636_800_000),
+        ("2016-12-31T23:59:60Z", 1_483_228_800_000),
+        ("2017-01-01t00:59:60.25+01:00", 1_483_228_800_250),
     ],
 )
 def test_times_may_be_rfc_3339(
@@ -240,6 +270,8 @@ def test_the_limits_themselves_are_allowed(client: httpx.Client, fields: dict[st
         ({"timestamp": "2026-05-01"}, "timestamp"),
         ({"timestamp": "2026-13-01T12:00:00Z"}, "timestamp"),
         ({"timestamp": "1969-12-31T23:59:59Z"}, "timestamp"),
+        ({"timestamp": "2016-12-31T23:59:61Z"}, "timestamp"),
+        ({"timestamp": "2026-05-01T12:00:00.Z"}, "timestamp"),
         ({"timestamp": "0001-01-01T00:00:00+23:59"}, "timestamp"),
         ({"properties": {"x": "y" * (4096 - 7)}}, "properties"),
         ({"properties": []}, "properties"),

@@ -74,7 +74,7 @@ LIMITS = [
     ),
     Limit(
         "properties",
-        schemas.MAX_PROPERTIES_BYTES,
+        schemas.MAX_OBJECT_BYTES,
         lambda n: event(properties=properties(n)),
         "/events",
         "no_valid_event",
@@ -83,7 +83,7 @@ LIMITS = [
     Limit("id of an item", schemas.MAX_ID_BYTES, lambda n: {"items": [{"item_id": "i" * n}]}, "/items"),
     Limit(
         "attributes",
-        schemas.MAX_ATTRIBUTES_BYTES,
+        schemas.MAX_OBJECT_BYTES,
         lambda n: {"items": [{"item_id": "new", "attributes": properties(n)}]},
         "/items",
     ),

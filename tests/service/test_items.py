@@ -144,6 +144,14 @@ def test_an_item_that_is_none_is_refused_by_name_and_nothing_is_stored(
         assert server.dbsize() == 0
 
 
+def test_similar_items_are_asked_of_an_id_that_an_item_could_have(shop: httpx.Client) -> None:
+    asked = {"": "too_short", "é" * 128 + "x": "too_long", "é" * 128: None}
+    for item, code in asked.items():
+        answer = shop.get(f"/items/{item}/similar")
+        found = [entry["code"] for entry in answer.json()["errors"]]
+        assert (answer.status_code, found) == ((422, [code]) if code else (404, []))
+
+
 @pytest.mark.parametrize("value", [None, {"b": 1}, [["x"]], [None]])
 def test_an_attribute_is_a_value_or_a_list_of_them(shop: httpx.Client, value: object) -> None:
     response = shop.put("/items", json={"items": [{"item_id": "i1", "attributes": {"a": value}}]})
@@ -152,14 +160,15 @@ def test_an_attribute_is_a_value_or_a_list_of_them(shop: httpx.Client, value: ob
     assert (error["field"], error["code"]) == ("items.0.attributes.a", "attribute")
 
 
-@pytest.mark.parametrize("value", [2**53, -(2**53), [1, 2**60]])
-def test_an_integer_that_filters_could_take_for_another_is_refused(shop: httpx.Client, value: object) -> None:
+@pytest.mark.parametrize("value", [2**53, -(2**53), [1, 2**60], 1e16, [-1e300]])
+def test_a_number_that_filters_could_take_for_another_is_refused(shop: httpx.Client, value: object) -> None:
     response = shop.put("/items", json={"items": [{"item_id": "i1", "attributes": {"a": value}}]})
     (error,) = response.json()["errors"]
     assert (response.status_code, error["field"]) == (422, "items.0.attributes.a")
     assert error["value"] == json.dumps(value, separators=(",", ":"))
+    assert shop.put("/items", json={"items": [{"item_id": "i1", "attributes": {"a": 2**64}}]}).status_code == 422
     assert "send large ids as text" in error["detail"]
-    put(shop, {"item_id": "i1", "attributes": {"a": [2**53 - 1, 1e300, True]}}, {"item_id": "i2", "attributes": {}})
+    put(shop, {"item_id": "i1", "attributes": {"a": [2**53 - 1, 1e15, True]}}, {"item_id": "i2", "attributes": {}})
     assert recommended(shop, filter={"eq": {"a": 2**53 - 1}}) == ["i1"]
 
 

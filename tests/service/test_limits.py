@@ -263,6 +263,22 @@ def test_requests_that_are_refused_at_their_head_count_too(
     assert client.post("/events", content=b"x" * ((1 << 20) + 1)).status_code == 429
 
 
+@pytest.mark.parametrize("call", ["POST /recommend", "GET /models"])
+def test_requests_that_the_key_has_no_scope_for_count_too(
+    start_service: Callable[..., httpx.Client],
+    make_bundle: Callable[..., Path],
+    store_url: str,
+    artifacts: Path,
+    call: str,
+) -> None:
+    make_bundle("v1")
+    _, key = KeyFolder(artifacts / "keys").create("limited", ["events"], Limit(requests=2, seconds=3600))
+    client = start_service(store_url)
+    answers = [client.request(*call.split(), headers=as_holder(key)) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [403, 403, 429]
+    assert [answer.headers["ratelimit"][:9] for answer in answers] == [f'"key";r={left}' for left in (1, 0, 0)]
+
+
 def test_every_route_but_the_probes_counts(
     start_service: Callable[..., httpx.Client], make_bundle: Callable[..., Path], store_url: str, artifacts: Path
 ) -> None:

@@ -16,6 +16,7 @@ import pytest
 from models.registry import Registry, RegistryError
 from service.engine import Engine
 from service.slot import Slot
+from tests.conftest import succession, write_tiny
 
 
 def until(fact: Callable[[], bool], seconds: float = 3) -> float:
@@ -62,7 +63,17 @@ def test_versions_are_listed_with_their_metrics(two: httpx.Client, artifacts: Pa
     ]
     assert found["versions"][0]["metrics"] == {"test": {"ndcg@10": 0.5}}
     assert found["versions"][0]["items"] == 12
+    assert found["versions"][0]["created"] == 1_767_225_600_000  # 2026-01-01T00:00:00Z in the manifest
     assert "cannot be read" in found["versions"][2]["damaged"]
+
+
+def test_a_time_that_is_none_is_no_reason_to_list_nothing(
+    artifacts: Path, start_service: Callable[..., httpx.Client], store_url: str
+) -> None:
+    write_tiny(artifacts, "v1", succession(12, 1), created="yesterday")
+    Registry(artifacts).promote("v1")
+    (entry,) = start_service(store_url).get("/models").json()["versions"]
+    assert (entry["version"], entry["created"]) == ("v1", None)
 
 
 def test_the_list_goes_on_where_something_in_the_folder_is_odd(two: httpx.Client, artifacts: Path) -> None:
