@@ -18,8 +18,8 @@ import redis
 import service.archive
 from bench.servers import free_port
 from models import eventlog
-from models.archive import read, settled
-from models.eventlog import LoggedEvent, digest_of, log_key, partition_of, tombstones_key
+from models.archive import locked, read, settled, write
+from models.eventlog import Entry, LoggedEvent, digest_of, log_key, partition_of, tombstones_key
 from models.rewriting import Asked, RewriteRefusedError, rewrite
 from reliability.processes import Store
 from service.archive import Archiver
@@ -109,13 +109,42 @@ def test_an_archiver_that_runs_on_follows_waits_for_the_store_and_stops_when_tol
             while "compacted" not in heard:
                 heard += process.stderr.readline()
             assert "10 entries" in heard
-            append(store_url, 10, 13)
+            append(store_url, 10, 13, user="ann")  # in one step, or a pass might find a part of them
             while "3 entries" not in heard:
                 heard += process.stderr.readline()
         finally:
             process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
     assert len(settled(read(folder))) == 13
+
+
+def test_the_log_is_archived_between_the_days_of_a_compaction_too(store_url: str, tmp_path: Path) -> None:
+    for part in (0, 500):
+        days = (LoggedEvent("ann", "i", f"e{part + day}", "view", 86_400_000 * day) for day in range(300))
+        with locked(tmp_path):
+            write(tmp_path, [Entry(f"{part + number}-0", event) for number, event in enumerate(days)])
+    append(store_url, 0, 10)
+    command = [
+        sys.executable,
+        "-m",
+        "service",
+        "archive",
+        "--redis",
+        store_url,
+        "--to",
+        str(tmp_path),
+        "--every",
+        "0.1",
+    ]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        try:
+            assert "10 entries" in process.stderr.readline() + process.stderr.readline()
+            append(store_url, 10, 13, user="ann")  # while it compacts, which takes a second at least
+            assert "3 entries" in process.stderr.readline()
+            assert "300 days compacted" in process.stderr.readline()
+        finally:
+            process.terminate()
 
 
 def test_a_partition_that_cannot_be_read_keeps_no_other_from_being_archived(
