@@ -71,7 +71,7 @@ class Archiver:
                 for partition, last in dict(logged).items():
                     self._acknowledge(partition, last)
                 for partition, entry in batch:
-                    if isinstance(entry.what, Tombstone):
+                    if isinstance(entry.what, Tombstone) and entry.id == START:  # those in the log tell no more
                         erased.setdefault(partition, []).append(entry.what)
                 moved += len(logged)
         if erased and self._rewritten({tombstone for of_one in erased.values() for tombstone in of_one}):

@@ -28,6 +28,7 @@ from service.sequences import SequenceStore, StoreSettings
 from tests.service import topologies
 from tests.service.conftest import KillableStore
 from tests.service.processes import ROOT, refused
+from tests.service.test_users import ERASED_KEYS, begin_to_erase_canary
 
 
 @pytest.fixture
@@ -338,6 +339,39 @@ def test_a_replica_writes_its_files_anew_too_and_one_that_is_silent_is_waited_fo
         wait_until(lambda: in_files(files) == 0)
         assert not any(b":h:" in slow["command"] for slow in replica.slowlog_get(1000))
         assert '"aof_rewrites": 2' not in json.dumps(primaries)  # what has begun is not asked again
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_files_that_were_written_anew_while_a_user_was_being_erased_are_once_more(
+    away: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a replica could not be asked then, so that the archiver is not done with the first tombstone yet."""
+    monkeypatch.setattr(eventlog, "_PAGE_TIMEOUT_S", 1)
+    with contextlib.ExitStack() as stack:
+        url, port = with_replica(stack, "named by its primary", tmp_path / "store")
+        archiver = stack.enter_context(Archiver(url, tmp_path / "archive"))
+        primary = stack.enter_context(redis.Redis.from_url(url))
+        replica = stack.enter_context(redis.Redis(port=port))
+        for server in (primary, replica):
+            server.config_set("rdbcompression", "no")
+        append(url, 0, 3, user="canary")
+        newest: Any = primary.xrevrange(log_key(partition_of("canary")), count=1)
+        upto = begin_to_erase_canary(primary)
+        wait_until(lambda: primary.wait(1, 100) == 1)
+        pid = replica.info("server")["process_id"]
+        if away:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            archiver.move()
+            assert primary.exists(tombstones_key(partition_of("canary"))) == away
+            wait_until(lambda: not primary.info("persistence")["aof_rewrite_in_progress"])
+            assert in_files(tmp_path / "store") == 2
+            swept = [*ERASED_KEYS[2:], "canary", digest_of("canary"), upto, newest[0][0], 200]
+            assert primary.eval(Path("service/sweep.lua").read_text(), 3, *swept) == [3, 1]
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        wait_until(lambda: archiver.move() == 0 and not primary.exists(tombstones_key(partition_of("canary"))))
+        wait_until(lambda: in_files(tmp_path / "store") == 0)
 
 
 def with_replica(stack: contextlib.ExitStack, name: str, folder: Path) -> tuple[str, int]:
