@@ -1,13 +1,14 @@
 """Compaction of an archive: one file of a day in which every event is once and no erased user is.
 
 A large day becomes several files, each a share of its events: a day need not fit into memory. Repeats of an event meet
-in one share, while one user's events may be in all of them, who may have most of a day.
+in one share, while one user's events may be in all of them, who may have most of a day. The archive is locked for a day
+at a time: who moves the log there has to wait no longer, or it would fill.
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from models.archive import (
     Archived,
     ArchiveError,
     load_polars,
+    locked,
     metadata_of,
     publish,
     read_files,
@@ -46,25 +48,28 @@ class Compaction:
     erased: int = 0
 
 
-def compact(folder: Path) -> Compaction:
-    """Make one file of each day that has several, repeats or erased users. Whoever compacts holds `locked`.
+def compact(folder: Path, between: Callable[[], None] = lambda: None) -> Compaction:
+    """Make one file of each day that has several, repeats or erased users. `between` is called after each day.
 
     A day that cannot be read keeps no other from being compacted: ArchiveError comes at the end.
     """
     failure: ArchiveError | None = None
-    with writing(folder):
+    done = Compaction()
+    with locked(folder), writing(folder):
         tombstones = read_tombstones(folder)
-        done = Compaction()
-        for day in sorted(folder.glob("dt=*")):
+    for day in sorted(folder.glob("dt=*")):
+        with locked(folder), writing(folder):
             try:
                 of_day = _compact_day(folder, day, tombstones)
             except ArchiveError as error:
                 failure = failure or error
             else:
                 done = Compaction(done.days + of_day.days, done.repeats + of_day.repeats, done.erased + of_day.erased)
+        between()
+    with locked(folder), writing(folder):
         files = sorted(folder.glob(f"{ERASED}/*.parquet"))
-        if len(files) > 1:
-            publish(tombstones, folder, folder / ERASED / f"part-{uuid.uuid4().hex}.parquet")
+        if len(files) > 1:  # read again, for more may have come between the days
+            publish(read_tombstones(folder), folder, folder / ERASED / f"part-{uuid.uuid4().hex}.parquet")
             _remove(files)
     if failure is not None:
         raise failure

@@ -111,7 +111,11 @@ def archived_key(partition: int) -> str:
 
 
 def tombstones_key(partition: int) -> str:
-    """Tombstones that the archiver has yet to honour, which a full log may have dropped: "digest upto", by time."""
+    """Tombstones that the archiver has yet to honour, which a full log may have dropped: "digest upto", by time.
+
+    The end of an erasure puts another in the place of its first, with a zero before the second number of `upto`: what
+    was done for the first may have been done too early.
+    """
     return f"recserve:{{{partition}}}:tombstones"
 
 

@@ -59,15 +59,22 @@ class Registry:
         promoted = self._promoted()
         return promoted[0] if promoted else None
 
-    def promote(self, version: str) -> str | None:
+    def promote(self, version: str, *, instead_of: tuple[str | None] | None = None) -> str | None:
         """Verify a version, make it the champion and return the one it replaced.
 
-        Raises RegistryError if there is no such version, BundleError if it is damaged, OSError if the folder cannot be
-        written.
+        instead_of: the champion with which it was compared, None if there was none; another is not replaced. Raises
+        RegistryError if there is no such version or another champion, BundleError if it is damaged, OSError if the
+        folder cannot be written.
         """
         read_bundle(self.folder(version))
         with self._locked():
             promoted = self._promoted()
+            champion = promoted[0] if promoted else None
+            if instead_of not in (None, (champion,)):
+                raise RegistryError(
+                    f"{champion or 'none'} has become the champion of {self.artifacts}, with which {version} was not "
+                    "compared; see whether to promote it"
+                )
             if promoted[:1] != [version]:
                 self._write([version, *promoted])
             return next((name for name in promoted if name != version), None)

@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -135,6 +136,7 @@ def _serve(settings: Settings) -> int:
 
     from service.auth import check_start  # noqa: PLC0415
     from service.scoring import ScoringStuck  # noqa: PLC0415
+    from service.slot import LOADING  # noqa: PLC0415
 
     check_start(settings)  # before anything is started
     logs.configure(settings.log_level)
@@ -145,10 +147,15 @@ def _serve(settings: Settings) -> int:
             _embedded(settings) as embedded,
             asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
         ):
-            return runner.run(_run(settings, embedded, listener))
+            status = runner.run(_run(settings, embedded, listener))
     except ScoringStuck as error:
         logger.error("%s; the process ends without it", error)
         os._exit(1)  # the usual way takes onnxruntime down below a thread that is in it, which aborts
+    except KeyboardInterrupt:  # told to stop before it had started
+        status = 0
+    if any(thread.name == LOADING for thread in threading.enumerate()):
+        os._exit(status)  # for the same reason
+    return status
 
 
 async def _run(settings: Settings, embedded: "EmbeddedStore | None", listener: socket.socket) -> int:

@@ -7,7 +7,7 @@ it did twice is there once after the compaction. Two archivers of one archive ta
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -71,7 +71,7 @@ class Archiver:
                 for partition, last in dict(logged).items():
                     self._acknowledge(partition, last)
                 for partition, entry in batch:
-                    if isinstance(entry.what, Tombstone):
+                    if isinstance(entry.what, Tombstone) and entry.id == START:  # those in the log tell no more
                         erased.setdefault(partition, []).append(entry.what)
                 moved += len(logged)
         if erased and self._rewritten({tombstone for of_one in erased.values() for tombstone in of_one}):
@@ -81,36 +81,44 @@ class Archiver:
             raise self._failure
         return moved
 
-    def compact(self) -> Compaction:
-        """Bring every event of the archive down to one row, and those of erased users to none. Raises ArchiveError."""
-        with locked(self._folder):
-            return compact(self._folder)
+    def compact(self, between: Callable[[], None] = lambda: None) -> Compaction:
+        """Bring every event of the archive down to one row, and those of erased users to none. Raises ArchiveError.
+
+        `between` is called after each day, when the archive is free to be written to.
+        """
+        return compact(self._folder, between)
 
     def run(self, every_s: float) -> None:
-        """Move every `every_s` seconds, compact at first and every day, until interrupted.
+        """Move every `every_s` seconds, also between the days of a compaction; compact at first and every day.
 
-        A store that is away, a file that cannot be read and later a disk that is full are waited for. Raises
-        ArchiveError if the first files cannot be written, for then something is set up wrongly.
+        For good, until interrupted. A store that is away, a file that cannot be read and later a disk that is full are
+        waited for. Raises ArchiveError if the first files cannot be written, for then something is set up wrongly.
         """
-        began = False
-        compacted_at = -math.inf
-        while True:
+        move_at = compact_at = -math.inf
+
+        def keep_up() -> None:
+            nonlocal move_at
+            if time.monotonic() < move_at:
+                return
             try:
                 _say_moved(self.move())
             except EventLogError as error:  # compaction, which erases, does not wait for the log
                 logger.warning("the log was not archived, or not all of it; trying again: %s", error)
             except ArchiveError as error:
-                if not began:
+                if move_at == -math.inf:
                     raise
                 logger.error("the log is not archived, and stays in the store: %s", error)
-            began = True
-            if time.monotonic() - compacted_at >= _COMPACT_EVERY_S:
+            move_at = time.monotonic() + every_s
+
+        while True:
+            keep_up()
+            if time.monotonic() >= compact_at:
                 try:
-                    _say_compacted(self.compact())
-                    compacted_at = time.monotonic()
+                    _say_compacted(self.compact(keep_up))
+                    compact_at = time.monotonic() + _COMPACT_EVERY_S
                 except ArchiveError as error:
                     logger.error("the archive is not compacted, and may still hold erased users: %s", error)
-            time.sleep(every_s)
+            time.sleep(max(0.0, move_at - time.monotonic()))
 
     def _acknowledge(self, partition: int, last: str) -> None:
         try:

@@ -36,11 +36,11 @@ class ScoringThread(Executor):
     `async with` ends it without holding the event loop up, and raises ScoringStuck where `with` would wait for ever.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "scoring") -> None:
         self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
         self._open: set[Future[Any]] = set()  # calls without an answer, whoever has hold of them
         self._ended = False
-        self._thread = threading.Thread(target=self._work, name="scoring", daemon=True)
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
     async def __aenter__(self) -> Self:

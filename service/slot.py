@@ -20,9 +20,12 @@ from models.manifest import BundleError
 from models.registry import CURRENT, Registry, RegistryError
 from models.runtime import Runtime
 from service.engine import Engine, EngineError
+from service.scoring import ScoringThread
 
 logger = logging.getLogger(__name__)
 
+LOADING = "loading"  # name of a thread that loads a version
+_EXPECTED = (BundleError, RegistryError, DeviceError, EngineError, OSError)  # their messages say all
 _RETRY_S = 30.0  # before a refused version is tried again: it may have been repaired, and loading it costs CPU
 
 
@@ -91,12 +94,16 @@ class Slot:
         champion = None
         try:
             champion = await asyncio.to_thread(self.registry.current)
-            if champion is None:
+            engine = await self._loaded(champion) if champion else None
+        except DeviceError:
+            raise
+        except Exception as error:  # noqa: BLE001 - as in `refresh`
+            self._refuse(champion or CURRENT, error)
+        else:
+            if engine is None:
                 logger.warning("no version is promoted in %s: nothing is ranked until one is", self.registry.artifacts)
             else:
-                self._swap(await asyncio.to_thread(self._load, champion))
-        except (BundleError, RegistryError, EngineError, OSError) as error:
-            self._refuse(Refused(champion or CURRENT, str(error)))
+                self._swap(engine)
         self._watcher = asyncio.create_task(self._watch(), name="slot")
         return self
 
@@ -121,7 +128,7 @@ class Slot:
         OSError if the artifacts folder cannot be written.
         """
         async with self._changing:
-            engine = await asyncio.to_thread(self._load, version)
+            engine = await self._loaded(version)
             before = await asyncio.to_thread(self.registry.promote, version)
             self._swap(engine)
         return Promoted(version, before)
@@ -134,7 +141,7 @@ class Slot:
         # Before its turn comes: of two at once the second would go back one further than anybody asked for.
         before, champion = prepared = await asyncio.to_thread(self.registry.last_two)
         async with self._changing:
-            engine = await asyncio.to_thread(self._load, champion)
+            engine = await self._loaded(champion)
             await asyncio.to_thread(self.registry.rollback, prepared)
             self._swap(engine)
         return Promoted(champion, before)
@@ -149,7 +156,7 @@ class Slot:
                 champion = await asyncio.to_thread(self.registry.current)
             except (RegistryError, OSError) as error:
                 if self.refused is None or self.refused.reason != str(error):
-                    self._refuse(Refused(CURRENT, str(error)))
+                    self._refuse(CURRENT, error)
                 return
             if champion is None or (self.engine is not None and self.engine.version == champion):
                 self.refused = None
@@ -157,11 +164,19 @@ class Slot:
             if self.refused is not None and self.refused.version == champion and time.monotonic() < self._retry_at:
                 return
             try:
-                engine = await asyncio.to_thread(self._load, champion)
-            except (BundleError, RegistryError, DeviceError, EngineError, OSError) as error:
-                self._refuse(Refused(champion, str(error)))
+                engine = await self._loaded(champion)
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is told, and not loaded again at every look
+                self._refuse(champion, error)
             else:
                 self._swap(engine)
+
+    async def _loaded(self, version: str) -> Engine:
+        """As `_load`, on a thread that the end of the service does not wait for: a load may outlast the drain."""
+        thread = ScoringThread(LOADING)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(thread, self._load, version)
+        finally:
+            thread.shutdown(wait=False)
 
     def _load(self, version: str) -> Engine:
         """Verify, open, replay and warm up; on a thread, since it takes from milliseconds to seconds.
@@ -205,12 +220,17 @@ class Slot:
         self._on_load(engine)
         logger.info("%s serves now (before: %s)", engine.version, before.version if before else "none")
 
-    def _refuse(self, refused: Refused) -> None:
-        self.refused = refused
+    def _refuse(self, version: str, error: Exception) -> None:
+        expected = isinstance(error, _EXPECTED)
+        self.refused = refused = Refused(version, str(error) if expected else repr(error))
         self._retry_at = time.monotonic() + _RETRY_S
         self._on_refuse(refused)
         serving = self.engine.version if self.engine else "none"
-        logger.error("%s may not serve, %s goes on: %s", refused.version, serving, refused.reason)
+        logger.error(
+            "%s may not serve, %s goes on: %s",
+            *(version, serving, refused.reason),
+            exc_info=None if expected else error,
+        )
 
     async def _watch(self) -> None:
         while True:

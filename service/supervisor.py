@@ -61,8 +61,14 @@ class _Worker:
         status = self.process.returncode
         return f"by signal {-status}" if status is not None and status < 0 else f"with status {status}"
 
+    @property
+    def hung_up(self) -> bool:
+        """Whether it is ending: nothing more can be asked of it."""
+        return self.writer.is_closing()
+
     def send(self, message: dict[str, object]) -> None:
-        self.writer.write(orjson.dumps(message) + b"\n")
+        if not self.hung_up:  # or uvloop raises
+            self.writer.write(orjson.dumps(message) + b"\n")
 
     def end(self, reason: str) -> None:
         logger.error("worker %d %s; it is replaced", self.number, reason)
@@ -176,10 +182,10 @@ class Supervisor:
                     async for line in reader:
                         if line.endswith(b"\n"):  # or it was killed meanwhile
                             self._heard(worker, orjson.loads(line))
+                writer.close()
                 for answer in worker.asked.values():
                     answer.cancel()
                 await _ended(process)
-                writer.close()
             finally:
                 self._workers.pop(number, None)
                 if process.poll() is None:  # what went wrong is ours
@@ -223,7 +229,7 @@ class Supervisor:
 
     async def _answer(self, asking: _Worker) -> None:
         """Tell a worker the counts of all."""
-        live = [worker for worker in self._workers.values() if worker.ready]
+        live = [worker for worker in self._workers.values() if worker.ready and not worker.hung_up]
         if live:
             await asyncio.wait([self._ask(worker) for worker in live], timeout=_COLLECT_S)
         text = self._totals.text([worker.counts for worker in self._workers.values()])
@@ -234,6 +240,8 @@ class Supervisor:
         while True:
             await asyncio.sleep(_POLL_S)
             for worker in self._workers.values():
+                if worker.hung_up:
+                    continue
                 if not worker.ready:
                     if self._announced and time.monotonic() - worker.started_at > self._start_s:
                         worker.end(f"did not serve within {self._start_s:.0f} s of its start")

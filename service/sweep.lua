@@ -62,8 +62,10 @@ if first and not after(first, last) then
 end
 local done = not first or after(first, last)
 if done then
-  -- Once more, for an archiver that has seen it before now had the server's files written anew too early.
-  redis.call('ZADD', KEYS[3], string.match(upto, '^%d+'), digest .. ' ' .. upto)
+  -- Once more, for an archiver that has seen it before now had the server's files written anew too early. As another
+  -- member that says the same (12-03 for 12-3): that archiver may be about to forget the one it has seen.
+  redis.call('ZREM', KEYS[3], digest .. ' ' .. upto)
+  redis.call('ZADD', KEYS[3], string.match(upto, '^%d+'), digest .. ' ' .. string.gsub(upto, '%-', '-0'))
   for other, erased_upto in pairs(pending) do
     local ended = other == redis.sha1hex(user) and erased_upto == upto
     if ended or not first or after(first, erased_upto) then redis.call('HDEL', KEYS[2], other) end

@@ -55,8 +55,8 @@ def retrain(
     """Train a challenger, publish it, promote it unless the champion ranks the held-out window better.
 
     events_from: stores (URLs) and archives (folders) of logged events; nobody erased there is learned from.
-    Returns the new champion's version. Raises NotPromoted if the champion stays, and whatever reading, training and
-    export raise.
+    Returns the new champion's version. Raises NotPromoted if the champion stays, RegistryError if another has become
+    the champion meanwhile, which stays too, and whatever reading, training and export raise.
     """
     if isinstance(config, AutoRecRunConfig) and config.model.side == "item":  # before hours of training, not after
         raise RunError(
@@ -105,7 +105,7 @@ def retrain(
     whole = refit(run, prepared, console)
     folder = _publish(whole, artifacts)
     run.drop_checkpoints()
-    registry.promote(folder.name)
+    registry.promote(folder.name, instead_of=(current,))
     console.print(f"champion is {folder.name} (before: {current or 'none'})")
     return folder.name
 

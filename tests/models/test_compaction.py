@@ -7,17 +7,12 @@ import polars as pl
 import pytest
 
 from models import compaction
-from models.archive import ArchiveError, locked, read, settled
+from models.archive import ArchiveError, read, settled
 from models.compaction import Compaction, compact
-from models.eventlog import Tombstone, digest_of
+from models.eventlog import LoggedEvent, Tombstone, digest_of
 from tests.models.test_archive import DAY_MS, add, event, files, names, spoil
 
 DAYS = ("1970-01-01", "1970-01-02")
-
-
-def compacted(folder: Path) -> Compaction:
-    with locked(folder):
-        return compact(folder)
 
 
 def test_what_is_archived_twice_is_there_once_after_a_compaction(tmp_path: Path) -> None:
@@ -26,12 +21,12 @@ def test_what_is_archived_twice_is_there_once_after_a_compaction(tmp_path: Path)
     add(tmp_path, event("a", user="bob"), first=9)  # an id is a user's
     assert len(read(tmp_path).events) == 7
     assert len(settled(read(tmp_path))) == 5  # what training reads meanwhile
-    assert compacted(tmp_path) == Compaction(days=2, repeats=2)
+    assert compact(tmp_path) == Compaction(days=2, repeats=2)
     assert names(tmp_path) == ["a", "a", "b", "c", "d"]
     assert files(tmp_path) == ["dt=1970-01-01/day", "dt=1970-01-02/day"]
-    assert compacted(tmp_path) == Compaction()
+    assert compact(tmp_path) == Compaction()
     add(tmp_path, event("e", 1), first=20)
-    assert compacted(tmp_path) == Compaction(days=1)
+    assert compact(tmp_path) == Compaction(days=1)
 
 
 def test_an_erased_user_is_dropped_and_stays_dropped_when_an_older_copy_is_put_back(tmp_path: Path) -> None:
@@ -39,23 +34,23 @@ def test_an_erased_user_is_dropped_and_stays_dropped_when_an_older_copy_is_put_b
     copy = {path: path.read_bytes() for path in tmp_path.rglob("*.parquet")}
     add(tmp_path, Tombstone(digest_of("ann"), "7-0"), event("back"), first=7)  # ann returns afterwards
     assert sorted(settled(read(tmp_path))["event_id"]) == ["b", "back"]
-    assert compacted(tmp_path) == Compaction(days=2, erased=2)
+    assert compact(tmp_path) == Compaction(days=2, erased=2)
     assert names(tmp_path) == ["b", "back"]
     assert not (tmp_path / "dt=1970-01-04").exists()
     for path, content in copy.items():
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(content)
-    assert compacted(tmp_path) == Compaction(days=2, repeats=1, erased=2)
+    assert compact(tmp_path) == Compaction(days=2, repeats=1, erased=2)
     assert names(tmp_path) == ["b", "back"]
 
 
 def test_a_day_of_a_user_who_was_erased_and_came_back_is_written_anew_once(tmp_path: Path) -> None:
     add(tmp_path, event("a"), Tombstone(digest_of("ann"), "2-0"), event("back"), event("b", user="bob"))
-    assert compacted(tmp_path) == Compaction(days=1, erased=1)
-    assert compacted(tmp_path) == Compaction()
+    assert compact(tmp_path) == Compaction(days=1, erased=1)
+    assert compact(tmp_path) == Compaction()
     add(tmp_path, Tombstone(digest_of("ann"), "3-0"), first=5)  # up to "back", that one included
-    assert compacted(tmp_path) == Compaction(days=1, erased=1)
-    assert compacted(tmp_path) == Compaction()
+    assert compact(tmp_path) == Compaction(days=1, erased=1)
+    assert compact(tmp_path) == Compaction()
     assert names(tmp_path) == ["b"]
 
 
@@ -63,11 +58,22 @@ def test_tombstones_are_kept_the_last_of_each_user_and_name_nobody(tmp_path: Pat
     for upto in ("5-0", "9-3", "9-2"):
         add(tmp_path, Tombstone(digest_of("ann"), upto))
     add(tmp_path, Tombstone(digest_of("bob"), "1-0"))
-    compacted(tmp_path)
+    compact(tmp_path)
     assert read(tmp_path).tombstones.sort("upto_ms").rows() == [(digest_of("bob"), 1, 0), (digest_of("ann"), 9, 3)]
     assert files(tmp_path) == ["erased/part"]
     add(tmp_path, event("a"), first=9)  # 9-0 is before 9-3
     assert len(settled(read(tmp_path))) == 0
+
+
+def test_what_is_archived_between_the_days_of_a_compaction_stays(tmp_path: Path) -> None:
+    add(tmp_path, event("a"), event("b", 1), event("c", 2), Tombstone(digest_of("bob"), "1-0"))
+    tombstone = Tombstone(digest_of("ann"), "30-0")
+    later: list[LoggedEvent | Tombstone] = [event("d", 2), tombstone, event("e", user="cy")]
+    assert compact(tmp_path, lambda: add(tmp_path, later.pop(0), first=20)) == Compaction(days=3)
+    assert files(tmp_path)[-1] == "erased/part"
+    assert settled(read(tmp_path))["event_id"].to_list() == ["e"]
+    assert compact(tmp_path) == Compaction(days=3, erased=4)
+    assert names(tmp_path) == ["e"]
 
 
 def test_a_day_of_many_events_is_compacted_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,12 +81,12 @@ def test_a_day_of_many_events_is_compacted_in_parts(tmp_path: Path, monkeypatch:
     events = [event(f"e{number}", user=f"user{number % 20}") for number in range(100)]
     add(tmp_path, *events)
     add(tmp_path, *events)
-    assert compacted(tmp_path) == Compaction(days=1, repeats=100)
+    assert compact(tmp_path) == Compaction(days=1, repeats=100)
     assert names(tmp_path) == sorted(event.event_id for event in events)
     assert len(files(tmp_path)) == 7  # 200 of some 165 bytes
-    assert compacted(tmp_path) == Compaction()
+    assert compact(tmp_path) == Compaction()
     next(tmp_path.rglob("*.parquet")).unlink()  # what is left is no whole compaction
-    assert compacted(tmp_path).days == 1
+    assert compact(tmp_path).days == 1
 
 
 def test_the_parts_of_a_day_are_as_large_as_their_properties_and_one_user_may_have_them_all(
@@ -90,7 +96,7 @@ def test_the_parts_of_a_day_are_as_large_as_their_properties_and_one_user_may_ha
     events = [event(f"e{number}") for number in range(100)]
     add(tmp_path, *(replace(one, properties=b'{"a": "%s"}' % (b"b" * 4000)) for one in events))
     add(tmp_path, *(replace(one, timestamp_ms=DAY_MS) for one in events), first=101)
-    assert compacted(tmp_path).days == 2
+    assert compact(tmp_path).days == 2
     sizes = {day: [len(pl.read_parquet(path)) for path in tmp_path.glob(f"dt={day}/*")] for day in DAYS}
     assert sizes[DAYS[1]] == [100]
     assert len(sizes[DAYS[0]]) == 9  # 100 of some 4,170 bytes
@@ -103,14 +109,14 @@ def test_a_file_that_does_not_say_its_size_is_taken_for_full(tmp_path: Path, mon
     add(tmp_path, *(event(f"e{number}") for number in range(100)))
     (path,) = tmp_path.rglob("*.parquet")
     pl.read_parquet(path).write_parquet(path, metadata={"recserve.schema": "1"})
-    assert compacted(tmp_path) == Compaction(days=1)
+    assert compact(tmp_path) == Compaction(days=1)
     assert len(files(tmp_path)) == 9  # 100 of at most 8,192 bytes
     assert names(tmp_path) == sorted(f"e{number}" for number in range(100))
 
 
 def test_a_day_whose_users_are_all_erased_leaves_no_folder_and_can_come_again(tmp_path: Path) -> None:
     add(tmp_path, event("a"), Tombstone(digest_of("ann"), "5-0"))
-    compacted(tmp_path)
+    compact(tmp_path)
     assert list(tmp_path.glob("dt=*")) == []
     add(tmp_path, event("b"), first=6)
     assert names(tmp_path) == ["b"]
@@ -120,10 +126,10 @@ def test_a_stray_file_in_a_day_keeps_no_later_day_from_being_compacted(tmp_path:
     add(tmp_path, event("a"), event("b", 5), event("c", 5, user="bob"), Tombstone(digest_of("ann"), "5-0"))
     stray = tmp_path / "dt=1970-01-01" / ".nfs0001"
     stray.write_text("")
-    assert compacted(tmp_path) == Compaction(days=2, erased=2)
+    assert compact(tmp_path) == Compaction(days=2, erased=2)
     assert names(tmp_path) == ["c"]
     assert stray.exists()
-    assert compacted(tmp_path) == Compaction()
+    assert compact(tmp_path) == Compaction()
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "pages", "columns", "version"])
@@ -134,8 +140,8 @@ def test_a_file_that_cannot_be_read_keeps_no_other_day_from_being_compacted(tmp_
     (damaged,) = tmp_path.glob("dt=1970-01-01/*")
     spoil(damaged, damage)
     with pytest.raises(ArchiveError, match=damaged.name):
-        compacted(tmp_path)
+        compact(tmp_path)
     damaged.unlink()
     assert files(tmp_path) == ["dt=1970-01-06/day", "erased/part"]
     assert names(tmp_path) == ["c"]
-    assert compacted(tmp_path) == Compaction()
+    assert compact(tmp_path) == Compaction()

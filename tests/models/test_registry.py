@@ -72,6 +72,15 @@ def test_a_rollback_that_was_prepared_for_others_changes_nothing(registry: Regis
     assert registry.last_two() == ("a", "b")
 
 
+def test_a_promotion_in_place_of_another_champion_changes_nothing(registry: Registry) -> None:
+    assert registry.promote("b", instead_of=(None,)) is None
+    for instead_of in (None, "a"):
+        with pytest.raises(RegistryError, match=r"b has become the champion .* a was not compared"):
+            registry.promote("a", instead_of=(instead_of,))
+    assert registry.current() == "b"
+    assert registry.promote("a", instead_of=("b",)) == "b"
+
+
 def test_promoting_the_champion_again_changes_nothing(registry: Registry) -> None:
     registry.promote("a")
     registry.promote("b")

@@ -18,8 +18,8 @@ import redis
 import service.archive
 from bench.servers import free_port
 from models import eventlog
-from models.archive import read, settled
-from models.eventlog import LoggedEvent, digest_of, log_key, partition_of, tombstones_key
+from models.archive import locked, read, settled, write
+from models.eventlog import Entry, LoggedEvent, digest_of, log_key, partition_of, tombstones_key
 from models.rewriting import Asked, RewriteRefusedError, rewrite
 from reliability.processes import Store
 from service.archive import Archiver
@@ -28,6 +28,7 @@ from service.sequences import SequenceStore, StoreSettings
 from tests.service import topologies
 from tests.service.conftest import KillableStore
 from tests.service.processes import ROOT, refused
+from tests.service.test_users import ERASED_KEYS, begin_to_erase_canary
 
 
 @pytest.fixture
@@ -109,13 +110,42 @@ def test_an_archiver_that_runs_on_follows_waits_for_the_store_and_stops_when_tol
             while "compacted" not in heard:
                 heard += process.stderr.readline()
             assert "10 entries" in heard
-            append(store_url, 10, 13)
+            append(store_url, 10, 13, user="ann")  # in one step, or a pass might find a part of them
             while "3 entries" not in heard:
                 heard += process.stderr.readline()
         finally:
             process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
     assert len(settled(read(folder))) == 13
+
+
+def test_the_log_is_archived_between_the_days_of_a_compaction_too(store_url: str, tmp_path: Path) -> None:
+    for part in (0, 500):
+        days = (LoggedEvent("ann", "i", f"e{part + day}", "view", 86_400_000 * day) for day in range(300))
+        with locked(tmp_path):
+            write(tmp_path, [Entry(f"{part + number}-0", event) for number, event in enumerate(days)])
+    append(store_url, 0, 10)
+    command = [
+        sys.executable,
+        "-m",
+        "service",
+        "archive",
+        "--redis",
+        store_url,
+        "--to",
+        str(tmp_path),
+        "--every",
+        "0.1",
+    ]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        try:
+            assert "10 entries" in process.stderr.readline() + process.stderr.readline()
+            append(store_url, 10, 13, user="ann")  # while it compacts, which takes a second at least
+            assert "3 entries" in process.stderr.readline()
+            assert "300 days compacted" in process.stderr.readline()
+        finally:
+            process.terminate()
 
 
 def test_a_partition_that_cannot_be_read_keeps_no_other_from_being_archived(
@@ -309,6 +339,39 @@ def test_a_replica_writes_its_files_anew_too_and_one_that_is_silent_is_waited_fo
         wait_until(lambda: in_files(files) == 0)
         assert not any(b":h:" in slow["command"] for slow in replica.slowlog_get(1000))
         assert '"aof_rewrites": 2' not in json.dumps(primaries)  # what has begun is not asked again
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_files_that_were_written_anew_while_a_user_was_being_erased_are_once_more(
+    away: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a replica could not be asked then, so that the archiver is not done with the first tombstone yet."""
+    monkeypatch.setattr(eventlog, "_PAGE_TIMEOUT_S", 1)
+    with contextlib.ExitStack() as stack:
+        url, port = with_replica(stack, "named by its primary", tmp_path / "store")
+        archiver = stack.enter_context(Archiver(url, tmp_path / "archive"))
+        primary = stack.enter_context(redis.Redis.from_url(url))
+        replica = stack.enter_context(redis.Redis(port=port))
+        for server in (primary, replica):
+            server.config_set("rdbcompression", "no")
+        append(url, 0, 3, user="canary")
+        newest: Any = primary.xrevrange(log_key(partition_of("canary")), count=1)
+        upto = begin_to_erase_canary(primary)
+        wait_until(lambda: primary.wait(1, 100) == 1)
+        pid = replica.info("server")["process_id"]
+        if away:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            archiver.move()
+            assert primary.exists(tombstones_key(partition_of("canary"))) == away
+            wait_until(lambda: not primary.info("persistence")["aof_rewrite_in_progress"])
+            assert in_files(tmp_path / "store") == 2
+            swept = [*ERASED_KEYS[2:], "canary", digest_of("canary"), upto, newest[0][0], 200]
+            assert primary.eval(Path("service/sweep.lua").read_text(), 3, *swept) == [3, 1]
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        wait_until(lambda: archiver.move() == 0 and not primary.exists(tombstones_key(partition_of("canary"))))
+        wait_until(lambda: in_files(tmp_path / "store") == 0)
 
 
 def with_replica(stack: contextlib.ExitStack, name: str, folder: Path) -> tuple[str, int]:

@@ -149,6 +149,38 @@ def test_told_to_stop_it_leaves_a_ranking_behind_that_does_not_end_and_exits_1(
         assert service.stop() == 0
 
 
+_SLOW = """
+import sys, time
+from service import slot
+from service.__main__ import main
+
+class SlowSlot(slot.Slot):
+    def _load(self, version):
+        if version == "v2":
+            print("it loads", file=sys.stderr)
+            time.sleep(60)
+        return super()._load(version)
+
+slot.Slot = SlowSlot
+sys.exit(main())
+"""
+
+
+def test_told_to_stop_it_does_not_wait_for_a_version_that_is_being_loaded(
+    make_bundle: Callable[..., Path], artifacts: Path, store_url: str, tmp_path: Path
+) -> None:
+    make_bundle("v1")
+    program = tmp_path / "program.py"
+    program.write_text(_SLOW)
+    options = ("--artifacts", str(artifacts), "--redis", store_url)
+    with serving(*options, program=(str(program),), environment={"PYTHONPATH": str(ROOT)}) as service:
+        make_bundle("v2")
+        while not any("it loads" in line for line in service.lines):
+            time.sleep(0.02)
+        assert service.stop() == 0
+    assert "Traceback" not in str(service.lines)
+
+
 def test_told_to_stop_it_answers_every_connection_that_the_kernel_has_taken(
     make_bundle: Callable[..., Path], artifacts: Path, store_url: str
 ) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from models.registry import Registry, RegistryError
 from service.engine import Engine
-from service.slot import Slot
+from service.slot import Refused, Slot
 from tests.conftest import succession, write_tiny
 
 
@@ -241,6 +241,31 @@ async def test_a_rollback_that_fails_leaves_the_champion_whatever_it_failed_with
         assert slot.engine is not None
         assert slot.engine.version == "v2"
     assert Registry(artifacts).last_two() == ("v2", "v1")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("at_start", [False, True])
+async def test_a_version_that_fails_to_load_is_refused_whatever_it_fails_with_and_loaded_again_later(
+    artifacts: Path, make_bundle: Callable[..., Path], caplog: pytest.LogCaptureFixture, at_start: bool
+) -> None:
+    make_bundle("v1")
+    make_bundle("v2", promote=at_start)
+    loads: list[str] = []
+    refused: list[Refused] = []
+
+    def prepare(engine: Engine) -> None:
+        loads.append(engine.version)
+        if engine.version == "v2":
+            raise MemoryError
+
+    async with Slot(artifacts, device="cpu", cpus=1, poll_s=60, prepare=prepare, on_refuse=refused.append) as slot:
+        Registry(artifacts).promote("v2")
+        for _ in range(3):
+            await slot.refresh()
+        assert slot.refused == Refused("v2", "MemoryError()")
+    assert loads == (["v2"] if at_start else ["v1", "v2"])
+    assert len(refused) == 1
+    assert [record.exc_info is not None for record in caplog.records if record.levelname == "ERROR"] == [True]
 
 
 @pytest.mark.anyio

@@ -5,10 +5,12 @@ import os
 import re
 import resource
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -270,6 +272,40 @@ def test_told_to_stop_all_workers_end(two: Process) -> None:
     with pytest.raises(httpx.TransportError):
         httpx.get(f"{two.url}/healthz")
     assert "Traceback" not in str(two.lines)
+
+
+_LINGERING = """
+import sys, time
+from service import supervisor
+from service.__main__ import main
+
+work = supervisor.work
+
+def lingering(*arguments):
+    status = work(*arguments)
+    time.sleep(4)
+    return status
+
+supervisor.work = lingering
+sys.exit(main())
+"""
+
+
+def test_told_to_stop_a_worker_answers_while_another_has_hung_up_and_does_not_end(
+    start_two: Start, tmp_path: Path
+) -> None:
+    body = b'{"history": ["i1"]}'
+    with start_two(program=program(tmp_path, _LINGERING), environment=OURS) as service:
+        address = urlsplit(service.url)
+        with socket.create_connection((address.hostname, address.port), timeout=10) as client:
+            client.sendall(b"POST /recommend HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n" % len(body))
+            time.sleep(0.3)  # so that the head has arrived
+            service.process.send_signal(signal.SIGTERM)
+            time.sleep(3.5)  # in which the supervisor asks for counts three times
+            client.sendall(body)
+            assert client.recv(4096).startswith(b"HTTP/1.1 200")
+        assert service.process.wait(WAIT_S) == 0
+    assert "a bug in the supervisor" not in str(service.lines)
 
 
 def test_told_to_stop_a_worker_leaves_a_ranking_behind_that_does_not_end_and_the_service_exits_1(

@@ -3,6 +3,8 @@
 import re
 import shutil
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ from models.bundle import read_bundle
 from models.eventlog import LoggedEvent, digest_of, encode, log_key, partition_of
 from models.manifest import MANIFEST, read_manifest, sealed
 from models.registry import Registry
+from tests.conftest import succession, write_tiny
 from training.__main__ import main
 from training.assessment import assess
 from training.run import RunFolder
@@ -160,6 +163,24 @@ def test_a_worse_challenger_is_kept_and_the_champion_stays(desk: Desk, champion:
     assert "same" in error
     # The champion was fitted again on everything, this window too, which the operator is told.
     assert "it has seen part of the window it is judged by" in " ".join(out.split())
+
+
+def test_a_champion_that_comes_while_a_challenger_is_trained_stays(desk: Desk) -> None:
+    artifacts = desk.folder / "artifacts"
+    write_tiny(artifacts, "other", succession(12, 1), created="2026-01-01T00:00:00Z")
+
+    def promote() -> None:
+        while not list(artifacts.glob("runs/*")):
+            time.sleep(0.01)
+        desk.registry.promote("other")
+
+    promoting = threading.Thread(target=promote)
+    promoting.start()
+    status, _, error = desk.retrain(GOOD)
+    promoting.join()
+    assert (status, desk.registry.current()) == (1, "other")
+    (challenger,) = set(desk.registry.versions()) - {"other"}
+    assert f"with which {challenger} was not compared" in error
 
 
 def test_a_champion_of_ratings_is_judged_with_them_by_a_challenger_that_reads_none(desk: Desk) -> None:
