@@ -105,13 +105,15 @@ class Connection:
     async def run(self, script: Script, calls: list[tuple[Any, ...]]) -> list[Any]:
         """For each call's keys and arguments the script's reply, or what the server refused it with.
 
-        It may be repeated: it must change nothing the second time. Raises StoreUnavailable, also when all of it is
-        written and too few replicas have it, or the store that has it is not one that may be used: nothing may be
-        acknowledged then, and the same calls may be made again.
+        It may be repeated: it must change nothing the second time. Raises StoreUnavailable, for a durable script also
+        when all of it is written and too few replicas have it, or the store that has it is not one that may be used:
+        nothing may be acknowledged then, and the same calls may be made again.
         """
 
+        replicas = self._replicas if script.durable else 0
+
         async def of(client: redis.asyncio.Redis, own: list[tuple[Any, ...]]) -> list[Any]:
-            return await script.run(client, own, self._replicas, self._wait_ms)
+            return await script.run(client, own, replicas, self._wait_ms)
 
         async def ask() -> list[Any]:
             try:
@@ -121,6 +123,8 @@ class Connection:
                 raise
 
         keys = [call[0] for call in calls]
+        if not script.durable:
+            return await self._writes.call(ask)
         await self._sure()
         replies = await self._writes.call(ask)
         await self._sure()  # it may have been connected to anew meanwhile
@@ -195,9 +199,13 @@ class Connection:
 
 
 class Script:
-    """A Lua script that the server runs alone and writes to disk as one transaction."""
+    """A Lua script that the server runs alone and writes to disk as one transaction.
 
-    def __init__(self, source: bytes, keys: int) -> None:
+    durable: it counts only where what it writes lasts; else a store that keeps less will do, and replicas may be away.
+    """
+
+    def __init__(self, source: bytes, keys: int, *, durable: bool = True) -> None:
+        self.durable = durable
         self._source, self._keys = source, keys
         self._sha = hashlib.sha1(source, usedforsecurity=False).hexdigest()
 
