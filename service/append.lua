@@ -126,7 +126,9 @@ if log_min_s > 0 then
     local most = math.min(surplus, #logged + DROPPED)
     local oldest = redis.call('XRANGE', KEYS[3], '-', '+', 'COUNT', most)
     local newest_dropped = oldest[#oldest]
-    if newest_dropped and tonumber(string.match(newest_dropped[1], '^%d+')) > (now_s - log_min_s) * 1000 then
+    -- By the server's clock, as ids are: a worker's may be ahead, and would drop what is too young.
+    local oldest_kept_ms = (redis.call('TIME')[1] - log_min_s) * 1000
+    if newest_dropped and tonumber(string.match(newest_dropped[1], '^%d+')) > oldest_kept_ms then
       return redis.error_reply('LOGFULL the event log is full of entries too young to be dropped; archive it')
     end
     trim[6], trim[7] = 'LIMIT', most

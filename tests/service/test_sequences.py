@@ -214,6 +214,17 @@ async def test_every_key_expires_or_is_bounded(store_url: str, client: redis.Red
     assert eventlog.log_size(client).trimmed == 3000 - client.xlen(streams[0])
 
 
+async def test_a_worker_whose_clock_is_ahead_drops_no_entry_that_is_too_young(
+    store_url: str, client: redis.Redis
+) -> None:
+    keeps = StoreSettings(log_max_events=200, log_min_s=7 * 24 * 3600, write_timeout_s=5)
+    async with SequenceStore.connect(store_url, keeps, clock=lambda: time.time() + 8 * 24 * 3600) as store:
+        await store.append([event(f"{i}", i) for i in range(200)])
+        with pytest.raises(StoreUnavailable, match="LOGFULL"):
+            await store.append([event(f"{i}", i) for i in range(200, 400)])
+    assert len(list(eventlog.read_events(client))) == 200
+
+
 async def test_event_ids_are_remembered_for_a_day(store_url: str) -> None:
     now = 1_700_000_000.0
     settings_ = StoreSettings(history_length=1)
