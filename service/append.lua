@@ -41,14 +41,17 @@ local function later(time_a, id_a, time_b, id_b)
 end
 
 -- The values of a history, or an error if it is none. Comparing a value with one of another type is an error, and quicker
--- than asking for its type; nothing is less than '' or happened before 0.
+-- than asking for its type; nothing is less than '', less than minus infinity, or happened before 0.
 local function read(stored)
   local first = string.byte(stored)
   local array = first and (first >= 0x90 and first <= 0x9f or first == 0xdc or first == 0xdd)
   local window, more = cmsgpack.unpack(stored)
   if not array or more ~= nil or #window % STRIDE ~= 0 then error('not a list of events') end
   for i = 1, #window, STRIDE do
-    if window[i] < 0 or window[i + 1] < '' or window[i + 2] < '' then error('not an event') end
+    local value = window[i + 4]
+    if window[i] < 0 or window[i + 1] < '' or window[i + 2] < '' or (value ~= false and value < -math.huge) then
+      error('not an event')
+    end
   end
   return window
 end
@@ -126,7 +129,9 @@ if log_min_s > 0 then
     local most = math.min(surplus, #logged + DROPPED)
     local oldest = redis.call('XRANGE', KEYS[3], '-', '+', 'COUNT', most)
     local newest_dropped = oldest[#oldest]
-    if newest_dropped and tonumber(string.match(newest_dropped[1], '^%d+')) > (now_s - log_min_s) * 1000 then
+    -- By the server's clock, as ids are: a worker's may be ahead, and would drop what is too young.
+    local oldest_kept_ms = (redis.call('TIME')[1] - log_min_s) * 1000
+    if newest_dropped and tonumber(string.match(newest_dropped[1], '^%d+')) > oldest_kept_ms then
       return redis.error_reply('LOGFULL the event log is full of entries too young to be dropped; archive it')
     end
     trim[6], trim[7] = 'LIMIT', most

@@ -14,12 +14,12 @@ from typing import Any, TypeVar
 
 import redis.asyncio
 from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import ClusterDownError, MovedError, NoScriptError, ReadOnlyError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import MovedError, NoScriptError, ReadOnlyError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from service.breaker import Breaker
-from service.topology import Cluster, Single, opened
+from service.topology import Cluster, Single, moved, opened
 
 T = TypeVar("T")
 C = TypeVar("C")
@@ -28,7 +28,8 @@ logger = logging.getLogger(__name__)
 ATTEMPTS = 2  # the second meets a fresh connection, which is what a restarted server needs
 # What a connection can raise: RuntimeError is uvloop's word for a transport that the peer has closed.
 CONNECTION_ERRORS = (RedisConnectionError, RedisTimeoutError, OSError, RuntimeError)
-ELSEWHERE = (MovedError, ReadOnlyError)  # another server has the key, or has become the primary
+# Another server has the key, or has become the primary, or may have, where this one is cut off from its cluster.
+ELSEWHERE = (MovedError, ReadOnlyError, ClusterDownError)
 
 
 class StoreUnavailable(Exception):  # noqa: N818 - a condition of the world, as in 503 Service Unavailable
@@ -69,6 +70,7 @@ class Connection:
         self.unfit: str | None = None  # why it may not, as was last seen
         self._vetted = -1  # changes of those who take writes that there had been when it last was
         self._replicas = replicas
+        self._write_timeout_s = write_timeout_s
         self._wait_ms = int(write_timeout_s * 1000 / 2)  # for replicas: less than the call has
 
     async def read(
@@ -103,13 +105,15 @@ class Connection:
     async def run(self, script: Script, calls: list[tuple[Any, ...]]) -> list[Any]:
         """For each call's keys and arguments the script's reply, or what the server refused it with.
 
-        It may be repeated: it must change nothing the second time. Raises StoreUnavailable, also when all of it is
-        written and too few replicas have it, or the store that has it is not one that may be used: nothing may be
-        acknowledged then, and the same calls may be made again.
+        It may be repeated: it must change nothing the second time. Raises StoreUnavailable, for a durable script also
+        when all of it is written and too few replicas have it, or the store that has it is not one that may be used:
+        nothing may be acknowledged then, and the same calls may be made again.
         """
 
+        replicas = self._replicas if script.durable else 0
+
         async def of(client: redis.asyncio.Redis, own: list[tuple[Any, ...]]) -> list[Any]:
-            return await script.run(client, own, self._replicas, self._wait_ms)
+            return await script.run(client, own, replicas, self._wait_ms)
 
         async def ask() -> list[Any]:
             try:
@@ -119,6 +123,8 @@ class Connection:
                 raise
 
         keys = [call[0] for call in calls]
+        if not script.durable:
+            return await self._writes.call(ask)
         await self._sure()
         replies = await self._writes.call(ask)
         await self._sure()  # it may have been connected to anew meanwhile
@@ -154,6 +160,16 @@ class Connection:
         if reason is not None:
             self._writes.forget()  # its name may lead to a better one
 
+    async def follow(self) -> None:
+        """Leave a primary in whose place sentinels name another: cut off from them alone, it goes on answering."""
+        try:
+            async with asyncio.timeout(self._write_timeout_s):
+                if await moved((self._reads.store, self._writes.store)):
+                    self._reads.forget()
+                    self._writes.forget()
+        except (*CONNECTION_ERRORS, RedisError) as error:  # then they know of no better one
+            logger.debug("sentinels were asked for the primary: %s", error)
+
     async def _sure(self) -> None:
         """Vet a store that may be another one than before, or have restarted with other settings.
 
@@ -183,9 +199,13 @@ class Connection:
 
 
 class Script:
-    """A Lua script that the server runs alone and writes to disk as one transaction."""
+    """A Lua script that the server runs alone and writes to disk as one transaction.
 
-    def __init__(self, source: bytes, keys: int) -> None:
+    durable: it counts only where what it writes lasts; else a store that keeps less will do, and replicas may be away.
+    """
+
+    def __init__(self, source: bytes, keys: int, *, durable: bool = True) -> None:
+        self.durable = durable
         self._source, self._keys = source, keys
         self._sha = hashlib.sha1(source, usedforsecurity=False).hexdigest()
 
@@ -271,7 +291,7 @@ class _Way:
                 self.forget()
             except RedisError as error:  # an answer, and no better the second time
                 raise Refused(f"Redis refused: {error}") from error
-        if isinstance(failure, ReadOnlyError):  # nobody has taken over yet
+        if isinstance(failure, ELSEWHERE):  # an answer, and nobody has taken over yet
             raise Refused(f"Redis refused: {failure}") from failure
         if not asked:  # which says nothing of the store
             raise StoreUnavailable(

@@ -57,6 +57,7 @@ async def _watch(connection: Connection, durability: Durability, replicas: int, 
         await asyncio.sleep(_AGAIN_S)
         unfit = None
         try:
+            await connection.follow()
             found = await check(connection, durability, replicas)
         except NotDurable as error:
             found = unfit = str(error)

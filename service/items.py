@@ -48,7 +48,8 @@ class ItemStore:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._put = Script(Path(__file__).with_name("put_items.lua").read_bytes(), keys=len(_KEYS))
-        self._meet = Script(Path(__file__).with_name("meet_items.lua").read_bytes(), keys=len(_CONTEXT_KEYS))
+        met = Path(__file__).with_name("meet_items.lua").read_bytes()
+        self._meet = Script(met, keys=len(_CONTEXT_KEYS), durable=False)  # a context that is lost costs little
 
     async def put(self, states: Mapping[str, ItemState]) -> None:
         """Store states by item id, at most 1,000, in one step. Raises TooManyItems, and nothing is stored then."""

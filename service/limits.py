@@ -45,7 +45,7 @@ class Limits:
         self._workers = workers
         self._ask_s = ask_s
         self._clock = clock
-        self._script = Script(Path(__file__).with_suffix(".lua").read_bytes(), keys=1)
+        self._script = Script(Path(__file__).with_suffix(".lua").read_bytes(), keys=1, durable=False)
         self._buckets: dict[str, _Bucket] = {}
         self._alone = False  # Redis did not answer the last time
 

@@ -31,6 +31,7 @@ RECORD_LENGTH = 2_048  # ids remembered a user: two full requests of 1,000 event
 STRIDE = 5  # values an event in a packed history
 ITEM_ID = 2  # where among them the item id is
 VALUE = 4  # and the value; false where there is none
+_VALUES = {int, float, bool}
 _AT_ONCE = 128  # users a round trip: while many more are packed, nobody is answered or refused
 USUAL_TYPE = "interaction"  # packed as an empty string, which saves a quarter of a typical history
 
@@ -245,6 +246,7 @@ def _unpack(value: bytes, user_id: str) -> list[Any]:
             not isinstance(flat, list)
             or len(flat) % STRIDE
             or not all(isinstance(i, str) for i in flat[ITEM_ID::STRIDE])
+            or not {*map(type, flat[VALUE::STRIDE])} <= _VALUES
         ):
             raise ValueError("not a list of events")
     except (ValueError, msgpack.UnpackException) as error:

@@ -1,7 +1,8 @@
 """Where keys lie: on one server, or spread over the primaries of a cluster.
 
 A cluster is spoken to through one plain client for each primary, so that deadlines, pipelines and WAIT mean there what
-they mean on a single server; which primary has which slot is asked when a primary says that a key has moved, or fails.
+they mean on a single server; which primary has which slot is asked when a primary fails, or says that a key has moved
+or that the cluster is down.
 """
 
 import asyncio
@@ -38,15 +39,15 @@ class Single:
     def __init__(self, connect: "Callable[[], _Pool]", asked: Sequence[redis.asyncio.Redis] = ()) -> None:
         self._connect = connect
         self._asked = asked
-        self._pool = connect()
-        self._client = redis.asyncio.Redis(connection_pool=self._pool)
+        self.pool = connect()
+        self._client = redis.asyncio.Redis(connection_pool=self.pool)
         self._doubted = False
 
     async def at(self, _key: bytes) -> redis.asyncio.Redis:
         if self._doubted:
             self._doubted = False
-            left, self._pool = self._pool, self._connect()
-            self._client = redis.asyncio.Redis(connection_pool=self._pool)
+            left, self.pool = self.pool, self._connect()
+            self._client = redis.asyncio.Redis(connection_pool=self.pool)
             await left.leave()
         return self._client
 
@@ -145,11 +146,18 @@ class Cluster:
 
     async def _slots(self, address: Address) -> list[tuple[int, int, Address]]:
         """Which primary has which slots, as one node says."""
-        # In two words, or the client would parse the reply, in a way that differs between its versions.
-        asked: Any = self._client(address).execute_command("CLUSTER", "SLOTS")  # type: ignore[no-untyped-call]
-        found: list[Any] = await asked
+        pipeline = self._client(address).pipeline(transaction=False)
+        # In two words, or the client would parse the replies, in a way that differs between its versions.
+        pipeline.execute_command("CLUSTER", "INFO")
+        pipeline.execute_command("CLUSTER", "SLOTS")
+        state, slots = await _replies(pipeline)
+        found: list[Any] = _good(slots)
         if not found:
             raise RedisConnectionError(f"{address[0]}:{address[1]} knows of no slots")
+        # A node that is cut off from the others does not hear who has taken over, and names itself. One that may not
+        # say how it is counts as well.
+        if isinstance(state, bytes) and b"cluster_state:fail" in state:
+            raise RedisConnectionError(f"{address[0]}:{address[1]} says that the cluster is down")
         # Where a node does not know a host, or may not say it, it is the one that was asked.
         return [
             (first, last, (host.decode() if host else address[0], port)) for first, last, (host, port, *_), *_ in found
@@ -201,7 +209,12 @@ class _Pool(redis.asyncio.ConnectionPool):
 
 
 class _SentinelPool(_Pool, SentinelConnectionPool):
-    """To the primary that sentinels name."""
+    """To the primary that sentinels name; a connection to one that they named before is closed when its call ends."""
+
+    async def release(self, connection: Any) -> None:
+        if (connection.host, connection.port) != self.master_address:
+            await connection.disconnect(nowait=True)
+        await super().release(connection)
 
 
 class _Sentinels(Sentinel):
@@ -254,6 +267,16 @@ async def _first(answers: Iterable[Awaitable[T]]) -> T:
             late.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
     raise failure
+
+
+async def moved(stores: Iterable[Single | Cluster]) -> bool:
+    """Whether sentinels name another primary now than one of the stores is connected to, all of them of one URL; False
+    where there are no sentinels. Raises what a client does where none of them answers."""
+    pools = [store.pool for store in stores if isinstance(store, Single) and isinstance(store.pool, _SentinelPool)]
+    if not pools:
+        return False
+    named = await pools[0].sentinel_manager.discover_master(pools[0].service_name)
+    return any(pool.master_address not in (None, named) for pool in pools)
 
 
 def slot_of(key: bytes) -> int:

@@ -25,7 +25,7 @@ from service.attributes import ItemState
 from service.cold import MAX_COLD, ColdItems
 from service.engine import Engine, Query
 from service.items import ItemStore
-from service.sequences import SequenceStore
+from service.sequences import SequenceStore, StoreSettings, StoreUnavailable
 
 TOPICS = [topic for topic in "abcdef" for _ in range(2)]  # of i1, i2, ...
 COLUMNS: dict[str, list[Any]] = {"topic": [None, *TOPICS], "even": [None, *[False, True] * 6]}
@@ -221,6 +221,18 @@ def test_attributes_and_contexts_count_together(shop: httpx.Client) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     assert FAR < after < NEAR
+
+
+def test_contexts_are_kept_although_a_replica_is_away_and_states_are_not_acknowledged(store_url: str) -> None:
+    async def stored() -> dict[str, ItemState]:
+        async with SequenceStore.connect(store_url, StoreSettings(replicas=1, write_timeout_s=2)) as store:
+            kept = ItemStore(store.connection)
+            await kept.meet([("one", ("i1",))])
+            with pytest.raises(StoreUnavailable, match=r"0 of 1 replica\(s\)"):
+                await kept.put({"two": ItemState(available=False)})
+            return (await kept.since(0))[1]
+
+    assert asyncio.run(stored())["one"].contexts == (("i1",),)
 
 
 def test_contexts_are_bounded_an_item_and_over_all(store_url: str) -> None:

@@ -1,6 +1,7 @@
 """What an acknowledgement outlives is checked from the start on, and a replicated event is counted where it is."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -233,6 +234,34 @@ async def test_a_store_that_is_set_to_less_is_left_for_the_one_its_name_now_lead
             name.target = new.address
             await _until(lambda: "is set to what durability durable promises" in caplog.text)
             assert await store.append([event("b")]) == AppendResult(accepted=1, duplicates=0)
+
+
+@pytest.mark.parametrize("mode", ["durable", "replicated"])
+async def test_a_primary_that_answers_although_sentinels_name_another_is_left_by_reads_and_writes(
+    tmp_path: Path, mode: Durability
+) -> None:
+    with (
+        Store(tmp_path, "old") as old,
+        Store(tmp_path, "new", options={"repl-diskless-sync-delay": "0"}) as new,
+        Store(tmp_path, "replica") as replica,
+        topologies.Sentinel(tmp_path, "sentinel", old.port) as sentinel,
+    ):
+        with replica.client() as client:
+            client.replicaof(*new.address)
+        async with SequenceStore.connect(old.url) as direct:
+            await direct.append([event("a")])
+        url = f"redis+sentinel://127.0.0.1:{sentinel.port}/main"
+        settings = StoreSettings(replicas=int(mode == "replicated"), read_timeout_s=5)
+        async with SequenceStore.connect(url, settings) as store, checked(store.connection, mode, 1):
+            assert await store.histories(["ann"]) == [["item-a"]]
+            sentinel.watch(new.port)
+            until = time.monotonic() + 10
+            while await store.histories(["ann"]) != [["item-b"]]:  # which only the new one says
+                assert time.monotonic() < until
+                with contextlib.suppress(StoreUnavailable):
+                    await store.append([event("b")])
+                await asyncio.sleep(0.05)
+            assert await store.append([event("b")]) == AppendResult(accepted=0, duplicates=1)
 
 
 async def _refused(store: SequenceStore, *, because: str) -> None:

@@ -1,6 +1,7 @@
 """Limits of keys: what passes, what is said, and what holds while the store is away."""
 
 import asyncio
+import contextlib
 import re
 import time
 from collections.abc import AsyncIterator, Callable
@@ -77,6 +78,19 @@ async def test_workers_share_a_limit_exactly(store_url: str, connect: Callable[[
     assert await admitted(other, limit, 9) == 4
     assert await admitted(one, limit, 3) == 0
     assert await admitted(one, limit, 3, "1" * 12) == 3  # each key has a bucket of its own
+
+
+@pytest.mark.parametrize("unfit", [None, "its appendonly is no"])
+async def test_a_limit_is_shared_although_a_replica_is_away_or_the_store_keeps_less_than_promised(
+    store_url: str, unfit: str | None
+) -> None:
+    limit = Limit(requests=HOURLY, seconds=3600)
+    connection = Connection(store_url, read_timeout_s=5, write_timeout_s=5, max_connections=16, replicas=1)
+    async with contextlib.aclosing(connection):
+        connection.refuse(unfit)
+        one, other = (Limits(connection, ask_s=PATIENT_S) for _ in range(2))
+        assert await admitted(one, limit, 6) == 6
+        assert await admitted(other, limit, 9) == 4
 
 
 async def test_of_requests_that_come_at_once_as_many_pass_as_may(

@@ -214,6 +214,17 @@ async def test_every_key_expires_or_is_bounded(store_url: str, client: redis.Red
     assert eventlog.log_size(client).trimmed == 3000 - client.xlen(streams[0])
 
 
+async def test_a_worker_whose_clock_is_ahead_drops_no_entry_that_is_too_young(
+    store_url: str, client: redis.Redis
+) -> None:
+    keeps = StoreSettings(log_max_events=200, log_min_s=7 * 24 * 3600, write_timeout_s=5)
+    async with SequenceStore.connect(store_url, keeps, clock=lambda: time.time() + 8 * 24 * 3600) as store:
+        await store.append([event(f"{i}", i) for i in range(200)])
+        with pytest.raises(StoreUnavailable, match="LOGFULL"):
+            await store.append([event(f"{i}", i) for i in range(200, 400)])
+    assert len(list(eventlog.read_events(client))) == 200
+
+
 async def test_event_ids_are_remembered_for_a_day(store_url: str) -> None:
     now = 1_700_000_000.0
     settings_ = StoreSettings(history_length=1)
@@ -280,16 +291,25 @@ async def test_a_server_without_memory_stores_nothing(store: SequenceStore, clie
     assert await store.append([event("a", 1)]) == AppendResult(accepted=1, duplicates=0)
 
 
+DAMAGED_VALUES = [
+    msgpack.packb([1, "e", "item", "rating", value, 3, "f", "item", "", False]) for value in (None, "x", [1])
+]
+
+
 async def test_one_damaged_history_does_not_fail_the_others(
     store: SequenceStore, client: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
     await store.append([event("a", 1), event("b", 1, user="bob")])
     key = next(client.scan_iter("*:h:ann"))
-    for damage in (b"\x05", b"\x93\x01\x02\x03", b"\x95\x01\xa1e\x07\xa1t\xc2", b"\xc1"):  # the last is no MessagePack
+    for damage in (b"\x05", b"\x93\x01\x02\x03", b"\x95\x01\xa1e\x07\xa1t\xc2", b"\xc1", *DAMAGED_VALUES):
         client.set(key, damage)
+        caplog.clear()
         with caplog.at_level(logging.ERROR):
             assert await store.histories(["ann", "bob"]) == [[], ["item-b"]]
-    assert caplog.text.count("not readable") == 4
+            nothing, (others, _) = await store.rated_histories(["ann", "bob"])
+            assert (nothing, others) == (([], []), ["item-b"])
+            assert await store.history("ann") == []
+        assert caplog.text.count("not readable") == 3, damage
     assert "ann" not in caplog.text  # who it is stays out of the log
 
 
@@ -307,6 +327,7 @@ DAMAGED = [
     msgpack.packb([1, 7, "item", "", False]),
     msgpack.packb([1, "e", 7, "", False, 3, "f", "item", "", False]),
     msgpack.packb([1, "e", [], "", False]),
+    *DAMAGED_VALUES,
 ]
 
 

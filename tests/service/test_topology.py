@@ -9,13 +9,14 @@ import socket
 import ssl
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 
+from bench.servers import free_port
 from models import eventlog
 from models.storeurl import several
 from reliability.processes import Store
@@ -202,6 +203,49 @@ async def test_while_a_slot_moves_its_users_are_read_where_they_are_and_only_the
             assert stored == AppendResult(accepted=1, duplicates=0)
 
 
+async def test_a_primary_that_is_cut_off_from_its_cluster_is_left_for_the_replica_that_took_over(
+    tmp_path: Path,
+) -> None:
+    with topologies.store("cluster", tmp_path) as url:
+        port, *others = _ports(url, slot_of(history_key("ann")))
+        bus = free_port()
+        with (
+            topologies.cluster_node(tmp_path, "replica", bus) as replica,
+            replica.client() as successor,
+            redis.Redis(port=port) as primary,
+        ):
+            primary.execute_command("CLUSTER", "MEET", "127.0.0.1", replica.port, bus)
+            name = primary.execute_command("CLUSTER", "MYID")
+            await _until(lambda: name in successor.execute_command("CLUSTER", "NODES"))
+            successor.execute_command("CLUSTER", "REPLICATE", name)
+            for other in others:
+                with redis.Redis(port=other) as client:
+                    await _until(lambda client=client: b"slave" in client.execute_command("CLUSTER", "NODES"))  # type: ignore[misc]
+            async with SequenceStore.connect(url, StoreSettings(read_timeout_s=5, write_timeout_s=5)) as store:
+                assert await store.append([event("a")]) == AppendResult(accepted=1, duplicates=0)
+                assert primary.wait(1, 5000) == 1  # replication is not what this is about
+                primary.execute_command("DEBUG", "DROP-CLUSTER-PACKET-FILTER", "-2")
+                await _until(lambda: successor.info("replication")["role"] == "master")
+                await _until(lambda: b"cluster_state:fail" in primary.execute_command("CLUSTER", "INFO"))
+                until = time.monotonic() + 5
+                while True:  # until the other nodes have heard of it
+                    try:
+                        assert await store.histories(["ann"]) == [["item-a"]]
+                        assert await store.append([event("b")]) == AppendResult(accepted=1, duplicates=0)
+                        break
+                    except StoreUnavailable:
+                        assert time.monotonic() < until
+                        await asyncio.sleep(0.05)
+                assert await store.histories(["ann"]) == [["item-a", "item-b"]]
+
+
+async def _until(true: Callable[[], bool]) -> None:
+    until = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < until
+        await asyncio.sleep(0.05)
+
+
 def _ports(url: str, slot: int) -> list[int]:
     """Of the primaries, that which has a slot first."""
     with contextlib.closing(eventlog.connect(url)) as cluster:
@@ -278,6 +322,33 @@ async def test_nothing_more_is_read_where_a_primary_has_lost_its_role_although_a
                 assert await store.histories(["ann"]) == [["item-b", "item-c"]]
                 left = [client["addr"] for client in demoted.client_list(_type="normal")]
                 assert len(left) == 1  # which is ours
+
+
+async def test_a_connection_under_way_to_a_primary_that_sentinels_have_replaced_is_not_used_again(
+    tmp_path: Path,
+) -> None:
+    with (
+        Store(tmp_path, "old") as old,
+        Store(tmp_path, "new") as new,
+        topologies.Sentinel(tmp_path, "sentinel", old.port) as sentinel,
+        old.client() as left,
+    ):
+        for server, name in ((old, "a"), (new, "b")):
+            async with SequenceStore.connect(server.url) as direct:
+                await direct.append([event(name)])
+        url = f"redis+sentinel://127.0.0.1:{sentinel.port}/main"
+        async with SequenceStore.connect(url, StoreSettings(read_timeout_s=10)) as store:
+            waits = store.connection.read(b"", lambda client: client.xread({"nothing": "0"}, block=10_000))
+            reading = asyncio.create_task(waits)
+            blocked: list[str] = []
+            while not blocked:
+                await asyncio.sleep(0.01)
+                blocked = [one["id"] for one in left.client_list() if "b" in one["flags"]]
+            sentinel.watch(new.port)
+            assert await store.histories(["ann"]) == [["item-b"]]  # on a connection of its own
+            left.client_unblock(blocked[0])
+            await reading
+            assert await asyncio.gather(*(store.histories(["ann"]) for _ in range(4))) == [[["item-b"]]] * 4
 
 
 async def test_no_sentinel_is_left_with_a_connection(tmp_path: Path) -> None:

@@ -33,6 +33,12 @@ class Sentinel(Process):
     def command(self) -> list[str]:
         return [str(server_binary()), str(self._configuration), "--sentinel"]
 
+    def watch(self, primary: int) -> None:
+        """Watch another from now on, as after a failover, of which the one before hears nothing."""
+        with redis.Redis(port=self.port) as client:
+            client.sentinel_remove("main")
+            client.sentinel_monitor("main", "127.0.0.1", primary, 2)
+
     def answers(self) -> bool:
         with redis.Redis(port=self.port, socket_timeout=5) as client:
             try:
@@ -80,13 +86,18 @@ def _itself(port: int) -> int:
     return port
 
 
+def cluster_node(folder: Path, name: str, bus: int) -> Store:
+    """One of a cluster, before it has met another; bus: the port at which it does."""
+    options = {"cluster-enabled": "yes", "cluster-port": str(bus), "cluster-node-timeout": "2000"}
+    return Store(folder, name, options=options | {"enable-debug-command": "local", "repl-diskless-sync-delay": "0"})
+
+
 def _cluster(stack: contextlib.ExitStack, folder: Path, at: Callable[[int], int] = _itself) -> str:
     """Its nodes are told of by the ports that `at` gives for theirs."""
     nodes = []
     for number in range(3):
         bus = free_port()
-        options = {"cluster-enabled": "yes", "cluster-port": str(bus), "cluster-node-timeout": "2000"}
-        nodes.append((stack.enter_context(Store(folder, f"node-{number}", options=options)), bus))
+        nodes.append((stack.enter_context(cluster_node(folder, f"node-{number}", bus)), bus))
     ports = [at(node.port) for node, _ in nodes]
     for (node, _), port in zip(nodes, ports, strict=True):
         with node.client() as client:
