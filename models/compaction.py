@@ -55,12 +55,16 @@ def compact(folder: Path, between: Callable[[], None] = lambda: None) -> Compact
     """
     failure: ArchiveError | None = None
     done = Compaction()
-    with locked(folder), writing(folder):
-        tombstones = read_tombstones(folder)
+    known: tuple[list[Path], pl.DataFrame] | None = None
     for day in sorted(folder.glob("dt=*")):
         with locked(folder), writing(folder):
+            # More may have come between the days, and with them events of theirs from after the erasure, which would be
+            # taken for repeats of what is erased.
+            files = sorted(folder.glob(f"{ERASED}/*.parquet"))
+            if known is None or known[0] != files:
+                known = files, read_tombstones(folder)
             try:
-                of_day = _compact_day(folder, day, tombstones)
+                of_day = _compact_day(folder, day, known[1])
             except ArchiveError as error:
                 failure = failure or error
             else:
@@ -68,7 +72,7 @@ def compact(folder: Path, between: Callable[[], None] = lambda: None) -> Compact
         between()
     with locked(folder), writing(folder):
         files = sorted(folder.glob(f"{ERASED}/*.parquet"))
-        if len(files) > 1:  # read again, for more may have come between the days
+        if len(files) > 1:
             publish(read_tombstones(folder), folder, folder / ERASED / f"part-{uuid.uuid4().hex}.parquet")
             _remove(files)
     if failure is not None:

@@ -181,9 +181,9 @@ class _Call:
         """Raises Problem for what needs no body to be refused: a refusal should cost as little as it can."""
         if key is not None:
             require(key, "events" if self._name == "events" else "recommend")
-        self._timeout_s = _timeout_s(self._exchange, headers)
-        if self._timeout_s is not None and self._name == "events":
+        if self._name == "events":
             refuse_deadline(headers)
+        self._timeout_s = _timeout_s(self._exchange, headers)
         check_declared(headers)
         if self._name == "events":
             self._services.intake.check_room()

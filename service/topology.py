@@ -31,6 +31,7 @@ from models.storeurl import BAD_OPTIONS, Several, several
 T = TypeVar("T")
 Address = tuple[str, int]
 _SLOTS = 1 << 14
+_SOON_S = 0.02  # after the first answer, in which others count: in one network they take a millisecond or two
 
 
 class Single:
@@ -223,18 +224,25 @@ class _Sentinels(Sentinel):
     def __init__(self, clients: list[redis.asyncio.Redis]) -> None:
         super().__init__([])  # type: ignore[no-untyped-call]
         self.sentinels = clients
+        self.epochs: dict[Address, int] = {}  # in which each that was named had become the primary
 
     async def discover_master(self, service_name: str) -> Address:
-        """Where the primary is. Raises ConnectionError if none of them knows."""
+        """Where the primary is. Raises ConnectionError if none of them knows.
 
-        async def ask(sentinel: redis.asyncio.Redis) -> Address:
+        One that is cut off from the others goes on naming the primary there was: of those that answer soon, the one
+        that knows of the last failover tells.
+        """
+
+        async def ask(sentinel: redis.asyncio.Redis) -> tuple[int, Address]:
             primaries: Any = await sentinel.sentinel_masters()
             state = primaries.get(service_name)
             if not state or not self.check_master_state(state, service_name):
                 raise MasterNotFoundError(f"a sentinel knows of no primary '{service_name}' that is up")
-            return state["ip"], state["port"]
+            return state["config-epoch"], (state["ip"], state["port"])
 
-        return await _first(ask(sentinel) for sentinel in self.sentinels)
+        epoch, address = max(await _soon(ask(sentinel) for sentinel in self.sentinels))
+        self.epochs[address] = epoch
+        return address
 
 
 async def _replies(pipeline: Pipeline) -> list[Any]:
@@ -247,6 +255,20 @@ def _good(reply: Any) -> Any:
     if isinstance(reply, Exception):
         raise reply
     return reply
+
+
+async def _soon(answers: Iterable[Awaitable[T]]) -> list[T]:
+    """The first answer and those that come soon after it; where all fail, the failure of one, as `_first`."""
+    tasks = [asyncio.ensure_future(answer) for answer in answers]
+    try:
+        found = [await _first(map(asyncio.shield, tasks))]
+        done, _ = await asyncio.wait(tasks, timeout=_SOON_S)
+        found += [task.result() for task in done if task.exception() is None]
+        return found
+    finally:
+        for late in tasks:
+            late.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _first(answers: Iterable[Awaitable[T]]) -> T:
@@ -270,13 +292,19 @@ async def _first(answers: Iterable[Awaitable[T]]) -> T:
 
 
 async def moved(stores: Iterable[Single | Cluster]) -> bool:
-    """Whether sentinels name another primary now than one of the stores is connected to, all of them of one URL; False
-    where there are no sentinels. Raises what a client does where none of them answers."""
+    """Whether sentinels name another primary now than one of the stores is connected to, all of them of one URL, and
+    none from before that one; False where there are no sentinels. Raises what a client does where none of them answers.
+    """
     pools = [store.pool for store in stores if isinstance(store, Single) and isinstance(store.pool, _SentinelPool)]
     if not pools:
         return False
-    named = await pools[0].sentinel_manager.discover_master(pools[0].service_name)
-    return any(pool.master_address not in (None, named) for pool in pools)
+    sentinels: _Sentinels = pools[0].sentinel_manager
+    named = await sentinels.discover_master(pools[0].service_name)
+    return any(
+        pool.master_address not in (None, named)
+        and sentinels.epochs[named] >= pool.sentinel_manager.epochs.get(pool.master_address, 0)
+        for pool in pools
+    )
 
 
 def slot_of(key: bytes) -> int:

@@ -6,9 +6,10 @@ What counts as an id, a moment or a number is decided here once, whichever kind 
 import polars as pl
 
 MAX_TIMESTAMP_MS = 4_133_980_800_000  # 2101-01-01; anything from there on, or before 1970, is no event's time
-# Milliseconds in a second, a milli-, a micro- and a nanosecond. A number from March 1973 on in one of them is a time
-# after 2100 or of early 1970 in every other, and no log is near either.
-_UNITS = (1e3, 1.0, 1e-3, 1e-6)
+# A number from the first on may be a time in a unit of which the second makes milliseconds: seconds, milli-, micro- and
+# nanoseconds, from March 1973 on, which in the smaller units is early 1970 and in the larger ones after 2100: no log is
+# near either. Nanoseconds from 2000 on, for what is less may be ticks of Windows or .NET.
+_UNITS = ((1e8, 1e3), (1e11, 1.0), (1e14, 1e-3), (9.4e17, 1e-6))
 EARLY_MS = 100_000_000_000  # March 1973
 _FIRST_DAY, _LAST_DAY = 19_700_101, 21_001_231  # as seconds, a summer of 1970
 _INSTANT = (
@@ -59,8 +60,9 @@ def timestamps(source: str, given: pl.Series) -> tuple[pl.Series, pl.Series, pl.
     other_unit = present & False
     milliseconds = _days(finite)
     if milliseconds is None:
-        median = finite.abs().median()
-        factor = _unit_of(median) if isinstance(median, float) else 1.0
+        median = finite.abs().quantile(0.5, "higher")  # one of them: between two units lies a third
+        usual = median if isinstance(median, float) else 0.0
+        factor = next((factor for lowest, factor in reversed(_UNITS) if usual >= lowest), _UNITS[0][1])
         other_unit = _in_other_unit(finite, factor)
         # Past the limit the exact time no longer matters, and an integer may not hold it.
         milliseconds = (finite * factor).round().clip(-1.0, float(MAX_TIMESTAMP_MS)).cast(pl.Int64)
@@ -71,17 +73,12 @@ def timestamps(source: str, given: pl.Series) -> tuple[pl.Series, pl.Series, pl.
     return milliseconds, present & milliseconds.is_null() & ~not_a_number, other_unit
 
 
-def _unit_of(median: float) -> float:
-    """What numbers of this median are multiplied by to be milliseconds: as the largest unit that leaves them a past."""
-    return next((factor for factor in _UNITS if median * factor < _UNITS[0] * EARLY_MS), _UNITS[-1])
-
-
 def _in_other_unit(numbers: pl.Series, factor: float) -> pl.Series:
     """True where a number is a time of this age only in another unit than that of the factor."""
     found = pl.repeat(False, len(numbers), dtype=pl.Boolean, eager=True)
-    for other in _UNITS:
+    for lowest, other in _UNITS:
         if other != factor:
-            found |= (numbers * other).is_between(EARLY_MS, MAX_TIMESTAMP_MS, closed="left").fill_null(False)
+            found |= numbers.is_between(lowest, MAX_TIMESTAMP_MS / other, closed="left").fill_null(False)
     return found
 
 

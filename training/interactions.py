@@ -108,7 +108,7 @@ def read_interactions(
     Ids are kept as written; integers become their decimal digits, and so do numbers with a fraction of zero in a
     Parquet column of floats (there 3.0 is item "3"; any other fraction is a wrong type). Timestamps are RFC 3339 or
     ISO dates (UTC unless they say otherwise) or numbers: dates where most of the file are such (20240131), else seconds
-    where their median is below 1e11, milliseconds below 1e14, microseconds below 1e17, and beyond it nanoseconds.
+    where their median is below 1e11, milliseconds below 1e14, nanoseconds from 9.4e17 on, and microseconds between.
     Without a timestamp column the order of the rows counts.
 
     Dropped and counted: ids that are empty, blank, over 256 UTF-8 bytes or of a wrong type; timestamps that are
@@ -176,6 +176,7 @@ def _raw_columns(path: Path, columns: Columns) -> pl.DataFrame:
         frame, _ = formats.read_delimited(path)
         present = frame.columns
         columns = _without_padding(columns, present)
+        _refuse_no_header(path, present, columns.user)
     chosen = _chosen(frame, present, columns, source=str(path), value_name=value_name)
     if suffix == ".csv":
         _refuse_swallowed_rows(path, chosen, frame, columns)
@@ -222,10 +223,7 @@ def _chosen(
 ) -> pl.DataFrame:
     """The mapped columns under the names user, item, timestamp, value."""
     chosen = []
-    names = _names(columns, value_name)
-    if names["user"] not in frame.columns or _is_number(names["user"], present):
-        _refuse_no_header(source, present)
-    for role, name in names.items():
+    for role, name in _names(columns, value_name).items():
         if not name or (name not in frame.columns and getattr(columns, role) is None):
             continue
         if name not in frame.columns:
@@ -241,18 +239,15 @@ def _chosen(
     return pl.DataFrame(chosen)
 
 
-def _refuse_no_header(source: str, present: Sequence[str]) -> None:
+def _refuse_no_header(path: Path, present: Sequence[str], user: str) -> None:
     """Taken for a header, the first row of data would be lost without a word."""
-    if any(_is_number(name, present) for name in present):
+    # A table without names is written with the numbers of its columns.
+    numbers = [name for place, name in enumerate(present) if name.isdecimal() and int(name) not in (place, place + 1)]
+    if user not in present and len(numbers) > 1:
         raise InteractionsError(
-            f"{source}: its first line, {', '.join(map(repr, present))}, looks like data and not like a header; put a "
+            f"{path}: its first line, {', '.join(map(repr, present))}, looks like data and not like a header; put a "
             "line of names above it, such as user_id,item_id,rating,timestamp with what stands in these columns"
         )
-
-
-def _is_number(name: str, present: Sequence[str]) -> bool:
-    """Whether a name is a number, and not that of its place, which a table without names is written with."""
-    return name in present and name.isdecimal() and int(name) not in (present.index(name), present.index(name) + 1)
 
 
 def _assembled(parts: Sequence[tuple[str, pl.DataFrame]], digests: tuple[str, ...], max_dropped: float) -> Interactions:

@@ -189,8 +189,11 @@ class RunFolder:
         log = read_for(spec.config, spec.files, spec.columns, values=values)
         test = read_for(spec.config, spec.test, spec.columns) if spec.test else None
         prepared = prepare(log, spec.config, split=spec.split, held_out=spec.held_out, seed=spec.seed, test=test)
-        if data_window([*spec.files, *spec.test], prepared) != spec.data:
+        found = data_window([*spec.files, *spec.test], prepared)
+        if found.files != spec.data.files:
             raise RunError(f"{self.path}: the data files are not those the run was trained on (their sha256 differ)")
+        if found != spec.data:
+            raise RunError(f"{self.path}: its files are read or split otherwise than when it was trained; train again")
         return prepared
 
     def _load(self, name: str) -> Any:

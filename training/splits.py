@@ -126,10 +126,9 @@ def split_by_time(dataset: Dataset, *, validation_share: float = 0.1, test_share
         raise DatasetError(
             f"validation_share {validation_share} and test_share {test_share} must be above 0 and together below 1"
         )
-    # Rounded, not cut off: the share of the k newest of n must give k, and not the one before them too.
-    positions = [
-        times.size - max(1, round(times.size * share)) for share in (validation_share + test_share, test_share)
-    ]
+    # The share of the k newest of n must give k of them, and rounding errors not the one before them too.
+    starts = (1 - validation_share - test_share, 1 - test_share)
+    positions = [min(times.size - 1, int(times.size * start + 1e-6)) for start in starts]
     first_cut, second_cut = (int(time) for time in np.partition(times, positions)[positions])
 
     before_first = whole.starts + _count_before(whole, times, first_cut)  # where a user's validation window begins

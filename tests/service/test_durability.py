@@ -264,6 +264,30 @@ async def test_a_primary_that_answers_although_sentinels_name_another_is_left_by
             assert await store.append([event("b")]) == AppendResult(accepted=0, duplicates=1)
 
 
+async def test_a_sentinel_that_is_cut_off_with_the_old_primary_leads_nobody_back_to_it(tmp_path: Path) -> None:
+    """It has not heard of the failover, and may be the first to answer."""
+    with (
+        Store(tmp_path, "old") as old,
+        Store(tmp_path, "new") as new,
+        topologies.Sentinel(tmp_path, "behind", old.port) as behind,
+        topologies.Sentinel(tmp_path, "sentinel", new.port, epoch=1) as sentinel,
+    ):
+        for url in (
+            f"redis+sentinel://127.0.0.1:{behind.port},127.0.0.1:{sentinel.port}/main",
+            f"redis+sentinel://127.0.0.1:{sentinel.port},127.0.0.1:{behind.port}/main",
+        ):
+            async with SequenceStore.connect(url) as store, checked(store.connection, "durable", 0):
+                for _ in range(25):
+                    await store.append([event(f"{url[-20:]}{_}")])
+                    await asyncio.sleep(0.1)
+                sentinel.stop()  # and now it alone is left to answer
+                await asyncio.sleep(2.5)
+                await store.append([event("last")])
+            sentinel.start()
+        with old.client() as client:
+            assert client.dbsize() == 0
+
+
 async def _refused(store: SequenceStore, *, because: str) -> None:
     """Nothing is acknowledged, at first perhaps for want of an answer."""
     until = time.monotonic() + 20

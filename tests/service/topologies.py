@@ -19,15 +19,16 @@ _SLOTS = 16384
 
 
 class Sentinel(Process):
-    """One that watches a primary, which another two must agree is down."""
+    """One that watches a primary, which another two must agree is down; epoch: how many failovers it has heard of."""
 
-    def __init__(self, folder: Path, name: str, primary: int) -> None:
+    def __init__(self, folder: Path, name: str, primary: int, *, epoch: int = 0) -> None:
         super().__init__(folder, name)
         self._configuration = folder / f"{name}.conf"
         self._configuration.write_text(
             f"port {self.port}\nbind 127.0.0.1\ndir {folder}\n"
             f"sentinel monitor main 127.0.0.1 {primary} 2\n"
             "sentinel down-after-milliseconds main 500\nsentinel failover-timeout main 3000\n"
+            f"sentinel config-epoch main {epoch}\n"
         )
 
     def command(self) -> list[str]:

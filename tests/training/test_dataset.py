@@ -365,7 +365,8 @@ def test_a_split_by_time_is_the_oracles(events: list[Event], validation_share: f
     sequences = oracle_sequences(events)
     times = sorted(second for _, _, second in events)
     first, second = (
-        times[len(times) - max(1, round(len(times) * share))] for share in (validation_share + test_share, test_share)
+        times[min(len(times) - 1, int(len(times) * start + 1e-6))]
+        for start in (1 - validation_share - test_share, 1 - test_share)
     )
     validation, validation_newcomers = oracle_window(sequences, first, second)
     test, test_newcomers = oracle_window(sequences, second, float("inf"))

@@ -56,6 +56,14 @@ def test_seconds_and_all_parts_of_them_are_told_apart(unit: int, text: bool) -> 
     assert log.frame["timestamp"].to_list() == [SECOND * 1000, SECOND * 1000 + 1000]
 
 
+@pytest.mark.parametrize("ticks", [133_500_000_000_000_000, 638_500_000_000_000_000])
+def test_ticks_are_no_nanoseconds(ticks: int) -> None:
+    """Tenths of microseconds since 1601 in Windows, since the year 1 in .NET."""
+    frame = pl.DataFrame({"user_id": ["u"], "item_id": ["a"], "timestamp": [ticks]})
+    with pytest.raises(InteractionsError, match="timestamp before 1970 or after 2100"):
+        interactions_from_frame(frame, source="events")
+
+
 @pytest.mark.parametrize(("most", "other"), [(1000, 1), (1, 1000), (10**6, 1), (1, 10**9), (10**9, 10**6)])
 @pytest.mark.parametrize("text", [True, False])
 def test_times_in_another_unit_than_most_are_counted(most: int, other: int, text: bool) -> None:

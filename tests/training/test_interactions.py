@@ -59,15 +59,25 @@ def test_a_named_column_that_is_missing_is_an_error_with_the_columns_there_are(
     assert "'user_id', 'item_id', 'timestamp', 'value'" in str(caught.value)
 
 
-@pytest.mark.parametrize("columns", [Columns(), Columns(user="119", item="300", timestamp="874774286")])
 @pytest.mark.parametrize("suffix", ["csv", "tsv"])
-def test_a_first_row_of_data_is_not_taken_for_a_header(tmp_path: Path, columns: Columns, suffix: str) -> None:
+def test_a_first_row_of_data_is_not_taken_for_a_header(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"ratings.{suffix}"
     pl.DataFrame({"119": ["u"], "300": ["i"], "5": ["4"], "874774286": ["874774290"]}).write_csv(
         path, separator="," if suffix == "csv" else "\t"
     )
     with pytest.raises(InteractionsError, match=r"first line, '119', '300', '5', '874774286', looks like data"):
-        read_interactions([path], columns=columns)
+        read_interactions([path])
+
+
+def test_names_that_are_numbers_are_names_all_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "log.parquet"
+    frame = pl.DataFrame({"10": ["ann"], "20": ["book"]})
+    frame.write_parquet(path)
+    frame.write_csv(path.with_suffix(".csv"))
+    for one in (path, path.with_suffix(".csv")):
+        assert read_interactions([one], columns=Columns(user="10", item="20")).frame["user_id"].to_list() == ["ann"]
+    with pytest.raises(InteractionsError, match="no column 'user_id' for the user"):
+        read_interactions([path])
 
 
 def test_a_header_of_places_is_one(tmp_path: Path) -> None:
