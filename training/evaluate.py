@@ -246,7 +246,7 @@ def evaluate_test_ratings(predict: RatingPredictor, split: Split, items: int) ->
     return evaluate_ratings(predict, open_test(split), split.train, items)
 
 
-def judge(scorer: Scorer | UserScorer, split: Split, items: int) -> Judged:
+def evaluate_both(scorer: Scorer | UserScorer, split: Split, items: int) -> Judged:
     """`evaluate` on both held-out parts."""
     popularity = popularity_of(split.train, items)
     return Judged(

@@ -23,9 +23,9 @@ from training.evaluate import (
     EvaluationError,
     Judged,
     RatingPredictor,
+    evaluate_both,
     evaluate_ratings,
     evaluate_test_ratings,
-    judge,
 )
 from training.factorisation import BiasOnly, GlobalMean, tuned_factorisation
 from training.fit import Fitted, fit
@@ -89,7 +89,7 @@ def judge_autorec(task: Reconstruction, prepared: Prepared, spec: RunSpec, confi
     split, items = prepared.split, prepared.dataset.vocabulary.items
     ranking: dict[str, Judged] = {}
     if spec.split in RANKED:
-        ranking = {name: judge(scorer, split, items) for name, scorer in baselines(split.train, items).items()}
+        ranking = {name: evaluate_both(scorer, split, items) for name, scorer in baselines(split.train, items).items()}
     found = judge_model(task, prepared, ranked=spec.split in RANKED, beside=ranking) | {"left_out": split.left_out}
     beside: dict[str, Any] = {name: judged.report() for name, judged in ranking.items()}
     if task.metric == RMSE:
@@ -114,7 +114,7 @@ def judge_model(
     """
     found: dict[str, Any] = {"validation": {}, "test": {}}
     if ranked:
-        found = judge(task.scorer(), prepared.split, prepared.dataset.vocabulary.items).report(beside)
+        found = evaluate_both(task.scorer(), prepared.split, prepared.dataset.vocabulary.items).report(beside)
     if task.metric == RMSE:
         for part, figures in _predicted(task.predictor(), prepared).items():
             both = figures["intervals"] | found[part].get("intervals", {})

@@ -21,8 +21,7 @@ from training.beginnings import item_vectors
 from training.blend import Blend, choose_blend, partner, strongest
 from training.config import AutoRecRunConfig, Config, S3RecRunConfig
 from training.dataset import popularity_of
-from training.evaluate import Scorer, affordable
-from training.evaluate import judge as judge_scorer
+from training.evaluate import Scorer, affordable, evaluate_both
 from training.fit import Fitted, fit
 from training.next_item import METRIC, ModelScorer, NextItem
 from training.parallel import ALONE, Processes
@@ -108,10 +107,10 @@ def judge(model: Scorer, blend: Blend | None, beside: Mapping[str, Scorer], prep
     beside: the baselines by name.
     """
     split, items = prepared.split, prepared.dataset.vocabulary.items
-    judged = {name: judge_scorer(baseline, split, items) for name, baseline in beside.items()}
+    judged = {name: evaluate_both(baseline, split, items) for name, baseline in beside.items()}
 
     def both(scorer: Scorer) -> dict[str, dict[str, object]]:
-        return judge_scorer(scorer, split, items).report(judged)
+        return evaluate_both(scorer, split, items).report(judged)
 
     served = model if blend is None or blend.neighbours is None else Blended(model, blend.neighbours)
     return {

@@ -297,6 +297,17 @@ async def test_a_primary_that_loses_its_role_is_left_for_the_one_its_name_now_le
             assert len(list(eventlog.read_events(client))) == 17
 
 
+async def _read_under_way(store: SequenceStore, server: redis.Redis) -> tuple["asyncio.Task[Any]", str]:
+    """A read that waits on a server until it is unblocked, and the id of its connection there."""
+    waits = store.connection.read(b"", lambda client: client.xread({"nothing": "0"}, block=10_000))
+    reading = asyncio.create_task(waits)
+    while True:
+        await asyncio.sleep(0.01)
+        for one in server.client_list():
+            if "b" in one["flags"]:
+                return reading, one["id"]
+
+
 async def test_nothing_more_is_read_where_a_primary_has_lost_its_role_although_a_read_was_under_way(
     tmp_path: Path,
 ) -> None:
@@ -306,16 +317,11 @@ async def test_nothing_more_is_read_where_a_primary_has_lost_its_role_although_a
             await store.append([event("a")])
             with old.client() as demoted:
                 demoted.replicaof(*new.address)
-                waits = store.connection.read(b"", lambda client: client.xread({"nothing": "0"}, block=10_000))
-                reading = asyncio.create_task(waits)
-                blocked: list[str] = []
-                while not blocked:
-                    await asyncio.sleep(0.01)
-                    blocked = [one["id"] for one in demoted.client_list() if "b" in one["flags"]]
+                reading, blocked = await _read_under_way(store, demoted)
                 name.target = new.address
                 await store.append([event("b")])
                 assert await store.histories(["ann"]) == [["item-b"]]
-                demoted.client_unblock(blocked[0])
+                demoted.client_unblock(blocked)
                 await reading
                 demoted.replicaof("NO", "ONE")  # what is read there from now on is old
                 await store.append([event("c")])
@@ -338,15 +344,10 @@ async def test_a_connection_under_way_to_a_primary_that_sentinels_have_replaced_
                 await direct.append([event(name)])
         url = f"redis+sentinel://127.0.0.1:{sentinel.port}/main"
         async with SequenceStore.connect(url, StoreSettings(read_timeout_s=10)) as store:
-            waits = store.connection.read(b"", lambda client: client.xread({"nothing": "0"}, block=10_000))
-            reading = asyncio.create_task(waits)
-            blocked: list[str] = []
-            while not blocked:
-                await asyncio.sleep(0.01)
-                blocked = [one["id"] for one in left.client_list() if "b" in one["flags"]]
+            reading, blocked = await _read_under_way(store, left)
             sentinel.watch(new.port)
             assert await store.histories(["ann"]) == [["item-b"]]  # on a connection of its own
-            left.client_unblock(blocked[0])
+            left.client_unblock(blocked)
             await reading
             assert await asyncio.gather(*(store.histories(["ann"]) for _ in range(4))) == [[["item-b"]]] * 4
 
