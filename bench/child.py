@@ -6,7 +6,6 @@ Its methods are called by name over a pipe. `begin` and `result` are apart so th
 import multiprocessing
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from types import TracebackType
 from typing import Any, Self
 
 
@@ -29,9 +28,7 @@ class Child:
         self._theirs.close()  # so that its end is the end of the pipe
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._ours.close()
         self._process.terminate()
         self._process.join()

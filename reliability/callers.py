@@ -5,7 +5,6 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Any, Self
 
 
@@ -35,9 +34,7 @@ class Callers:
             thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop.set()
         for thread in self._threads:
             thread.join()

@@ -2,14 +2,12 @@
 
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import redis
@@ -54,9 +52,7 @@ class Process:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.kill()
 
     def start(self) -> None:
@@ -90,13 +86,6 @@ class Process:
         """Let it write what it has yet to write."""
         self._running().terminate()
         self._running().wait()
-
-    def pause(self) -> None:
-        """Connections stay open and nothing answers."""
-        self._running().send_signal(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        self._running().send_signal(signal.SIGCONT)
 
     @property
     def alive(self) -> bool:

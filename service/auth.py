@@ -11,7 +11,6 @@ import ipaddress
 import logging
 from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache
-from types import TracebackType
 from typing import Self
 
 from service.errors import Problem, shorten
@@ -78,9 +77,7 @@ class Keys:
         self._watcher = asyncio.create_task(self._watch(), name="keys")
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         if self._watcher is not None:
             self._watcher.cancel()
             with contextlib.suppress(asyncio.CancelledError):

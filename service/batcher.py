@@ -15,7 +15,6 @@ import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from types import TracebackType
 from typing import Generic, NamedTuple, Protocol, Self, TypeVar
 
 from service.pace import Pace
@@ -104,9 +103,7 @@ class Batcher(Generic[Call, Answer]):
         self._worker = asyncio.create_task(self._work(), name="batcher")
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         worker, self._worker = self._worker, None
         if worker is not None:
             worker.cancel()

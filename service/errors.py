@@ -45,7 +45,6 @@ TABLE: dict[str, tuple[int, str]] = {
     "store_unavailable": (503, "The sequence store does not answer"),
     "totals_unavailable": (503, "The counts of all workers could not be read"),
 }
-_CODE_OF_STATUS = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 _PLAINER = {
     "missing": "is required",
     "extra_forbidden": "there is no such field; leave it out",
@@ -177,7 +176,7 @@ def install(app: FastAPI) -> None:
                 "method_not_allowed", f"{request.method} is not allowed here, {allowed} is", headers=headers
             )
         else:
-            code = _CODE_OF_STATUS.get(status, "invalid_request" if status < 500 else "internal_error")
+            code = "invalid_request" if status < 500 else "internal_error"
             detail = str(getattr(error, "detail", "the request was refused"))
             problem = Problem(code, detail, headers=headers, status=status)
         return problem_response(problem, getattr(request.state, "request_id", None))

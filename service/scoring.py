@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, InvalidStateError
 from queue import SimpleQueue
-from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
 
 Parameters = ParamSpec("Parameters")
@@ -46,9 +45,7 @@ class ScoringThread(Executor):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self.shutdown(wait=False)
         await asyncio.to_thread(self._thread.join, _END_S)
         if self._thread.is_alive():

@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from models.device import Device
+from models.eventlog import SEQUENCE_TYPES
 
 PREFIX = "RECSERVE_"
 Durability = Literal["fast", "durable", "replicated"]
@@ -64,13 +65,7 @@ class Settings(Folders):
     history_days: float = Field(90, gt=0, le=36_500)  # after the last event of a user, the history expires
     log_max_events: int = Field(1_000_000, ge=1)  # newest events kept for retraining; 100 bytes each, in the store
     log_min_days: float = Field(0, ge=0, le=36_500)  # younger entries of a full log are not dropped, events refused
-    sequence_types: tuple[str, ...] = (
-        "interaction",
-        "view",
-        "click",
-        "rating",
-        "purchase",
-    )  # the others are only logged
+    sequence_types: tuple[str, ...] = SEQUENCE_TYPES  # the others are only logged
     trusted_network: bool = False  # serve other machines without keys
     allowed_hosts: tuple[str, ...] = ()  # names by which they may call it, beside those of loopback; none: any
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
 from models.device import DeviceError
-from models.manifest import BundleError, DataWindow
+from models.manifest import VERSION_NAME, BundleError, DataWindow
 from models.registry import CURRENT, Registry, RegistryError
 from service.engine import EngineError
 from service.errors import Problem, unavailable
@@ -19,7 +19,6 @@ from service.routes import BODILESS, KEYED, Services, admitted, problems
 from service.slot import Promoted, Refused
 
 router = APIRouter(prefix="/models", tags=["models"])
-_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 class LoadedVersion(BaseModel):
@@ -87,7 +86,7 @@ async def promote(version: str, request: Request) -> Response:
     services: Services = request.app.state.services
     with services.metrics.observed("promote"):
         await admitted(request, "admin")
-        if not _VERSION.fullmatch(version):
+        if not re.fullmatch(VERSION_NAME, version):
             raise Problem("version_not_found", "a version is 1 to 100 letters, digits, dots, dashes and underscores")
         try:
             return _promoted(await services.slot.promote(version))

@@ -4,7 +4,6 @@ import json
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 
 
 class PeersError(RuntimeError):
@@ -32,7 +31,7 @@ class PeerProcess:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._close()
 
     def targets_per_s(self, job: Mapping[str, object]) -> float:

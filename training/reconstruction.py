@@ -29,7 +29,6 @@ RANKING = "ndcg@10"
 NEGATIVES = 5  # zeros for each observed entry of implicit feedback
 
 _ROWS_AT_ONCE = 512  # made dense together outside of training
-_USERS_AT_ONCE = 256
 
 
 @dataclass(frozen=True, slots=True, eq=False)
