@@ -25,10 +25,8 @@ from training.evaluate import mask_seen
 from training.interactions import Columns, Interactions
 from training.measures import intervals, summarise
 from training.next_item import ModelScorer
-from training.preparation import Prepared, data_window, prepare, read_for
-from training.presets import settle
+from training.preparation import Prepared, prepare, read_for, spec_of
 from training.report import with_interval
-from training.spec import RunSpec
 from training.train import train
 
 SHARE = 0.2
@@ -118,16 +116,8 @@ def evaluate_cold(
     )
     split = hide(dataset, interactions, share=share, seed=seed)
     prepared = prepare(split.learned, loaded, split="loo", attributes=attributes, item_column=columns.item)
-    spec = RunSpec(
-        name=Path(name).stem if name.endswith(".toml") else name,
-        config=settle(loaded, prepared.split.train),
-        split="loo",
-        seed=seed,
-        files=[path.resolve() for path in files],
-        columns=columns,
-        attributes=attributes.resolve(),
-        attributes_sha256=prepared.attributes.sha256 if prepared.attributes else None,
-        data=data_window(files, prepared),
+    spec = spec_of(
+        loaded, prepared, name=name, files=files, columns=columns, split="loo", seed=seed, attributes=attributes
     )
     run = train(spec, prepared, output or Path("runs") / f"{spec.name}-cold-{seed}", console)
     told = read_attributes(attributes, Vocabulary((PADDING_ID, *split.hidden)), item_column=columns.item)

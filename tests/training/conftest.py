@@ -93,8 +93,7 @@ def finished_run(
     from rich.console import Console
 
     from training.interactions import Columns, read_interactions
-    from training.preparation import data_window, prepare
-    from training.spec import RunSpec
+    from training.preparation import prepare, spec_of
     from training.train import train
 
     folder = tmp_path_factory.mktemp("finished")
@@ -106,15 +105,8 @@ def finished_run(
     )
     config = tiny_config()
     prepared = prepare(read_interactions([log]), config, split="loo", attributes=titles)
-    spec = RunSpec(
-        name="walks",
-        config=config,
-        split="loo",
-        seed=3,
-        files=[log],
-        columns=Columns(),
-        attributes=titles,
-        data=data_window([log], prepared),
+    spec = spec_of(
+        config, prepared, name="walks", files=[log], columns=Columns(), split="loo", seed=3, attributes=titles
     )
     with _one_thread():
         return train(spec, prepared, folder / "run", Console(file=io.StringIO()))

@@ -20,11 +20,10 @@ from training.config import AutoRecRunConfig, ReconstructionConfig, RunConfig
 from training.dataset import Sequences
 from training.evaluate import EvaluationError
 from training.interactions import Columns
-from training.preparation import data_window, prepare, read_for
+from training.preparation import prepare, read_for, spec_of
 from training.report import print_assessment
 from training.run import RunError, RunFolder
 from training.scorers import Translated
-from training.spec import RunSpec
 from training.train import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -152,17 +151,7 @@ def sequential_and_rating(
 
 def _run(config: RunConfig, log: Path, folder: Path) -> Path:
     prepared = prepare(read_for(config, [log], Columns()), config, split="loo")
-    window = data_window([log], prepared)
-    spec = RunSpec(
-        name=folder.name,
-        config=config,
-        split="loo",
-        seed=1,
-        files=[log],
-        columns=Columns(),
-        attributes=None,
-        data=window,
-    )
+    spec = spec_of(config, prepared, name=folder.name, files=[log], columns=Columns(), split="loo", seed=1)
     return train(spec, prepared, folder, Console(file=io.StringIO())).path
 
 
