@@ -30,7 +30,7 @@ from training.evaluate import (
 from training.factorisation import BiasOnly, GlobalMean, tuned_factorisation
 from training.fit import Fitted, fit
 from training.interactions import Interactions
-from training.parallel import ALONE, Processes
+from training.parallel import ALONE, Processes, own_device
 from training.preparation import Prepared, prepare
 from training.ratings import biases_of, matrix_of, scale_of
 from training.reconstruction import RMSE, Reconstruction
@@ -237,8 +237,7 @@ def fitted_autorec(
     torch.set_num_threads(max(1, cpu_quota() // processes.on_this_machine))
     torch.manual_seed(spec.seed)  # weights and dropout; rows and zeros draw from their own
     items = prepared.dataset.vocabulary.items
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = build(config.model, items, users=len(prepared.dataset.users)).to(device)
+    model = build(config.model, items, users=len(prepared.dataset.users)).to(own_device())
     processes.part_ways(spec.seed)
     task = Reconstruction(model, prepared.split, items, config, seed=spec.seed)
     with epoch_bar(console, task.rows, task.metric) as bar:
@@ -255,12 +254,12 @@ def fitted_autorec(
 
 
 def course(fitted: Fitted) -> dict[str, object]:
-    """How the fitting went, for metrics.json; the sequences are rows."""
+    """How the fitting went, for metrics.json; the sequences of an AutoRec are rows."""
     return {
         "epochs": fitted.epochs,
         "best_epoch": fitted.best_epoch,
         "stopped_early": fitted.stopped_early,
         "seconds": fitted.seconds,
-        "device": "GPU" if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads",
+        "device": "GPU" if own_device().type == "cuda" else f"{torch.get_num_threads()} CPU threads",
         "sequences_per_second": fitted.sequences / fitted.seconds,
     }
