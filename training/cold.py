@@ -156,7 +156,7 @@ def hide(dataset: Dataset, interactions: Interactions, *, share: float, seed: in
     if not targets:
         raise DatasetError(f"no user met one of {len(rows):,} hidden items after another item; hide a larger share")
     return ColdSplit(
-        learned=_only(dataset, interactions, whole, kept),
+        learned=_only(dataset, interactions, whole.where(kept)),
         hidden=tuple(ids[row] for row in rows),
         histories=histories,
         targets=np.array(targets),
@@ -260,16 +260,15 @@ def _ranks(
     return ranks
 
 
-def _only(dataset: Dataset, interactions: Interactions, whole: Sequences, kept: NDArray[np.bool_]) -> Interactions:
-    """The interactions of the mask alone; whole is compact."""
-    owners = np.repeat(np.arange(len(whole)), whole.lengths)[kept]
-    nothing = [None] * int(kept.sum())
+def _only(dataset: Dataset, interactions: Interactions, kept: Sequences) -> Interactions:
+    """Those of the interactions that are kept; they lie side by side."""
+    nothing = [None] * kept.interactions
     frame = pl.DataFrame(
         {
-            "user_id": pl.Series(dataset.users, dtype=pl.String).gather(owners),
-            "item_id": pl.Series(dataset.vocabulary.ids, dtype=pl.String).gather(whole.items[kept]),
-            "timestamp": nothing if whole.timestamps is None else whole.timestamps[kept],
-            "value": nothing if whole.values is None else whole.values[kept],
+            "user_id": pl.Series(dataset.users, dtype=pl.String).gather(kept.owners),
+            "item_id": pl.Series(dataset.vocabulary.ids, dtype=pl.String).gather(kept.items),
+            "timestamp": nothing if kept.timestamps is None else kept.timestamps,
+            "value": nothing if kept.values is None else kept.values,
         },
         schema=interactions.frame.schema,
     )

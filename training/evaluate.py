@@ -267,8 +267,7 @@ def differences_from(one: Evaluation, beside: Mapping[str, Evaluation]) -> dict[
 
 def mask_seen(scores: NDArray[np.float32], histories: Sequences, *, mask: float = -np.inf) -> None:
     """Set padding and each user's history to `mask`, in place: scores (users, items + 1)."""
-    compact = histories.compact()
-    scores[np.repeat(np.arange(len(compact)), compact.lengths), compact.items] = mask
+    scores[histories.owners, histories.compact().items] = mask
     scores[:, 0] = mask
 
 

@@ -251,7 +251,7 @@ def _data(scale: float, generator: np.random.Generator) -> dict[str, Data]:
 
 
 def _save(data: Data, path: Path) -> Path:
-    np.savez(path, users=np.repeat(np.arange(len(data.train)), data.train.lengths), items=data.train.items)
+    np.savez(path, users=data.train.owners, items=data.train.items)
     return path
 
 

@@ -90,7 +90,7 @@ class Prefixes:
 
     def _drawn(self, generator: np.random.Generator) -> tuple[Indices, Indices]:
         """Owner and flat end of every prefix of this epoch."""
-        users = np.repeat(np.arange(len(self._sequences)), self._sequences.lengths)
+        users = self._sequences.owners
         ends = np.arange(1, len(users) + 1)
         most = self._config.prefixes
         if most is None:

@@ -178,8 +178,7 @@ def _newest(interactions: Interactions, of: str, notes: list[str]) -> Interactio
 def _newest_cells(sequences: Sequences, items: int) -> NDArray[np.int64]:
     """Where in the compact sequences each user's newest interaction with each item is, ascending: int64 (cells,)."""
     compact = sequences.compact()
-    owners = np.repeat(np.arange(len(compact)), compact.lengths)
-    backwards = (owners * (items + 1) + compact.items)[::-1]
+    backwards = (compact.owners * (items + 1) + compact.items)[::-1]
     _, places = np.unique(backwards, return_index=True)
     return np.sort(len(backwards) - 1 - places)
 
@@ -197,6 +196,5 @@ def _those_of(test: Interactions, dataset: Dataset) -> NDArray[np.bool_]:
     users = np.fromiter((numbers.get(user, -1) for user in test.frame["user_id"]), np.int64)
     items = dataset.vocabulary.encode(test.frame["item_id"]).astype(np.int64)
     compact = dataset.sequences.compact()
-    owners = np.repeat(np.arange(len(compact)), compact.lengths)
     rows = dataset.vocabulary.rows
-    return np.isin(owners * rows + compact.items, users * rows + items)
+    return np.isin(compact.owners * rows + compact.items, users * rows + items)

@@ -38,9 +38,8 @@ class Holdout:
     @property
     def repeats(self) -> int:
         """How many targets are in their own history: no ranking without it can hit them."""
-        histories = self.histories.compact()
-        owners = np.repeat(np.arange(len(self)), histories.lengths)
-        return len(np.unique(owners[histories.items == self.targets[owners]]))
+        owners = self.histories.owners
+        return len(np.unique(owners[self.histories.compact().items == self.targets[owners]]))
 
     def take(self, some: NDArray[np.int64]) -> "Holdout":
         """The targets of these places, with their histories."""
@@ -183,11 +182,10 @@ def split_ratings(dataset: Dataset, *, test: float | NDArray[np.bool_], validati
     for part, mask in (("train", learned), ("validation", validating), ("test", held_out)):
         if not mask.any():
             raise DatasetError(f"the {part} part is empty: {whole.interactions:,} ratings are too few for these shares")
-    owners = np.repeat(np.arange(len(whole)), whole.lengths)
-    train = _chosen(whole, owners, learned)
+    train = whole.where(learned)
     parts = []
     for mask in (validating, held_out):
-        users, targets = owners[mask], whole.items[mask]
+        users, targets = whole.owners[mask], whole.items[mask]
         values = None if whole.values is None else whole.values[mask]
         later = np.zeros(len(users), np.bool_)  # a rating held out by chance may be older than the history
         parts.append(Holdout(users, train.take(users), targets, later, values))
@@ -198,19 +196,6 @@ def _part(share: float, name: str, whole: int) -> int:
     if not 0 < share < 1:
         raise DatasetError(f"the {name} share is {share}; it must be above 0 and below 1")
     return round(share * whole)
-
-
-def _chosen(whole: Sequences, owners: NDArray[np.int64], mask: NDArray[np.bool_]) -> Sequences:
-    """The interactions of the mask alone, of the same users; whole is compact."""
-    lengths = np.bincount(owners[mask], minlength=len(whole))
-    ends = np.cumsum(lengths, dtype=np.int64)
-    return Sequences(
-        whole.items[mask],
-        ends - lengths,
-        ends,
-        None if whole.timestamps is None else whole.timestamps[mask],
-        None if whole.values is None else whole.values[mask],
-    )
 
 
 def unsplit(dataset: Dataset) -> Split:
