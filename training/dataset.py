@@ -189,20 +189,6 @@ class CoreReport:
     interactions_removed: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Statistics:
-    """A data set in numbers; lengths are interactions per user, density is interactions / (users * items)."""
-
-    users: int
-    items: int
-    interactions: int
-    median_length: float
-    mean_length: float
-    p90_length: float
-    max_length: int
-    density: float
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Dataset:
     """Every interaction of every user; users[u] is the external id of the user who owns sequences[u]."""
@@ -211,21 +197,6 @@ class Dataset:
     vocabulary: Vocabulary
     sequences: Sequences
     core: CoreReport
-
-    def statistics(self) -> Statistics:
-        """Sizes and lengths, for a results table or the choice of a preset."""
-        lengths = self.sequences.lengths
-        users, items, interactions = len(self.users), self.vocabulary.items, self.sequences.interactions
-        return Statistics(
-            users=users,
-            items=items,
-            interactions=interactions,
-            median_length=float(np.median(lengths)),
-            mean_length=interactions / users,
-            p90_length=float(np.percentile(lengths, 90)),
-            max_length=int(lengths.max()),
-            density=interactions / (users * items),
-        )
 
 
 def build_dataset(
