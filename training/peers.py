@@ -22,12 +22,12 @@ from models.sasrec import SASRec, SASRecConfig
 from models.sequence import PADDING
 from models.zoo import build
 from training.batches import Batch, NegativeSampler
-from training.bench import Trained, beauty_like, nobody, synthetic, train_epochs
+from training.bench import Trained, beauty_like, synthetic, train_epochs
 from training.config import TrainingConfig
 from training.dataset import Sequences
 from training.next_item import NextItem
 from training.peer_process import PeerProcess, PeersError
-from training.splits import Holdout
+from training.splits import Holdout, nobody
 
 WORKER = Path(__file__).with_name("peers_worker.py")
 PEERS = {"rectools": "RecTools", "recbole": "RecBole"}

@@ -23,8 +23,7 @@ from training.dataset import Sequences
 from training.evaluate import rank_targets
 from training.fit import FitError
 from training.lookup import rows_of, vectors_at
-from training.measures import summarise
-from training.next_item import METRIC
+from training.measures import METRIC, summarise
 from training.splits import Holdout
 
 Indices = NDArray[np.int64]

@@ -30,10 +30,11 @@ from training.evaluate import (
 from training.factorisation import BiasOnly, GlobalMean, tuned_factorisation
 from training.fit import Fitted, fit
 from training.interactions import Interactions
+from training.measures import METRIC, RMSE
 from training.parallel import ALONE, Processes, own_device
 from training.preparation import Prepared, prepare
 from training.ratings import biases_of, matrix_of, scale_of
-from training.reconstruction import RMSE, Reconstruction
+from training.reconstruction import Reconstruction
 from training.report import SPLITS, describe_stop, epoch_bar, plot_curves, results_table
 from training.run import RUN, RunError, RunFolder
 from training.spec import RunSpec, SplitName
@@ -180,8 +181,8 @@ def print_figures(name: str, metrics: Mapping[str, Any], console: Console, *, sp
     """Tables of what was judged: ratings, and ranking where there is some."""
     if RMSE in metrics["test"]:
         console.print(ratings_table(name, metrics, title=f"Ratings, {SPLITS[split]}"))
-    if "ndcg@10" in metrics["test"]:
-        ranked = {key: value for key, value in metrics["baselines"].items() if "ndcg@10" in value["test"]}
+    if METRIC in metrics["test"]:
+        ranked = {key: value for key, value in metrics["baselines"].items() if METRIC in value["test"]}
         console.print(results_table(name, {**metrics, "baselines": ranked}, title=f"Test, {SPLITS[split]}"))
     else:
         console.print("no ranking figures: a rating held out by chance is not what came next; use --split loo or time")

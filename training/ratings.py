@@ -14,6 +14,7 @@ from scipy import sparse
 from training.config import AutoRecRunConfig
 from training.dataset import Dataset, DatasetError, Sequences, build_dataset
 from training.interactions import Interactions
+from training.spec import RATED
 from training.splits import Split, split_by_time, split_leave_one_out, split_ratings
 
 _ROUNDS = 10  # of the alternation between users' and items' biases; the fifth digit stands after five
@@ -60,7 +61,7 @@ def rated(
     (`data.max_dropped`), if `test` is given without split "file" or the reverse, if a pair is in both, if all ratings
     are the same, if there are none to hold out, or for a validation share that the split does not use.
     """
-    of_ratings = split in ("random", "file")
+    of_ratings = split in RATED
     if of_ratings and config.model.feedback == "implicit":
         raise DatasetError(
             f"the split {split} holds out single ratings, and feedback 'implicit' predicts none; split loo or time"

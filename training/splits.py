@@ -201,9 +201,13 @@ def _part(share: float, name: str, whole: int) -> int:
 def unsplit(dataset: Dataset) -> Split:
     """Everything for training, nothing held out: for a last fit of a model that was judged on less."""
     everything = dataset.sequences.compact()
-    nobody = np.empty(0, np.int64)
-    nothing = Holdout(nobody, everything.take(nobody), nobody.astype(np.int32), nobody.astype(np.bool_))
-    return Split(train=everything, validation=nothing, _test=nothing, left_out={})
+    return Split(train=everything, validation=nobody(everything), _test=nobody(everything), left_out={})
+
+
+def nobody(train: Sequences) -> Holdout:
+    """A held-out part without users."""
+    none = np.empty(0, np.int64)
+    return Holdout(none, train.take(none), none.astype(np.int32), none.astype(np.bool_))
 
 
 def _count_before(sequences: Sequences, times: NDArray[np.int64], cut_ms: int) -> NDArray[np.int64]:

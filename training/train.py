@@ -23,7 +23,8 @@ from training.config import AutoRecRunConfig, Config, S3RecRunConfig
 from training.dataset import popularity_of
 from training.evaluate import Scorer, affordable, evaluate_both
 from training.fit import Fitted, fit
-from training.next_item import METRIC, ModelScorer, NextItem
+from training.measures import METRIC
+from training.next_item import ModelScorer, NextItem
 from training.parallel import ALONE, Processes, own_device
 from training.preparation import Prepared
 from training.pretrain import Pretrain

@@ -20,6 +20,7 @@ from training.config import AutoRecRunConfig, ReconstructionConfig, RunConfig
 from training.dataset import Sequences
 from training.evaluate import EvaluationError
 from training.interactions import Columns
+from training.measures import intervals
 from training.preparation import prepare, read_for, spec_of
 from training.report import print_assessment
 from training.run import RunError, RunFolder
@@ -220,7 +221,7 @@ def test_the_tables_show_parts_intervals_and_that_a_sample_is_one(
     assert "sampled, 9 negatives" in out
     assert "ndcg@10 of walks-1 minus that of" in out
     assert "p = " in out
-    low, high = assess(finished_run.path).evaluation.intervals()["ndcg@10"]
+    low, high = intervals(assess(finished_run.path).evaluation.ranks)["ndcg@10"]
     assert f"{low:.4f} to {high:.4f}" in out
 
 
