@@ -20,7 +20,7 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from models.runtime import cpu_quota
+from models.device import cpu_quota
 from models.s3rec import S3RecPretraining
 from models.sasrec import SASRecConfig
 from models.zoo import build

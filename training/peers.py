@@ -17,7 +17,7 @@ from rich.box import SIMPLE
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from models.runtime import cpu_quota
+from models.device import cpu_quota
 from models.sasrec import SASRec, SASRecConfig
 from models.sequence import PADDING
 from models.zoo import build

@@ -15,7 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from models.autorec import AutoRec
-from models.runtime import Runtime, cpu_quota
+from models.device import cpu_quota
+from models.runtime import Runtime
 from models.zoo import build
 from training.baselines import baselines
 from training.config import AutoRecRunConfig, parse_config

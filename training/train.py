@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from models.attributed import attribute, fold
-from models.runtime import cpu_quota
+from models.device import cpu_quota
 from models.s3rec import S3RecConfig, S3RecPretraining
 from models.sasrec import SASRec
 from models.zoo import build
