@@ -62,6 +62,24 @@ def parts_are_the_whole() -> Callable[[Any, int], None]:
 
 
 @pytest.fixture
+def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
+    """Run `python -m training` with these words: exit status, standard output, standard error."""
+    from training.__main__ import main
+
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["training", *map(str, words)])
+        try:
+            status = main()
+        except SystemExit as left:  # how typer ends a command that went well
+            status = int(left.code or 0)
+        return status, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
 def one_thread() -> Iterator[None]:
     """Torch on one thread, in `train` too, which asks what the process may use: faster for models this small."""
     with _one_thread():
