@@ -108,12 +108,7 @@ def evaluate_cold(
         raise ConfigError(f"{name} is an autoencoder; cold judges models that are learned from sequences")
     interactions = read_for(loaded, files, columns)
     console.print(str(interactions.report))
-    rules = loaded.data
-    dataset = build_dataset(
-        interactions,
-        min_user_interactions=rules.min_user_interactions,
-        min_item_interactions=rules.min_item_interactions,
-    )
+    dataset = build_dataset(interactions, **loaded.data.minima)
     split = hide(dataset, interactions, share=share, seed=seed)
     prepared = prepare(split.learned, loaded, split="loo", attributes=attributes, item_column=columns.item)
     spec = spec_of(

@@ -90,11 +90,7 @@ def split_data(
     interactions: Interactions, rules: DataConfig, *, split: SplitName, held_out: float = 0.1
 ) -> tuple[Dataset, Split]:
     """The part of `prepare` that needs no model: which interactions count, and which are held out."""
-    dataset = build_dataset(
-        interactions,
-        min_user_interactions=rules.min_user_interactions,
-        min_item_interactions=rules.min_item_interactions,
-    )
+    dataset = build_dataset(interactions, **rules.minima)
     if split == "loo":
         return dataset, split_leave_one_out(dataset)
     if split != "time":

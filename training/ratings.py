@@ -84,10 +84,7 @@ def rated(
                 "judge what was learned; take them out of one of the two"
             )
     whole = interactions if test is None else interactions.extended(test)
-    rules = config.data
-    dataset = build_dataset(
-        whole, min_user_interactions=rules.min_user_interactions, min_item_interactions=rules.min_item_interactions
-    )
+    dataset = build_dataset(whole, **config.data.minima)
     if split == "loo":
         parts = split_leave_one_out(dataset)
     elif split == "time":

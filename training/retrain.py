@@ -172,11 +172,7 @@ def _newer(interactions: Interactions, rules: DataConfig, learned_until: int) ->
     Of those that do not, for want of others of their user or item, most are new, and as many old ones would take their
     place in the window.
     """
-    times = build_dataset(
-        interactions,
-        min_user_interactions=rules.min_user_interactions,
-        min_item_interactions=rules.min_item_interactions,
-    ).sequences.timestamps
+    times = build_dataset(interactions, **rules.minima).sequences.timestamps
     return 0.0 if times is None or not times.size else float((times > learned_until).mean())
 
 
