@@ -1,8 +1,8 @@
 """How well items are placed that were not trained on: some are hidden from training and placed as the service does it.
 
 A user who met a hidden item stops there: what came before is learned from, without the hidden items, and the last
-hidden item the user met is to be found among all of them. So nothing later than a target speaks for its user. Where
-events place a hidden item, they are its first ones that are nobody's target.
+hidden item that was new to the user is to be found among all of them. So nothing later than a target speaks for its
+user, and nobody has met it before. Where events place a hidden item, they are its first ones that are nobody's target.
 """
 
 from collections.abc import Mapping
@@ -120,10 +120,10 @@ def evaluate_cold(
 
 
 def hide(dataset: Dataset, interactions: Interactions, *, share: float, seed: int) -> ColdSplit:
-    """Hide a share of the items, drawn with the seed, and all that follows each user's last one.
+    """Hide a share of the items, drawn with the seed, and all that follows the last of them that was new to each user.
 
     interactions: those the data set was made of. A user who met none of the hidden items, or no other item before the
-    last of them, is learned from whole and not judged. Raises DatasetError if nobody can be judged.
+    last new one of them, is learned from whole and not judged. Raises DatasetError if nobody can be judged.
     """
     items, generator = dataset.vocabulary.items, np.random.default_rng([seed, 3])  # a stream of its own
     rows = np.sort(generator.permutation(items)[: round(share * items)]) + 1
@@ -136,12 +136,13 @@ def hide(dataset: Dataset, interactions: Interactions, *, share: float, seed: in
     meetings: list[tuple[int, int, tuple[str, ...]]] = []  # when, which hidden item, and what came just before
     for begin, end in zip(whole.starts, whole.ends, strict=True):
         places = place[whole.items[begin:end]]
-        last = int(np.flatnonzero(places >= 0).max(initial=-1))
-        for at in np.flatnonzero(places[: max(last, 0)] >= 0):
+        known, firsts = np.unique(places, return_index=True)
+        last = int(firsts[known >= 0].max(initial=0))  # the target: one that was met before is no find
+        for at in np.flatnonzero(places[:last] >= 0):
             earlier = whole.items[begin : begin + at][places[:at] < 0][-CONTEXT:]
             when = 0 if whole.timestamps is None else int(whole.timestamps[begin + at])
             meetings.append((when, int(places[at]), tuple(ids[row] for row in earlier)))
-        before = whole.items[begin : begin + max(last, 0)][places[: max(last, 0)] < 0]
+        before = whole.items[begin : begin + last][places[:last] < 0]
         if not before.size:
             continue
         kept[begin + last : end] = False

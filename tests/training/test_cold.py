@@ -20,7 +20,12 @@ def read(folder: Path, *rows: str) -> tuple[Dataset, Interactions]:
     return build_dataset(interactions), interactions
 
 
-def test_what_follows_a_users_last_hidden_item_and_all_hidden_items_are_not_learned(tmp_path: Path) -> None:
+def last_new(items: list[str], hidden: set[str]) -> int:
+    """Where a user meets the last hidden item not met before; -1 for none."""
+    return max((items.index(item) for item in hidden.intersection(items)), default=-1)
+
+
+def test_what_follows_a_users_last_new_hidden_item_and_all_hidden_items_are_not_learned(tmp_path: Path) -> None:
     rows = ("u a b c d e f", "v f e d c b a a", "w a a", "x b c d e f b c d e f")
     dataset, interactions = read(tmp_path, *rows)
     split = hide(dataset, interactions, share=0.34, seed=0)  # two of six
@@ -30,7 +35,7 @@ def test_what_follows_a_users_last_hidden_item_and_all_hidden_items_are_not_lear
     judged = []
     for row in rows:
         user, *items = row.split()
-        last = max((place for place, item in enumerate(items) if item in hidden), default=-1)
+        last = last_new(items, hidden)
         before = [item for item in items[: max(0, last)] if item not in hidden]
         kept = before if before else [item for item in items if item not in hidden]
         learned |= {user: " ".join(kept)} if kept else {}
@@ -46,12 +51,30 @@ def test_what_follows_a_users_last_hidden_item_and_all_hidden_items_are_not_lear
         expected: dict[tuple[str, ...], None] = {}
         for row in rows:  # one user's events after another's
             _, *items = row.split()
-            last = max((place for place, one in enumerate(items) if one in hidden), default=-1)
+            last = last_new(items, hidden)
             for place, one in enumerate(items[: max(0, last)]):
                 context = tuple(other for other in items[:place] if other not in hidden)[-3:]
                 if one == item and context:
                     expected[context] = None
         assert contexts == list(expected)
+
+
+def test_nobody_is_judged_by_an_item_met_before_nor_places_it(tmp_path: Path) -> None:
+    """Of a user who returns to hidden items, one of two, the first meeting with the last of them is the target."""
+    users = [f"u{n} a{n % 3} b{n % 4} h a{(n + 1) % 3} g b{n % 2} h g" for n in range(12)]
+    dataset, interactions = read(tmp_path, *users, *(f"v{n} h a0 h" for n in range(3)))
+    split = next(
+        found
+        for seed in range(500)
+        if set((found := hide(dataset, interactions, share=2 / 9, seed=seed)).hidden) == {"h", "g"}
+    )
+    assert [split.hidden[target] for target in split.targets] == ["g"] * 12  # and none of v0 to v2
+    assert all(target not in met for target, met in zip(split.targets, split.met, strict=True))
+    assert split.histories[0] == ["a0", "b0", "a1"]
+    contexts = dict(zip(split.hidden, split.contexts, strict=True))
+    assert (contexts["g"], contexts["h"][0]) == ([], ("a0", "b0"))  # g is in everybody's way as the target alone
+    learned = split.learned.frame.filter(user_id="v0")["item_id"].to_list()
+    assert learned == ["a0"]
 
 
 def test_what_is_hidden_follows_from_the_seed(tmp_path: Path) -> None:
