@@ -104,6 +104,31 @@ def kinds(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "log.csv", tmp_path / "kinds.csv"
 
 
+@pytest.mark.parametrize("model", ["", 'name = "s3rec"\nitem_attributes = true\n'])
+def test_attributes_that_place_no_hidden_item_are_refused_before_anything_is_fitted(
+    tmp_path: Path, kinds: tuple[Path, Path], model: str
+) -> None:
+    """Each item has a colour of its own, so that none tells of another."""
+    import io
+
+    from rich.console import Console
+
+    from training.cold import evaluate_cold
+    from training.interactions import Columns
+
+    pl.read_csv(kinds[1]).select("item_id", colour="item_id").write_csv(tmp_path / "colours.csv")
+    (tmp_path / "tiny.toml").write_text(f"[model]\n{model}")
+    with pytest.raises(DatasetError, match=r"attributes place none of 16 hidden items.*share with other items"):
+        evaluate_cold(
+            *(str(tmp_path / "tiny.toml"), [kinds[0]], Columns(), tmp_path / "colours.csv"),
+            share=0.4,
+            seed=1,
+            output=tmp_path / "run",
+            console=Console(file=io.StringIO()),
+        )
+    assert not (tmp_path / "run").exists()
+
+
 def test_attributes_place_hidden_items_far_above_chance(
     tmp_path: Path, kinds: tuple[Path, Path], one_thread: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
