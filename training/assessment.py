@@ -27,6 +27,7 @@ from training.evaluate import (
     differences_from,
     evaluate_test,
     evaluate_test_sampled,
+    require_test_negatives,
 )
 from training.interactions import Columns, Interactions
 from training.measures import METRIC, Difference
@@ -131,14 +132,16 @@ def assess(
     """Judge a run or a bundle on the test part of data, and if asked for among sampled negatives and against another.
 
     data: interaction files; without them the run's own. split: by default that of the run, and leave-one-out for a
-    bundle. Raises EvaluationError if a bundle comes without data or a run's own data is to be split otherwise, and
-    whatever reading the subject and the data raises.
+    bundle. Raises EvaluationError if a bundle comes without data, a run's own data is to be split otherwise or a user
+    has fewer items to sample from, and whatever reading the subject and the data raises.
     """
     subject = open_subject(path)
     other = open_subject(against) if against is not None else None
     rated = other is not None and other.reads_values
     interactions, dataset, parts, chosen = _data(subject, data, columns or Columns(), split, values=rated)
     items = dataset.vocabulary.items
+    if sampled is not None:
+        require_test_negatives(parts, items, sampled)
     scorer = subject.over(dataset.vocabulary)
     evaluation = evaluate_test(scorer, parts, items)
     own = _is_own(subject, interactions, dataset, parts, chosen)

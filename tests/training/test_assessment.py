@@ -281,6 +281,19 @@ def test_of_a_blend_the_model_alone_is_ranked_among_the_same_sample(tmp_path: Pa
     assert found["sampled, 9 negatives"]["mrr"] < found["sampled, 9 negatives, the model alone"]["mrr"]
 
 
+def test_a_sample_that_some_users_cannot_give_is_refused_before_anything_is_scored(
+    finished_run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("scored although nothing can come of it")
+
+    monkeypatch.setattr("training.assessment.evaluate_test", never)
+    histories = finished_run.data().dataset.sequences.lengths.tolist()  # a walk meets nothing twice
+    few = sum(40 - length < 30 for length in histories)
+    with pytest.raises(EvaluationError, match=f"{few} of 150 users .* at most {40 - max(histories)} can be drawn"):
+        assess(finished_run.path, sampled=30)
+
+
 def test_figures_among_a_sample_are_kept_with_the_run_they_are_of(
     tmp_path: Path, finished_run: RunFolder, command: Callable[..., tuple[int, str, str]]
 ) -> None:
