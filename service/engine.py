@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.bundle import Bundle
+from models.device import CPU
 from models.runtime import EXCLUDED_SCORE, Runtime
 from models.selection import Selection
 from models.sequence import PADDING
@@ -255,7 +256,7 @@ class Engine:
 
     @property
     def on_cpu(self) -> bool:
-        return self.provider == "CPUExecutionProvider"
+        return self.provider == CPU
 
     def warm_up(self) -> None:
         """Run every path at several batch sizes, so that the first request finds memory and kernels ready; time it."""
