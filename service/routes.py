@@ -182,7 +182,7 @@ async def put_items(request: Request) -> Response:
             ) from error
         engine = services.slot.engine
         known = 0 if engine is None else sum(engine.bundle.known(list(states)))
-        return _json({"accepted": len(states), "unknown_items": len(states) - known})
+        return json_response({"accepted": len(states), "unknown_items": len(states) - known})
 
 
 @router.get(
@@ -222,7 +222,7 @@ async def similar(item_id: PathId, request: Request) -> Response:
             raise unavailable("unhealthy", str(error)) from error
         ids = engine.bundle.ids
         items = [{"item_id": ids[row], "score": score} for row, score in zip(found.indices, found.scores, strict=True)]
-        return _json({"item_id": item_id, "model_version": engine.version, "items": items})
+        return json_response({"item_id": item_id, "model_version": engine.version, "items": items})
 
 
 @router.get("/healthz", tags=["operation"], responses={200: {"model": HealthResponse}, **problems(503)})
@@ -231,7 +231,7 @@ async def healthz(request: Request) -> Response:
     services: Services = request.app.state.services
     if not services.metrics.healthy():
         raise unavailable("unhealthy", "the scoring worker has stopped or is stuck; restart the service")
-    return _json({"status": "ok"})
+    return json_response({"status": "ok"})
 
 
 @router.get("/readyz", tags=["operation"], responses={200: {"model": ReadyResponse}, **problems(503)})
@@ -246,7 +246,7 @@ async def readyz(request: Request) -> Response:
         reason = f"{slot.refused.version} was refused: {slot.refused.reason}" if slot.refused else NO_MODEL
         raise unavailable("no_model", reason, retry_after_s=5)
     refused = services.store.connection.refusing
-    return _json({"status": "ready", "model_version": slot.engine.version, "events_refused": refused})
+    return json_response({"status": "ready", "model_version": slot.engine.version, "events_refused": refused})
 
 
 @router.get("/metrics", tags=["operation"], response_class=PlainTextResponse, responses=problems(503))
@@ -306,13 +306,14 @@ def check_id(field: str, found: str) -> None:
         raise invalid_field(field, "too_long", f"must be at most {MAX_ID_BYTES} bytes of UTF-8", f"{size} bytes")
 
 
+def json_response(body: object) -> Response:
+    """The answer that says this; of a dataclass, its fields."""
+    return Response(orjson.dumps(body), media_type="application/json")
+
+
 def _twice(ids: Sequence[str]) -> Problem:
     """What a list of items gets in which at least one stands twice; the first that does is told."""
     first = {item_id: number for number, item_id in reversed([*enumerate(ids)])}
     number = next(number for number, item_id in enumerate(ids) if first[item_id] < number)
     detail = "stands twice; say everything about an item once"
     return invalid_field(f"items.{number}.item_id", "duplicate_item", detail, shorten(ids[number]))
-
-
-def _json(body: object) -> Response:
-    return Response(orjson.dumps(body), media_type="application/json")

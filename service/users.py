@@ -2,13 +2,12 @@
 
 import logging
 
-import orjson
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
 from service.connection import StillUnavailable, StoreUnavailable
 from service.errors import unavailable
-from service.routes import BODILESS, KEYED, Services, admitted, check_id, problems
+from service.routes import BODILESS, KEYED, Services, admitted, check_id, json_response, problems
 from service.schemas import PathId
 
 logger = logging.getLogger(__name__)
@@ -68,7 +67,7 @@ async def history(user_id: PathId, request: Request) -> Response:
             }
             for event in events
         ]
-        return _json({"user_id": user_id, "events": stored})
+        return json_response({"user_id": user_id, "events": stored})
 
 
 @router.delete(
@@ -94,13 +93,4 @@ async def erase(user_id: PathId, request: Request) -> Response:
             raise unavailable(
                 "store_unavailable", "the user could not be erased, or not from everywhere; ask for the same again"
             ) from error
-        removed = {
-            "history_events": erased.history_events,
-            "event_ids": erased.event_ids,
-            "logged_events": erased.logged_events,
-        }
-        return _json({"user_id": user_id, "removed": removed})
-
-
-def _json(body: object) -> Response:
-    return Response(orjson.dumps(body), media_type="application/json")
+        return json_response({"user_id": user_id, "removed": erased})
