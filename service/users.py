@@ -5,8 +5,8 @@ import logging
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
-from service.connection import StillUnavailable, StoreUnavailable
-from service.errors import unavailable
+from service.connection import StoreUnavailable
+from service.failures import store_failed
 from service.routes import BODILESS, KEYED, Services, admitted, check_id, json_response, problems
 from service.schemas import PathId
 
@@ -53,10 +53,9 @@ async def history(user_id: PathId, request: Request) -> Response:
         try:
             events = await services.store.history(user_id)
         except StoreUnavailable as error:
-            services.metrics.store_read_errors.inc()
-            if not isinstance(error, StillUnavailable):
-                logger.warning("a history was not read: %s", error)
-            raise unavailable("store_unavailable", "the history could not be read; ask again") from error
+            advice = "the history could not be read; ask again"
+            failures = services.metrics.store_read_errors
+            raise store_failed(error, failures, logger.warning, "a history was not read: %s", advice) from error
         stored = [
             {
                 "event_id": event.event_id,
@@ -87,10 +86,7 @@ async def erase(user_id: PathId, request: Request) -> Response:
         try:
             erased = await services.erasure.erase(user_id)
         except StoreUnavailable as error:
-            services.metrics.store_write_errors.inc()
-            if not isinstance(error, StillUnavailable):
-                logger.warning("a user was not erased: %s", error)
-            raise unavailable(
-                "store_unavailable", "the user could not be erased, or not from everywhere; ask for the same again"
-            ) from error
+            advice = "the user could not be erased, or not from everywhere; ask for the same again"
+            failures = services.metrics.store_write_errors
+            raise store_failed(error, failures, logger.warning, "a user was not erased: %s", advice) from error
         return json_response({"user_id": user_id, "removed": erased})
