@@ -6,7 +6,6 @@ since it last looked; while the store is away, what it knows stands.
 """
 
 import asyncio
-import contextlib
 import logging
 import threading
 import weakref
@@ -24,6 +23,7 @@ from service.attributes import AS_IN_BUNDLE, ItemState
 from service.cold import MAX_COLD
 from service.connection import Connection, Script, StoreUnavailable
 from service.engine import Engine
+from service.tasks import ended
 
 logger = logging.getLogger(__name__)
 
@@ -121,10 +121,7 @@ class LiveItems:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._watcher is not None:
-            self._watcher.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._watcher
+        await ended(self._watcher)
 
     def prepare(self, engine: Engine) -> None:
         """Tell an engine that will serve all that is known, on whatever thread; what changes from here on is noted."""
