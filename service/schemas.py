@@ -1,4 +1,4 @@
-"""Shapes of requests and responses: what api.md promises, as types.
+"""Shapes of requests and responses: what the HTTP API promises, as types.
 
 Requests are parsed strictly: a number is not an id, "10" is not a k, and a field that does nothing is refused, because
 an option that is silently ignored is a bug found in production. Responses are described here for the documentation
