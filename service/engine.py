@@ -87,10 +87,12 @@ class Engine:
 
     @property
     def bundle(self) -> Bundle:
+        """What it ranks with."""
         return self._runtime.bundle
 
     @property
     def version(self) -> str:
+        """Name of the bundle's folder."""
         return self.bundle.manifest.version
 
     @property
@@ -100,6 +102,7 @@ class Engine:
 
     @property
     def provider(self) -> str:
+        """Where onnxruntime computes, in its words."""
         return self._runtime.provider
 
     def rank(self, queries: Sequence[Query]) -> list[Ranking]:

@@ -228,10 +228,12 @@ def _result(events: int, replies: Sequence[int | Exception]) -> AppendResult | S
 
 
 def history_key(user_id: str) -> bytes:
+    """Where a user's packed history lies, in the hash slot of the user's partition of the log."""
     return b"recserve:{%d}:h:%b" % (partition_of(user_id), user_id.encode())
 
 
 def record_key(user_id: str) -> bytes:
+    """Where the digests of a user's event ids lie, remembered so that repeats count once; in the same slot."""
     return b"recserve:{%d}:d:%b" % (partition_of(user_id), user_id.encode())
 
 

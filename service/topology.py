@@ -35,6 +35,7 @@ class Single:
         self._doubted = False
 
     async def at(self, _key: bytes) -> redis.asyncio.Redis:
+        """The server, which has every key."""
         if self._doubted:
             self._doubted = False
             left, self.pool = self.pool, self._connect()
@@ -43,14 +44,16 @@ class Single:
         return self._client
 
     async def grouped(self, keys: Sequence[bytes]) -> list[tuple[redis.asyncio.Redis, Sequence[int]]]:
-        """Each server with the places of its keys."""
+        """The server with the places of all keys."""
         return [(await self.at(b""), range(len(keys)))]
 
     async def mget(self, client: redis.asyncio.Redis, keys: list[bytes]) -> list[Any]:
+        """Values of keys, None where there is none."""
         values: list[Any] = await client.mget(keys)
         return values
 
     async def primaries(self) -> list[redis.asyncio.Redis]:
+        """Every server that takes writes: this one."""
         return [await self.at(b"")]
 
     def forget(self) -> None:
@@ -58,6 +61,7 @@ class Single:
         self._doubted = True
 
     async def aclose(self) -> None:
+        """Close the connections to it and to those who were asked for it."""
         for client in (self._client, *self._asked):
             await client.aclose(close_connection_pool=True)
 
@@ -119,6 +123,7 @@ class Cluster:
         return [_good(value) for value in values]
 
     async def primaries(self) -> list[redis.asyncio.Redis]:
+        """Every server that takes writes, in the order of their addresses."""
         return [self._client(address) for address in sorted({address for *_, address in await self._known()})]
 
     def forget(self) -> None:
@@ -126,6 +131,7 @@ class Cluster:
         self._ranges = []
 
     async def aclose(self) -> None:
+        """Close the connections to all nodes."""
         for client in self._clients.values():
             await client.aclose(close_connection_pool=True)
 

@@ -16,6 +16,8 @@ router = APIRouter(prefix="/users", tags=["users"])
 
 
 class StoredEvent(BaseModel):
+    """One event of a user's history."""
+
     event_id: str
     item_id: str
     type: str
@@ -24,17 +26,23 @@ class StoredEvent(BaseModel):
 
 
 class HistoryResponse(BaseModel):
+    """What recommendations for a user are made from."""
+
     user_id: str
     events: list[StoredEvent] = Field(description="the newest that are kept, oldest first")
 
 
 class Removed(BaseModel):
+    """How much an erasure took out of the store."""
+
     history_events: int
     event_ids: int = Field(description="ids that were remembered so that repeated events count once")
     logged_events: int = Field(description="in the store; the archive drops its own at its next compaction")
 
 
 class ErasedResponse(BaseModel):
+    """Nothing of the user from before is in the store any more."""
+
     user_id: str
     removed: Removed
 

@@ -22,16 +22,22 @@ router = APIRouter(prefix="/models", tags=["models"])
 
 
 class LoadedVersion(BaseModel):
+    """The version that serves in the process that answered."""
+
     version: str
     provider: str = Field(description="of onnxruntime")
 
 
 class RefusedVersion(BaseModel):
+    """A champion that may not serve, and why."""
+
     version: str = Field(description="or CURRENT, where the champion cannot be told")
     reason: str
 
 
 class Version(BaseModel):
+    """A bundle in the artifacts folder, as its manifest describes it."""
+
     version: str
     champion: bool
     created: int | None = Field(description="epoch milliseconds")
@@ -44,12 +50,16 @@ class Version(BaseModel):
 
 
 class DamagedVersion(BaseModel):
+    """A bundle whose manifest cannot be read."""
+
     version: str
     champion: bool
     damaged: str = Field(description="what is wrong with it")
 
 
 class ModelsResponse(BaseModel):
+    """Every version there is, which of them is the champion, and which serves."""
+
     champion: str | None
     loaded: LoadedVersion | None
     refused: RefusedVersion | None = Field(description="a champion that does not serve")
@@ -57,6 +67,8 @@ class ModelsResponse(BaseModel):
 
 
 class PromotedResponse(BaseModel):
+    """The champion now, and the one it replaced."""
+
     champion: str
     before: str | None
 
