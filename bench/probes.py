@@ -165,7 +165,7 @@ class StoreProbe:
         async def caller() -> int:
             count = 0
             while time.perf_counter() < began + seconds:
-                await self._store.ping()
+                await self._store.connection.read(b"", lambda client: client.ping())
                 count += 1
             return count
 

@@ -138,15 +138,6 @@ class Connection:
 
         return await self._writes.call(ask)
 
-    async def ping(self) -> None:
-        """Return if every server answers within the timeout of a read."""
-
-        async def ask() -> None:
-            for client in await self._reads.store.primaries():
-                await client.ping()
-
-        await self._reads.call(ask)
-
     @property
     def refusing(self) -> str | None:
         """Why scripts are refused without being tried, in a word, as the log says why; None where they are tried."""

@@ -180,10 +180,6 @@ class SequenceStore:
         lengths = await self.connection.lengths([log_key(partition).encode() for partition in range(PARTITIONS)])
         return max(lengths) / self.settings.log_max_events
 
-    async def ping(self) -> None:
-        """Return if the server answers within the timeout of a read, and raise StoreUnavailable if not."""
-        await self.connection.ping()
-
     def _append_call(self, user_id: str, events: list[Event]) -> tuple[Any, ...]:
         """Keys and arguments of the script for one user."""
         settings = self.settings
