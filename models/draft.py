@@ -1,7 +1,6 @@
 """Writing a bundle: as a draft that is synced and renamed, so that a bundle is complete or absent."""
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from models.arrays import save_array
 from models.bundle import GOLDEN_ARRAYS, Golden, sha256
 from models.cold import Learned
+from models.durable import sync
 from models.manifest import (
     AFFINITIES,
     ATTRIBUTES,
@@ -132,12 +132,3 @@ def _write_vocabulary(draft: Path, ids: Ids) -> None:
 
 def _write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")), encoding="utf-8")
-
-
-def sync(path: Path) -> None:
-    """Put a file, or the names in a folder, on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from models.bundle import read_bundle
-from models.draft import sync
+from models.durable import sync
 from models.manifest import MANIFEST, VERSION_NAME, BundleError, Manifest, read_manifest
 
 CURRENT = "CURRENT"

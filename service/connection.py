@@ -130,6 +130,13 @@ class Connection:
         await self._sure()  # it may have been connected to anew meanwhile
         return replies
 
+    async def run_one(self, script: Script, call: tuple[Any, ...]) -> Any:
+        """The script's reply to one call. Raises StoreUnavailable as `run`, and if the server refused it."""
+        (reply,) = await self.run(script, [call])
+        if isinstance(reply, Exception):
+            raise StoreUnavailable(f"Redis refused: {reply}") from reply
+        return reply
+
     async def each(self, command: Callable[[redis.asyncio.Redis], Awaitable[T]]) -> list[T]:
         """Results of a command that changes nothing on every server that takes writes."""
 
@@ -137,15 +144,6 @@ class Connection:
             return [await command(client) for client in await self._writes.store.primaries()]
 
         return await self._writes.call(ask)
-
-    async def ping(self) -> None:
-        """Return if every server answers within the timeout of a read."""
-
-        async def ask() -> None:
-            for client in await self._reads.store.primaries():
-                await client.ping()
-
-        await self._reads.call(ask)
 
     @property
     def refusing(self) -> str | None:

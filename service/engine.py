@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.bundle import Bundle
+from models.device import CPU
 from models.runtime import EXCLUDED_SCORE, Runtime
 from models.selection import Selection
 from models.sequence import PADDING
@@ -86,10 +87,12 @@ class Engine:
 
     @property
     def bundle(self) -> Bundle:
+        """What it ranks with."""
         return self._runtime.bundle
 
     @property
     def version(self) -> str:
+        """Name of the bundle's folder."""
         return self.bundle.manifest.version
 
     @property
@@ -99,6 +102,7 @@ class Engine:
 
     @property
     def provider(self) -> str:
+        """Where onnxruntime computes, in its words."""
         return self._runtime.provider
 
     def rank(self, queries: Sequence[Query]) -> list[Ranking]:
@@ -255,7 +259,7 @@ class Engine:
 
     @property
     def on_cpu(self) -> bool:
-        return self.provider == "CPUExecutionProvider"
+        return self.provider == CPU
 
     def warm_up(self) -> None:
         """Run every path at several batch sizes, so that the first request finds memory and kernels ready; time it."""

@@ -18,9 +18,10 @@ from pydantic import ValidationError
 
 from service.arrivals import Arrivals
 from service.batcher import Batcher, Closed, Overloaded, Pending
-from service.connection import StillUnavailable, StoreUnavailable
+from service.connection import StoreUnavailable
 from service.engine import Engine
 from service.errors import Problem, describe, field_errors, invalid_field, shorten, unavailable
+from service.failures import store_failed
 from service.metrics import Metrics
 from service.requests import parse_json
 from service.schemas import MAX_AHEAD_MS, MAX_EVENTS, EventRequest, default_event_id
@@ -192,12 +193,9 @@ class Intake:
         except Closed as error:
             raise _closed(error) from error
         except StoreUnavailable as error:
-            self._metrics.store_write_errors.inc()
-            if not isinstance(error, StillUnavailable):
-                self._warn("events were not stored: %s", error)
-            raise unavailable(
-                "store_unavailable", "the events could not be stored; send the same events again"
-            ) from error
+            advice = "the events could not be stored; send the same events again"
+            failures = self._metrics.store_write_errors
+            raise store_failed(error, failures, self._warn, "events were not stored: %s", advice) from error
         self._metrics.events_accepted.inc(result.accepted)
         self._metrics.events_duplicate.inc(result.duplicates)
         engine = self._live()

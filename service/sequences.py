@@ -180,10 +180,6 @@ class SequenceStore:
         lengths = await self.connection.lengths([log_key(partition).encode() for partition in range(PARTITIONS)])
         return max(lengths) / self.settings.log_max_events
 
-    async def ping(self) -> None:
-        """Return if the server answers within the timeout of a read, and raise StoreUnavailable if not."""
-        await self.connection.ping()
-
     def _append_call(self, user_id: str, events: list[Event]) -> tuple[Any, ...]:
         """Keys and arguments of the script for one user."""
         settings = self.settings
@@ -228,10 +224,12 @@ def _result(events: int, replies: Sequence[int | Exception]) -> AppendResult | S
 
 
 def history_key(user_id: str) -> bytes:
+    """Where a user's packed history lies, in the hash slot of the user's partition of the log."""
     return b"recserve:{%d}:h:%b" % (partition_of(user_id), user_id.encode())
 
 
 def record_key(user_id: str) -> bytes:
+    """Where the digests of a user's event ids lie, remembered so that repeats count once; in the same slot."""
     return b"recserve:{%d}:d:%b" % (partition_of(user_id), user_id.encode())
 
 
