@@ -125,7 +125,7 @@ async def running(settings: Settings, store_url: str, metrics: Metrics | None = 
         batcher = await stack.enter_async_context(recommending(max_batch=settings.max_batch))
         # What takes longer, and comes rarely, waits in a queue of its own and a few at a time, so that plain requests
         # wait behind a few of these at most.
-        aside = await stack.enter_async_context(recommending(max_batch=_ASIDE))
+        aside = await stack.enter_async_context(recommending(max_batch=_ASIDE, weight=recommender.weight))
         similar = Batcher(
             recommender.similar,
             max_batch=1,

@@ -150,6 +150,8 @@ class Engine:
             [query.sequence for query in queries],
             among=among,
         )
+        if not scores.max(initial=0) < np.inf:  # so written, a NaN fails too
+            raise EngineError(f"{self.version} gave a score that is not finite")
         eligible = (scores > EXCLUDED_SCORE).sum(axis=1)  # sorted, so that these come first
         counts = [min(query.k, found) for query, found in zip(queries, eligible.tolist(), strict=True)]
         rows = zip(indices.tolist(), scores.tolist(), counts, strict=True)
@@ -221,7 +223,8 @@ class Engine:
         """The k available items that are nearest an item in the model's item space, by the cosine of the angle."""
         items = self.bundle.items
         if self._norms is None:
-            norms = np.sqrt(np.einsum("rd,rd->r", items, items))  # np.linalg.norm would square a copy of the matrix
+            # np.linalg.norm would square a copy of the matrix; in float32 the very large and small have no squares.
+            norms = np.sqrt(np.einsum("rd,rd->r", items, items, dtype=np.float64)).astype(np.float32)
             self._norms = np.maximum(norms, np.finfo(np.float32).tiny)
         cosines = (items @ (items[index] / self._norms[index])) / self._norms
         np.clip(cosines, -1, 1, out=cosines)  # what rounding adds is no cosine

@@ -25,6 +25,7 @@ from service.sequences import SequenceStore
 logger = logging.getLogger(__name__)
 
 _NOTHING: NDArray[np.int64] = np.empty(0, np.int64)
+_LEFT_OUT = 50  # events of an explanation that count as one query
 
 
 class NoModel(Exception):  # noqa: N818 - a condition, as in 503
@@ -119,6 +120,15 @@ class Recommender:
         degraded = sum(isinstance(answer, Recommendation) and answer.degraded for answer in answers)
         self._metrics.degraded_store.inc(degraded)
         return answers
+
+    def weight(self, wish: Wish) -> int:
+        """Queries that a wish counts as in a batch: an explanation ranks without each event that the model reads."""
+        engine = wish.pinned or self._live()
+        if engine is None or not wish.explain:
+            return 1
+        most = engine.bundle.manifest.length
+        events = most if wish.user_id is not None else min(most, len(wish.history))
+        return max(1, math.ceil(events / _LEFT_OUT))
 
     async def similar(self, asked: Sequence[Likeness]) -> list[Ranking]:
         """What lies nearest each of some items."""

@@ -418,13 +418,14 @@ def test_a_wrong_call_for_similar_items_is_refused(client: httpx.Client, path: s
     assert code != "item_not_found" or '"unheard/of"' in response.json()["detail"]
 
 
-def test_similar_items_equal_a_slow_search(make_bundle: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("scale", [1, 1e25, 1e-25])  # the squares of the last two are no numbers of float32
+def test_similar_items_equal_a_slow_search(make_bundle: Callable[..., Path], scale: float) -> None:
     from models.bundle import read_bundle
     from models.runtime import Runtime
 
     engine = Engine(Runtime(read_bundle(make_bundle("v1", items=40)), device="cpu", threads=1))
     vectors = np.random.default_rng(1).standard_normal((41, 40)).astype(np.float32)
-    object.__setattr__(engine.bundle, "items", vectors)
+    object.__setattr__(engine.bundle, "items", vectors * np.float32(scale))
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     for index in range(1, 41):
         cosines = unit @ unit[index]
