@@ -82,12 +82,12 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, damage: str) -> Non
 
 def test_a_damaged_file_of_tombstones_is_not_to_be_taken_out_before_its_users_are_erased_again(tmp_path: Path) -> None:
     add(tmp_path, event("a"), Tombstone(digest_of("ann"), "7-0"))
-    again = "if there is none, erase its users again before you take it out"
-    for folder, advice in (("erased", again), ("dt=*", "or take it out")):
+    again = "; if there is none, erase its users again before you take it out"
+    for folder, advice in (("erased", again), ("dt=*", ", or take it out")):
         (path,) = tmp_path.glob(f"{folder}/*.parquet")
         whole = path.read_bytes()
         spoil(path, "cut")
-        with pytest.raises(ArchiveError, match=f"put a copy of it back, {advice}"):
+        with pytest.raises(ArchiveError, match=f"put a copy of it back{advice}"):
             read(tmp_path)
         path.write_bytes(whole)
 
