@@ -227,7 +227,9 @@ def reading(file: Path) -> Iterator[None]:
         yield
     except (exceptions.PolarsError, exceptions.PanicException) as error:  # damaged pages panic
         reason = str(error).strip().split("\n", 1)[0]
-        said = f"{file}: not a readable Parquet file ({reason}); put a copy of it back, or take it out"
+        # Without a tombstone its user is back: none is to be taken out that was not given again.
+        instead = "; if there is none, erase its users again before you" if file.parent.name == ERASED else ", or"
+        said = f"{file}: not a readable Parquet file ({reason}); put a copy of it back{instead} take it out"
         raise ArchiveError(said) from error
 
 

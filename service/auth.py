@@ -109,6 +109,8 @@ class Keys:
                 elif self._doubted:
                     self._ring = None  # no key was ever made after all
                 self._doubted = False
+                if self._blind:
+                    logger.info("the keys can be read again")
                 self._blind = False
             except KeyFileError as error:
                 if not self._blind:  # once, and not four times a second

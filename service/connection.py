@@ -35,6 +35,8 @@ ELSEWHERE = (MovedError, ReadOnlyError, ClusterDownError)
 class StoreUnavailable(Exception):  # noqa: N818 - a condition of the world, as in 503 Service Unavailable
     """Redis did not do what was asked; nothing may be counted as stored. The message says why."""
 
+    level = logging.WARNING  # in the log: what does not answer may do so again by itself, and metrics tell
+
 
 class StillUnavailable(StoreUnavailable):
     """As was already known, and said in the log, so that nothing was tried."""
@@ -43,9 +45,13 @@ class StillUnavailable(StoreUnavailable):
 class Refused(StoreUnavailable):
     """The store has answered, and will not do it."""
 
+    level = logging.ERROR
+
 
 class Unfit(StoreUnavailable):
-    """The store would do it, and is not one to which it may be left."""
+    """The store would do it, or has, and is not one to which it may be left."""
+
+    level = logging.ERROR
 
 
 class Connection:
@@ -134,7 +140,7 @@ class Connection:
         """The script's reply to one call. Raises StoreUnavailable as `run`, and if the server refused it."""
         (reply,) = await self.run(script, [call])
         if isinstance(reply, Exception):
-            raise StoreUnavailable(f"Redis refused: {reply}") from reply
+            raise Refused(f"Redis refused: {reply}") from reply
         return reply
 
     async def each(self, command: Callable[[redis.asyncio.Redis], Awaitable[T]]) -> list[T]:
@@ -249,9 +255,9 @@ class Script:
             if isinstance(written, ELSEWHERE):
                 raise written
             if isinstance(written, Exception) or not isinstance(reached, int):
-                raise StoreUnavailable(f"Redis refused: {written if isinstance(written, Exception) else reached}")
+                raise Refused(f"Redis refused: {written if isinstance(written, Exception) else reached}")
             if reached < replicas:
-                raise StoreUnavailable(f"{reached} of {replicas} replica(s) had the write within {wait_ms} ms")
+                raise Unfit(f"{reached} of {replicas} replica(s) had the write within {wait_ms} ms")
         return list(replies)
 
 

@@ -1,12 +1,11 @@
 """What a caller is told when a part of the service did not do what the request needed."""
 
-from collections.abc import Callable
-
 from prometheus_client import Counter
 
 from service.batcher import Closed, Expired, Overloaded
 from service.connection import StillUnavailable, StoreUnavailable
 from service.errors import Problem, unavailable
+from service.logs import Seldom
 from service.recommender import NoModel
 from service.scoring import ScoringStopped
 
@@ -30,11 +29,9 @@ def unanswered(
     return unavailable("shutting_down" if isinstance(error, Closed) else "unhealthy", str(error))
 
 
-def store_failed(
-    error: StoreUnavailable, counter: Counter, warn: Callable[[str, object], None], said: str, advice: str
-) -> Problem:
-    """Counts a call of the store that failed, and warns of it, with the error in `said`, unless the log has said so."""
+def store_failed(error: StoreUnavailable, counter: Counter, log: Seldom, said: str, advice: str) -> Problem:
+    """Counts a call of the store that failed, and logs it, with the error in `said`, unless the log has said so."""
     counter.inc()
     if not isinstance(error, StillUnavailable):
-        warn(said, error)
+        log.log(error.level, said, error)
     return unavailable("store_unavailable", advice)

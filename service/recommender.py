@@ -19,6 +19,7 @@ from models.selection import Selection
 from service.connection import StillUnavailable, StoreUnavailable
 from service.engine import Engine, Query, Ranking, Reason
 from service.filters import Filter, UnknownAttribute
+from service.logs import Seldom
 from service.metrics import Metrics
 from service.sequences import SequenceStore
 
@@ -94,6 +95,7 @@ class Recommender:
         self._live = live
         self._executor = executor
         self._metrics = metrics
+        self._log = Seldom(logger)
 
     async def recommend(self, wishes: Sequence[Wish]) -> list[Answer]:
         """A recommendation for each wish, or what kept it from one: NoModel if there is none.
@@ -168,7 +170,7 @@ class Recommender:
             return None
         except StoreUnavailable as error:
             self._metrics.store_read_errors.inc()
-            logger.warning("answering without stored histories: %s", error)
+            self._log.log(error.level, "answering without stored histories: %s", error)
             return None
         items = {user_id: ids for user_id, (ids, _) in found.items()}
         return _Stored(items, {user_id: values for user_id, (_, values) in found.items()})

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 from collections.abc import Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
@@ -25,6 +25,7 @@ from service.intake import Intake
 from service.items import LiveItems, TooManyItems
 from service.keyfile import Scope
 from service.limits import Limits
+from service.logs import Seldom
 from service.metrics import Metrics
 from service.recommender import Likeness, NoModel, Recommendation, Wish
 from service.requests import (
@@ -75,6 +76,7 @@ class Services:
     store: SequenceStore
     erasure: Erasure
     metrics: Metrics
+    log: Seldom = field(default_factory=lambda: Seldom(logger))
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -171,7 +173,7 @@ async def put_items(request: Request) -> Response:
         except StoreUnavailable as error:
             advice = "the items could not be stored; send the same items again"
             failures = services.metrics.store_write_errors
-            raise store_failed(error, failures, logger.warning, "items were not stored: %s", advice) from error
+            raise store_failed(error, failures, services.log, "items were not stored: %s", advice) from error
         engine = services.slot.engine
         known = 0 if engine is None else sum(engine.bundle.known(list(states)))
         return json_response({"accepted": len(states), "unknown_items": len(states) - known})

@@ -19,7 +19,7 @@ import msgpack
 
 from models.eventlog import PARTITIONS, SEQUENCE_TYPES, encode, log_key, partition_of
 from models.eventlog import LoggedEvent as Event
-from service.connection import Connection, Script, StoreUnavailable
+from service.connection import Connection, Refused, Script, StoreUnavailable
 
 __all__ = ["AppendResult", "Event", "HistoryEvent", "SequenceStore", "StoreSettings", "StoreUnavailable"]
 
@@ -216,7 +216,7 @@ def _result(events: int, replies: Sequence[int | Exception]) -> AppendResult | S
     accepted = 0
     for reply in replies:
         if isinstance(reply, Exception):
-            return StoreUnavailable(f"Redis refused: {reply}")
+            return Refused(f"Redis refused: {reply}")
         if reply < 0:
             logger.error("a history was not readable and begins anew with %d event(s)", -reply)
         accepted += abs(reply)

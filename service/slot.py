@@ -149,6 +149,11 @@ class Slot:
         async with self._changing:
             try:
                 champion = await asyncio.to_thread(self.registry.current)
+                if champion is None and self.engine is not None:  # at a restart nothing would serve
+                    raise RegistryError(
+                        f"{self.registry.artifacts / CURRENT} is missing or empty; promote {self.engine.version} "
+                        "again, or put a copy of it back"
+                    )
             except (RegistryError, OSError) as error:
                 if self.refused is None or self.refused.reason != str(error):
                     self._refuse(CURRENT, error)

@@ -1,7 +1,5 @@
 """What is stored of one user: shown, and erased. For keys with the scope `admin`: it is the raw history of a person."""
 
-import logging
-
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
@@ -9,8 +7,6 @@ from service.connection import StoreUnavailable
 from service.failures import store_failed
 from service.routes import BODILESS, KEYED, Services, admitted, check_id, json_response, problems
 from service.schemas import PathId
-
-logger = logging.getLogger(__name__)
 
 router = APIRouter(prefix="/users", tags=["users"])
 
@@ -63,7 +59,7 @@ async def history(user_id: PathId, request: Request) -> Response:
         except StoreUnavailable as error:
             advice = "the history could not be read; ask again"
             failures = services.metrics.store_read_errors
-            raise store_failed(error, failures, logger.warning, "a history was not read: %s", advice) from error
+            raise store_failed(error, failures, services.log, "a history was not read: %s", advice) from error
         stored = [
             {
                 "event_id": event.event_id,
@@ -96,5 +92,5 @@ async def erase(user_id: PathId, request: Request) -> Response:
         except StoreUnavailable as error:
             advice = "the user could not be erased, or not from everywhere; ask for the same again"
             failures = services.metrics.store_write_errors
-            raise store_failed(error, failures, logger.warning, "a user was not erased: %s", advice) from error
+            raise store_failed(error, failures, services.log, "a user was not erased: %s", advice) from error
         return json_response({"user_id": user_id, "removed": erased})

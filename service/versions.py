@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 
 from models.device import DeviceError
 from models.manifest import VERSION_NAME, BundleError, DataWindow
-from models.registry import CURRENT, Registry, RegistryError
+from models.registry import CURRENT, Registry, RegistryError, UnknownVersionError
 from service.engine import EngineError
 from service.errors import Problem, unavailable
 from service.routes import BODILESS, KEYED, Services, admitted, json_response, problems
@@ -99,7 +99,7 @@ async def promote(version: str, request: Request) -> Response:
         await admitted(request, "admin")
         if not re.fullmatch(VERSION_NAME, version):
             raise Problem("version_not_found", "a version is 1 to 100 letters, digits, dots, dashes and underscores")
-        return await _promoted(services.slot.promote(version), refusal="version_not_found")
+        return await _promoted(services.slot.promote(version), unknown="version_not_found")
 
 
 @router.post(
@@ -112,15 +112,15 @@ async def rollback(request: Request) -> Response:
     services: Services = request.app.state.services
     with services.metrics.observed("rollback"):
         await admitted(request, "admin")
-        return await _promoted(services.slot.rollback(), refusal="conflict")
+        return await _promoted(services.slot.rollback(), unknown="conflict")
 
 
-async def _promoted(change: Awaitable[Promoted], *, refusal: str) -> Response:
-    """What came of a promotion or rollback. refusal: code of the problem if the registry refuses it."""
+async def _promoted(change: Awaitable[Promoted], *, unknown: str) -> Response:
+    """What came of a promotion or rollback. unknown: code of the problem if there is no such version."""
     try:
         return json_response(await change)
     except RegistryError as error:
-        raise Problem(refusal, str(error)) from error
+        raise Problem(unknown if isinstance(error, UnknownVersionError) else "conflict", str(error)) from error
     except (BundleError, EngineError, DeviceError) as error:
         raise Problem("version_damaged", str(error)) from error
     except OSError as error:
