@@ -5,6 +5,7 @@ is exported and certified by training's own code, once, and kept under `artifact
 """
 
 import warnings
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -92,7 +93,7 @@ def _content(model: SASRec, version: str) -> Content:
     )
     parity = certify(content, model)
     certified = manifest.model_copy(update={"parity": parity})
-    return Content(certified, *(getattr(content, name) for name in Content.__slots__[1:]))
+    return replace(content, manifest=certified)
 
 
 class _Everywhere(nn.Module):

@@ -35,7 +35,7 @@ class Large:
     ) -> None:
         self._asked, self._seconds = asked, seconds
         self._artifacts, self._store_url = artifacts, store_url
-        self._bundle = Registry(artifacts).folder(Registry(artifacts).current() or "")
+        self._bundle = Registry(artifacts).champion()
         self._load = stack.enter_context(Child(LoadGenerator))
         self._engine = stack.enter_context(Child(EngineProbe, float32))
         self._int8 = stack.enter_context(Child(EngineProbe, int8))

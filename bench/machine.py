@@ -5,7 +5,7 @@ import platform
 from collections.abc import Sequence
 from pathlib import Path
 
-from models.runtime import cpu_quota
+from models.device import cpu_quota
 
 _STAT = Path("/proc/stat")
 _PROC = Path("/proc")

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from bench.load import CONNECTIONS, MAX_HISTORY, histories
 from bench.yardsticks import LIST_KEY
 from models.bundle import read_bundle
-from models.device import CPU
+from models.device import CPU, cpu_quota
 from models.registry import Registry
-from models.runtime import Runtime, cpu_quota
+from models.runtime import Runtime
 from service.engine import Engine, Query
 from service.sequences import Event, SequenceStore, StoreSettings
 from service.slot import Slot
@@ -81,8 +81,7 @@ class EncoderProbe:
     """Two ways to encode the same histories, on one thread each. Made in a Child."""
 
     def __init__(self, artifacts: Path) -> None:
-        registry = Registry(artifacts)
-        bundle = read_bundle(registry.folder(registry.current() or ""))
+        bundle = read_bundle(Registry(artifacts).champion())
         self._runtime = Runtime(bundle, device="cpu", threads=1)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1

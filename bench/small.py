@@ -66,7 +66,7 @@ class Small:
         self._seconds = seconds
         self._asked = asked
         self._artifacts, self._store_url = artifacts, store_url
-        bundle = Registry(artifacts).folder(Registry(artifacts).current() or "")
+        bundle = Registry(artifacts).champion()
         self._load = stack.enter_context(Child(LoadGenerator))
         self._store = stack.enter_context(Child(StoreProbe, store_url))
         self._encoder = stack.enter_context(Child(EncoderProbe, artifacts))

@@ -8,7 +8,7 @@ Source: feature-wise item embeddings as in Kula, "Metadata Embeddings for User a
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -105,15 +105,10 @@ def attribute(model: SASRec, starts: NDArray[np.int64], flat: NDArray[np.int64],
     model.item_embedding = attributed.to(own.weight.device)  # type: ignore[assignment]
 
 
-@contextmanager
-def computed_once(model: SASRec) -> Iterator[None]:
+def computed_once(model: SASRec) -> AbstractContextManager[None]:
     """For a step of learning, or a scoring, which looks at the items several times and changes nothing between."""
     items: nn.Module = model.item_embedding
-    if isinstance(items, AttributedItems):
-        with items.kept():
-            yield
-    else:
-        yield
+    return items.kept() if isinstance(items, AttributedItems) else nullcontext()
 
 
 def attribute_vectors(model: SASRec) -> NDArray[np.float32] | None:

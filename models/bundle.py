@@ -48,7 +48,7 @@ from models.manifest import (
     read_manifest,
 )
 from models.neighbours import Neighbours
-from models.scan import Quantised
+from models.quantised import Quantised
 from models.sequence import PADDING
 from models.vocabulary import Ids, MappedIndex, opened
 

@@ -58,6 +58,16 @@ def open_session(graph: Path, device: Device, threads: int) -> Any:
     return session
 
 
+def cpu_quota(limit: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """CPUs this process may use: the affinity mask, cut by the control group's quota in `limit`; at least 1."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = limit.read_text().split()
+    except (OSError, ValueError):
+        return allowed
+    return allowed if quota == "max" else max(1, min(allowed, int(quota) // int(period)))
+
+
 def _installed(name: str) -> bool:
     try:
         version(name)

@@ -42,7 +42,7 @@ from models.manifest import (
     sealed,
 )
 from models.neighbours import Neighbours
-from models.scan import Quantised
+from models.quantised import Quantised
 from models.vocabulary import MAPPED_FROM, Ids, laid_out
 
 

@@ -63,6 +63,10 @@ class Registry:
         promoted = self._promoted()
         return promoted[0] if promoted else None
 
+    def champion(self) -> Path:
+        """Where the champion lives. Raises RegistryError if there is none."""
+        return self.folder(self.current() or "")
+
     def promote(self, version: str, *, instead_of: tuple[str | None] | None = None) -> str | None:
         """Verify a version, make it the champion and return the one it replaced.
 

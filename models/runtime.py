@@ -4,9 +4,7 @@ The service ranks with it, training evaluates bundles with it and `python -m mod
 with it, so that what is certified is what runs.
 """
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +12,7 @@ from numpy.typing import NDArray
 
 from models.binding import BoundSession, Resident
 from models.bundle import Bundle
-from models.device import CPU, CUDA, Device, open_session
+from models.device import CPU, CUDA, Device, cpu_quota, open_session
 from models.manifest import GOLDEN, BundleError
 from models.neighbours import recent
 from models.search import Search, open_search
@@ -320,16 +318,6 @@ def same_items(
 def overlap(found: NDArray[np.int64], expected: NDArray[np.int64]) -> float:
     """Mean share of each row's expected items that are found, both (batch, k): recall@k."""
     return float((found[:, :, None] == expected[:, None, :]).any(axis=1).mean()) if expected.size else 1.0
-
-
-def cpu_quota(limit: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """CPUs this process may use: the affinity mask, cut by the control group's quota in `limit`; at least 1."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = limit.read_text().split()
-    except (OSError, ValueError):
-        return allowed
-    return allowed if quota == "max" else max(1, min(allowed, int(quota) // int(period)))
 
 
 def _at_once(items: int, out: NDArray[np.int64] | None) -> int:

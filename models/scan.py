@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.quantised import GROUP, SURPLUS, Quantised
 from models.sequence import Indices
 
-GROUP = 16  # items whose maximum is kept; neighbours, so that ties stay in item order
 BLOCK = 32  # groups whose maximum is kept too
 _UNIT = GROUP * BLOCK
 _CELLS = (1 << 19, 1 << 21)  # scores of a chunk for each thread, 2 or 8 MB: which is quicker is the cache's to say
@@ -32,74 +32,8 @@ _LARGEST_CHUNK = 1 << 17  # rows; a batch of one has no use for more
 _TRIED = 1 << 20, 32, 3  # rows, more than a cache holds, queries and rounds that they are tried with
 _MOST = 8  # a query that a larger part of all groups than one in so many could answer is better ranked over everything
 _LOOKED = 4  # groups for each item wanted, whose items are looked at one by one
-_SURPLUS = 1e-5, 2.0**-23  # of a score's size, and for each column of it: what float32 may lose in adding it up
-_MEASURED = 1 << 23  # numbers of a matrix that are measured at once
 _QUERY_LIMIT = 127
 _SATURATING_LIMIT = 63  # times 255, twice: what processors without VNNI add up in 16 bits and do not cut
-_ITEM_LIMIT = 127
-
-
-@dataclass(frozen=True, slots=True)
-class Quantised:
-    """An item matrix in a byte a number: items uint8 (rows, dim), scales float32 (dim,).
-
-    An item's value in a column is about `(items - 128) * scales`. The scales are of columns and not of items, so that
-    the products of a query with all items compare as they come out. longest float64 (groups,) and furthest, in scales:
-    the norm of the longest row of each group, and of the largest difference between a row and the item it was rounded
-    from.
-    """
-
-    items: NDArray[np.uint8]
-    scales: NDArray[np.float32]
-    longest: NDArray[np.float64]
-    furthest: float
-
-    @classmethod
-    def of(cls, items: NDArray[np.float32]) -> "Quantised":
-        """A matrix (rows, dim) rounded to 255 levels a column."""
-        scales = np.maximum(np.abs(items).max(axis=0, initial=0), np.finfo(np.float32).tiny) / np.float32(_ITEM_LIMIT)
-        levels = np.empty(items.shape, np.uint8)
-        for begin in range(0, len(items), _LARGEST_CHUNK):  # no second float matrix
-            rows = slice(begin, begin + _LARGEST_CHUNK)
-            levels[rows] = np.rint(items[rows] / scales) + (_ITEM_LIMIT + 1)
-        return cls.beside(items, levels, scales.astype(np.float32))
-
-    @classmethod
-    def beside(cls, items: NDArray[np.float32], levels: NDArray[np.uint8], scales: NDArray[np.float32]) -> "Quantised":
-        """Levels and scales as they were stored, measured against the items, both matrices (rows, dim)."""
-        norms, furthest = np.empty(len(items)), 0.0
-        step = max(1, _MEASURED // items.shape[1])
-        for begin in range(0, len(items), step):
-            rows = slice(begin, begin + step)
-            level = levels[rows].astype(np.float32) - np.float32(_ITEM_LIMIT + 1)
-            norms[rows] = np.einsum("rd,rd->r", level, level)
-            with np.errstate(over="ignore"):  # scales that are not of these items: endlessly far
-                off = items[rows] / scales - level
-                furthest = max(furthest, float(np.einsum("rd,rd->r", off, off).max(initial=0)))
-        longest = np.sqrt(norms[: len(items) // GROUP * GROUP].reshape(-1, GROUP).max(axis=1, initial=0))
-        return cls(levels, scales, longest, furthest**0.5)
-
-    def queries(
-        self, vectors: NDArray[np.float32], limit: int
-    ) -> tuple[NDArray[np.int8], NDArray[np.float64], NDArray[np.float64]]:
-        """Vectors (batch, dim) as the columns of an int8 matrix (dim, batch), each with `limit` for its largest value;
-        and, in units of their products, what rounding the query and the items costs: both (batch,).
-
-        What the items' offset adds is the same for every item of a query, so that it is left in. A score is off by the
-        query's rounding times a row of levels and by the query times the rounding of an item, neither more than the
-        product of their norms: no more than the first figure times the norm of the row, and the second.
-        """
-        scaled = vectors * self.scales
-        largest = np.abs(scaled).max(axis=1, keepdims=True, initial=0)
-        scaled /= np.where(largest > 0, largest, 1) / limit
-        levels = np.rint(scaled)
-        norm, rounding = (np.linalg.norm(one, axis=1).astype(np.float64) for one in (scaled, scaled - levels))
-        surplus = max(_SURPLUS[0], _SURPLUS[1] * vectors.shape[1])
-        with np.errstate(invalid="ignore"):  # nothing times endlessly far is no number
-            beside = norm * (self.furthest + surplus * (self.longest.max(initial=0) + self.furthest)) + 1
-        # So close to nothing float32 keeps no digits: the query says which items are best, and its levels do not.
-        beside[(largest[:, 0] > 0) & (largest[:, 0] < np.finfo(np.float32).tiny)] = np.inf
-        return np.ascontiguousarray(levels.T.astype(np.int8)), rounding, beside
 
 
 class Scan:
@@ -134,29 +68,26 @@ class Scan:
             counts = np.ones(len(self._matrix), np.bool_)
             counts[out] = False
             reaching = []
-            for row, theirs in enumerate(excluded):
+            for row, (theirs, bound) in enumerate(zip(excluded, bounds, strict=True)):
                 before = counts[theirs]
                 counts[theirs] = False
                 maxima = groups[:, row], blocks[:, row]
-                reaching.append(
-                    self._reaching(queries[:, row], maxima, counts, k, None if bounds is None else bounds.of(row))
-                )
+                reaching.append(self._reaching(queries[:, row], maxima, counts, k, bound))
                 counts[theirs] = before
             return reaching
         marked = np.zeros(len(groups), np.bool_)
         found: list[NDArray[np.int64] | None] = []
-        for row, theirs in enumerate(excluded):
+        for row, (theirs, bound) in enumerate(zip(excluded, bounds, strict=True)):
             impure = theirs[theirs < len(groups) * GROUP] // GROUP
             marked[impure] = True
             blocked = np.zeros(len(blocks), np.bool_)
             blocked[impure // BLOCK] = True
-            bound = None if bounds is None else bounds.of(row)
             off = None if bound is None else bound.of_blocks()
             inside = _best(blocks[:, row], blocked, k, off)
             members = (inside[:, None] * BLOCK + np.arange(BLOCK)).reshape(-1)  # ascending, as `inside` is
             off = None if bound is None else bound.of_groups(members)
             chosen = members[_best(groups[members, row], marked[members], k, off)]
-            found.append(None if bounds is not None and len(chosen) * _MOST > len(groups) else chosen)
+            found.append(None if bound is not None and len(chosen) * _MOST > len(groups) else chosen)
             marked[impure] = False
         return found
 
@@ -199,7 +130,7 @@ class Scan:
         if isinstance(self._items, Quantised):
             return products
         longest = float(np.sqrt(np.einsum("rd,rd->r", rows, rows).max(initial=0) * (query @ query)))
-        return products - longest * max(_SURPLUS[0], _SURPLUS[1] * len(query))
+        return products - longest * max(SURPLUS[0], SURPLUS[1] * len(query))
 
     @property
     def single(self) -> bool:
@@ -211,12 +142,13 @@ class Scan:
         """The items behind the last whole block, which are candidates always."""
         return np.arange(len(self._matrix) // _UNIT * _UNIT, len(self._matrix))
 
-    def _queries(self, vectors: NDArray[np.float32]) -> tuple[NDArray[Any], "_Bounds | None"]:
-        """What the matrix is multiplied with, (dim, batch), and how far the products may be off, if they are."""
+    def _queries(self, vectors: NDArray[np.float32]) -> tuple[NDArray[Any], "list[_Bound | None]"]:
+        """What the matrix is multiplied with, (dim, batch), and how far each one's products may be off, if any."""
         if isinstance(self._items, Quantised):
             queries, rounding, beside = self._items.queries(vectors, self._limit)
-            return queries, _Bounds(self._items.longest, self._longest_of_blocks, rounding, beside)
-        return np.ascontiguousarray(vectors.T), None
+            longest = self._items.longest, self._longest_of_blocks
+            return queries, [_Bound(*longest, *off) for off in zip(rounding.tolist(), beside.tolist(), strict=True)]
+        return np.ascontiguousarray(vectors.T), [None] * len(vectors)
 
     def _maxima(self, queries: NDArray[Any], rows: int) -> tuple[NDArray[Any], NDArray[Any]]:
         """The largest product of every group and of every whole block of groups in the first `rows` items,
@@ -259,24 +191,10 @@ class Scan:
 
 
 @dataclass(frozen=True, slots=True)
-class _Bounds:
-    """How far the maxima of groups and blocks may be from what they stand for, for each query."""
+class _Bound:
+    """How far the maxima of groups and blocks may be from what they stand for, for one query."""
 
     groups: NDArray[np.float64]  # the longest row of each
-    blocks: NDArray[np.float64]
-    rounding: NDArray[np.float64]
-    beside: NDArray[np.float64]
-
-    def of(self, row: int) -> "_Bound":
-        """For one query."""
-        return _Bound(self.groups, self.blocks, float(self.rounding[row]), float(self.beside[row]))
-
-
-@dataclass(frozen=True, slots=True)
-class _Bound:
-    """The same for one query."""
-
-    groups: NDArray[np.float64]
     blocks: NDArray[np.float64]
     rounding: float
     beside: float

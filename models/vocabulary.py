@@ -122,9 +122,8 @@ def opened(
         raise ValueError(f"the id of row {PADDING}, and of no other row, must be empty, and the ids fill the text")
     decoder = codecs.getincrementaldecoder("utf-8")()
     try:
-        for begin in range(
-            0, len(text), _CHUNK_BYTES
-        ):  # in one, a single rare character makes it take five times as much
+        # In one, a single rare character makes it take five times as much.
+        for begin in range(0, len(text), _CHUNK_BYTES):
             decoder.decode(text.data[begin : begin + _CHUNK_BYTES], final=begin + _CHUNK_BYTES >= len(text))
     except UnicodeDecodeError as error:
         raise ValueError(f"it holds an id that is no text: {error.reason}") from error

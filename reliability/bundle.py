@@ -10,8 +10,8 @@ from models.bundle import Golden
 from models.draft import Content, write_bundle
 from models.manifest import DataWindow, Manifest, Parity, Scoring
 from models.neighbours import Neighbours
+from models.quantised import Quantised
 from models.registry import Registry
-from models.scan import Quantised
 from training.ranker import build_ranker, build_scan, build_shortlist
 
 _GOLDEN = np.array([[1, 2], [2, 0], [0, 0]])  # histories of two items, one and none

@@ -7,7 +7,7 @@ import time
 from contextlib import ExitStack
 
 from bench.child import Child
-from models.runtime import cpu_quota
+from models.device import cpu_quota
 
 
 class _Watch:

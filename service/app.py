@@ -19,8 +19,8 @@ from starlette import routing
 from starlette.types import ASGIApp
 
 from models import VERSION
+from models.device import cpu_quota
 from models.eventlog import PARTITIONS
-from models.runtime import cpu_quota
 from service import durability, errors, filters, users, versions
 from service.auth import Keys
 from service.batcher import Batcher

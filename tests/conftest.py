@@ -58,7 +58,7 @@ def write_tiny(
     from models.bundle import Golden
     from models.draft import Content, write_bundle
     from models.manifest import DataWindow, Manifest, Parity, Scoring
-    from models.scan import Quantised
+    from models.quantised import Quantised
     from training.ranker import build_ranker, build_scan, build_shortlist
 
     if matrix is None:

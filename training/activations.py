@@ -13,9 +13,9 @@ from rich.table import Table
 
 from models.autorec import Activation
 from training.config import AutoRecRunConfig, ConfigError
+from training.measures import METRIC, RMSE
 from training.preparation import Prepared
 from training.rating_run import RANKED, course, fitted_autorec, judge_model
-from training.reconstruction import RANKING, RMSE
 from training.run import RunFolder
 from training.spec import RunSpec
 
@@ -74,7 +74,7 @@ def _markdown(found: Found) -> str:
 def _cells(found: Found) -> list[list[str]]:
     """A heading and a line for each pair."""
     explicit = all(RMSE in figures["test"] for figures in found.values())
-    metric, names = (RMSE, (RMSE, "mae")) if explicit else (RANKING, (RANKING, "hr@10"))
+    metric, names = (RMSE, (RMSE, "mae")) if explicit else (METRIC, (METRIC, "hr@10"))
 
     def order(figures: Mapping[str, Any]) -> float:
         return float(figures["validation"][metric]) * (1 if explicit else -1)

@@ -25,8 +25,7 @@ from training.evaluate import (
     evaluate_test_sampled,
 )
 from training.interactions import Columns, Interactions
-from training.measures import Difference
-from training.next_item import METRIC
+from training.measures import METRIC, Difference
 from training.preparation import prepare, read_for, split_data
 from training.run import RUN, RunFolder
 from training.scorers import BundleScorer, run_scorer

@@ -87,7 +87,7 @@ def recent(histories: Sequences, rows: int, *, count: int, decay: float = 1.0) -
 
 def _neighbours(train: Sequences, items: int, reach: int, forward: Weight, backward: Weight) -> sparse.csr_array:
     compact = train.compact()
-    owner = np.repeat(np.arange(len(compact)), compact.lengths)
+    owner = compact.owners
     total = sparse.csr_array((items + 1, items + 1), dtype=np.float64)
     for gap in range(1, reach + 1):
         same = owner[:-gap] == owner[gap:]

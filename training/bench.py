@@ -20,7 +20,7 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from models.runtime import cpu_quota
+from models.device import cpu_quota
 from models.s3rec import S3RecPretraining
 from models.sasrec import SASRecConfig
 from models.zoo import build
@@ -31,7 +31,7 @@ from training.fit import Batch, Task, adam
 from training.interactions import read_interactions
 from training.next_item import NextItem
 from training.pretrain import Pretrain
-from training.splits import Holdout, split_by_time, split_leave_one_out
+from training.splits import nobody, split_by_time, split_leave_one_out
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -188,12 +188,6 @@ def _pretraining_rate(train: Sequences, items: int, labels: ItemAttributes) -> f
     model = S3RecPretraining(build(SASRecConfig(), items), labels.count)
     task = Pretrain(model, labels, train, nobody(train), PretrainingConfig(batch=256), seed=0)
     return train_epochs(model, task).sequences_per_s
-
-
-def nobody(train: Sequences) -> Holdout:
-    """A validation part without users."""
-    none = np.empty(0, np.int64)
-    return Holdout(none, train.take(none), none.astype(np.int32), none.astype(np.bool_))
 
 
 @dataclass(frozen=True, slots=True)

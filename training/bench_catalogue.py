@@ -22,11 +22,12 @@ from numpy.typing import NDArray
 
 from models.arrays import load_array, save_array
 from models.bundle import Bundle, Golden
+from models.device import cpu_quota
 from models.manifest import ENCODER, ITEMS, QUANTISED, RANKER, SCAN, DataWindow, Manifest, Parity, Scoring
 from models.neighbours import Neighbours
-from models.runtime import Runtime, cpu_quota, overlap
+from models.quantised import Quantised
+from models.runtime import Runtime, overlap
 from models.sasrec import SASRecConfig
-from models.scan import Quantised
 from models.zoo import build
 from training.export import encoder_graph
 from training.ranker import build_ranker, build_scan

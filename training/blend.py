@@ -19,8 +19,7 @@ from models.neighbours import DECAY, RECENT, Neighbours
 from training.baselines import ItemKNN, recent
 from training.dataset import Sequences
 from training.evaluate import Scorer, affordable, evaluate, rank_of, scored
-from training.measures import gains
-from training.next_item import METRIC
+from training.measures import METRIC, gains
 from training.scorers import Blended
 from training.splits import Holdout
 

@@ -25,10 +25,8 @@ from training.evaluate import mask_seen
 from training.interactions import Columns, Interactions
 from training.measures import intervals, summarise
 from training.next_item import ModelScorer
-from training.preparation import Prepared, data_window, prepare, read_for
-from training.presets import settle
+from training.preparation import Prepared, prepare, read_for, spec_of
 from training.report import with_interval
-from training.spec import RunSpec
 from training.train import train
 
 SHARE = 0.2
@@ -110,24 +108,11 @@ def evaluate_cold(
         raise ConfigError(f"{name} is an autoencoder; cold judges models that are learned from sequences")
     interactions = read_for(loaded, files, columns)
     console.print(str(interactions.report))
-    rules = loaded.data
-    dataset = build_dataset(
-        interactions,
-        min_user_interactions=rules.min_user_interactions,
-        min_item_interactions=rules.min_item_interactions,
-    )
+    dataset = build_dataset(interactions, **loaded.data.minima)
     split = hide(dataset, interactions, share=share, seed=seed)
     prepared = prepare(split.learned, loaded, split="loo", attributes=attributes, item_column=columns.item)
-    spec = RunSpec(
-        name=Path(name).stem if name.endswith(".toml") else name,
-        config=settle(loaded, prepared.split.train),
-        split="loo",
-        seed=seed,
-        files=[path.resolve() for path in files],
-        columns=columns,
-        attributes=attributes.resolve(),
-        attributes_sha256=prepared.attributes.sha256 if prepared.attributes else None,
-        data=data_window(files, prepared),
+    spec = spec_of(
+        loaded, prepared, name=name, files=files, columns=columns, split="loo", seed=seed, attributes=attributes
     )
     run = train(spec, prepared, output or Path("runs") / f"{spec.name}-cold-{seed}", console)
     told = read_attributes(attributes, Vocabulary((PADDING_ID, *split.hidden)), item_column=columns.item)
@@ -166,7 +151,7 @@ def hide(dataset: Dataset, interactions: Interactions, *, share: float, seed: in
     if not targets:
         raise DatasetError(f"no user met one of {len(rows):,} hidden items after another item; hide a larger share")
     return ColdSplit(
-        learned=_only(dataset, interactions, whole, kept),
+        learned=_only(dataset, interactions, whole.where(kept)),
         hidden=tuple(ids[row] for row in rows),
         histories=histories,
         targets=np.array(targets),
@@ -270,16 +255,15 @@ def _ranks(
     return ranks
 
 
-def _only(dataset: Dataset, interactions: Interactions, whole: Sequences, kept: NDArray[np.bool_]) -> Interactions:
-    """The interactions of the mask alone; whole is compact."""
-    owners = np.repeat(np.arange(len(whole)), whole.lengths)[kept]
-    nothing = [None] * int(kept.sum())
+def _only(dataset: Dataset, interactions: Interactions, kept: Sequences) -> Interactions:
+    """Those of the interactions that are kept; they lie side by side."""
+    nothing = [None] * kept.interactions
     frame = pl.DataFrame(
         {
-            "user_id": pl.Series(dataset.users, dtype=pl.String).gather(owners),
-            "item_id": pl.Series(dataset.vocabulary.ids, dtype=pl.String).gather(whole.items[kept]),
-            "timestamp": nothing if whole.timestamps is None else whole.timestamps[kept],
-            "value": nothing if whole.values is None else whole.values[kept],
+            "user_id": pl.Series(dataset.users, dtype=pl.String).gather(kept.owners),
+            "item_id": pl.Series(dataset.vocabulary.ids, dtype=pl.String).gather(kept.items),
+            "timestamp": nothing if kept.timestamps is None else kept.timestamps,
+            "value": nothing if kept.values is None else kept.values,
         },
         schema=interactions.frame.schema,
     )

@@ -31,6 +31,11 @@ class DataConfig(_Section):
     min_item_interactions: int = Field(1, ge=1)
     max_dropped: float = Field(0.01, ge=0, le=1)  # share of unusable rows above which the data is refused
 
+    @property
+    def minima(self) -> dict[str, int]:
+        """The two minima as `build_dataset` takes them."""
+        return self.model_dump(include={"min_user_interactions", "min_item_interactions"})
+
 
 class FittingConfig(_Section):
     """What the training loop needs to know, whatever is trained."""

@@ -5,7 +5,7 @@ into batches without a loop, and let a split or a subset of users share the memo
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import polars as pl
@@ -114,13 +114,17 @@ class Sequences:
         return int(self.lengths.sum())
 
     @property
+    def owners(self) -> NDArray[np.int64]:
+        """Which of the users each interaction is of, in the order of `compact`: int64 (interactions,)."""
+        return np.repeat(np.arange(len(self), dtype=np.int64), self.lengths)
+
+    @property
     def duplicates(self) -> int:
         """How many interactions have the user, item and time of an earlier one; 0 without times."""
         if self.timestamps is None:
             return 0
         compact = self.compact()
-        owners = np.repeat(np.arange(len(compact)), compact.lengths)
-        rows = pl.DataFrame({"user": owners, "item": compact.items, "time": compact.timestamps})
+        rows = pl.DataFrame({"user": compact.owners, "item": compact.items, "time": compact.timestamps})
         return rows.height - rows.n_unique()
 
     def take(self, users: NDArray[np.int64]) -> "Sequences":
@@ -132,18 +136,21 @@ class Sequences:
 
         Items without one are left out, and times and values with them.
         """
+        compact = self.compact()  # first: a subset's flat arrays are those of everybody
+        renumbered = replace(compact, items=rows[compact.items])
+        return renumbered.where(renumbered.items > 0)
+
+    def where(self, mask: NDArray[np.bool_]) -> "Sequences":
+        """The interactions of the mask alone, of the same users: bool (interactions,), in the order of `compact`."""
         compact = self.compact()
-        items = rows[compact.items]
-        known = items > 0
-        owners = np.repeat(np.arange(len(compact)), compact.lengths)[known]
-        lengths = np.bincount(owners, minlength=len(compact))
+        lengths = np.bincount(self.owners[mask], minlength=len(self))
         ends = np.cumsum(lengths, dtype=np.int64)
         return Sequences(
-            items[known],
+            compact.items[mask],
             ends - lengths,
             ends,
-            None if compact.timestamps is None else compact.timestamps[known],
-            None if compact.values is None else compact.values[known],
+            None if compact.timestamps is None else compact.timestamps[mask],
+            None if compact.values is None else compact.values[mask],
         )
 
     def values_of(self, user: int) -> NDArray[np.float32]:
@@ -182,20 +189,6 @@ class CoreReport:
     interactions_removed: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Statistics:
-    """A data set in numbers; lengths are interactions per user, density is interactions / (users * items)."""
-
-    users: int
-    items: int
-    interactions: int
-    median_length: float
-    mean_length: float
-    p90_length: float
-    max_length: int
-    density: float
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Dataset:
     """Every interaction of every user; users[u] is the external id of the user who owns sequences[u]."""
@@ -204,21 +197,6 @@ class Dataset:
     vocabulary: Vocabulary
     sequences: Sequences
     core: CoreReport
-
-    def statistics(self) -> Statistics:
-        """Sizes and lengths, for a results table or the choice of a preset."""
-        lengths = self.sequences.lengths
-        users, items, interactions = len(self.users), self.vocabulary.items, self.sequences.interactions
-        return Statistics(
-            users=users,
-            items=items,
-            interactions=interactions,
-            median_length=float(np.median(lengths)),
-            mean_length=interactions / users,
-            p90_length=float(np.percentile(lengths, 90)),
-            max_length=int(lengths.max()),
-            density=interactions / (users * items),
-        )
 
 
 def build_dataset(

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from training.dataset import Sequences, popularity_of
 from training.measures import (
     MISS,
+    RMSE,
     Difference,
     gains,
     head_items,
@@ -74,7 +75,7 @@ class RatingEvaluation:
         """RMSE and MAE, and what they are of."""
         squares = self.errors**2
         return {
-            "rmse": float(np.sqrt(squares.mean())),
+            RMSE: float(np.sqrt(squares.mean())),
             "mae": float(np.abs(self.errors).mean()),
             "ratings": len(self.errors),
             "unseen": self.unseen,
@@ -82,7 +83,7 @@ class RatingEvaluation:
 
     def report(self) -> dict[str, object]:
         """The metrics, with the bootstrap 95 % interval of the RMSE over users."""
-        return {**self.metrics(), "intervals": {"rmse": rmse_interval(self.errors, self.users)}}
+        return {**self.metrics(), "intervals": {RMSE: rmse_interval(self.errors, self.users)}}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,16 +104,12 @@ class Evaluation:
         novelty = {} if self.novelty is None else {"novelty@10": self.novelty}
         return summarise(self.ranks) | {"coverage@10": self.coverage} | novelty
 
-    def intervals(self, *, seed: int = 0) -> dict[str, tuple[float, float]]:
-        """Bootstrap 95 % intervals of HR@10 and NDCG@10 over users."""
-        return intervals(self.ranks, seed=seed)
-
     def report(self) -> dict[str, object]:
         """Metrics and their intervals, of all users and of each slice of them."""
         slices = {name: self.ranks[part] for name, part in self.slices.items()}
         return {
             **self.metrics(),
-            "intervals": self.intervals(),
+            "intervals": intervals(self.ranks),
             "slices": {name: summarise(part) | {"intervals": intervals(part)} for name, part in slices.items()},
         }
 
@@ -220,11 +217,9 @@ def evaluate_test(scorer: Scorer | UserScorer, split: Split, items: int) -> Eval
     return evaluate(scorer, open_test(split), items, popularity=popularity_of(split.train, items))
 
 
-def evaluate_test_sampled(
-    scorer: Scorer, split: Split, items: int, *, negatives: int, seed: int = 0
-) -> SampledEvaluation:
+def evaluate_test_sampled(scorer: Scorer, split: Split, items: int, *, negatives: int) -> SampledEvaluation:
     """`evaluate_sampled` on the sealed test part."""
-    return evaluate_sampled(scorer, open_test(split), items, negatives=negatives, seed=seed)
+    return evaluate_sampled(scorer, open_test(split), items, negatives=negatives)
 
 
 def evaluate_ratings(predict: RatingPredictor, holdout: Holdout, train: Sequences, items: int) -> RatingEvaluation:
@@ -267,8 +262,7 @@ def differences_from(one: Evaluation, beside: Mapping[str, Evaluation]) -> dict[
 
 def mask_seen(scores: NDArray[np.float32], histories: Sequences, *, mask: float = -np.inf) -> None:
     """Set padding and each user's history to `mask`, in place: scores (users, items + 1)."""
-    compact = histories.compact()
-    scores[np.repeat(np.arange(len(compact)), compact.lengths), compact.items] = mask
+    scores[histories.owners, histories.compact().items] = mask
     scores[:, 0] = mask
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.evaluate import evaluate_ratings
+from training.measures import RMSE
 from training.ratings import Biases, Matrix, biases_of, matrix_of
 from training.splits import Holdout, Split
 
@@ -79,7 +80,7 @@ def tuned_factorisation(split: Split, items: int, scale: tuple[float, float], *,
     for penalty in PENALTIES:
         lowest = np.inf
         for rounds, model in enumerate(_rounds(matrix, penalty, scale, seed), 1):
-            figure = evaluate_ratings(model, split.validation, split.train, items).metrics()["rmse"]
+            figure = evaluate_ratings(model, split.validation, split.train, items).metrics()[RMSE]
             if figure > lowest - 1e-4:  # from here on it fits noise
                 break
             lowest, kept = figure, (rounds, model)

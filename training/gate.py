@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from training.evaluate import Evaluation, difference
-from training.next_item import METRIC
+from training.measures import METRIC
 
 
 @dataclass(frozen=True, slots=True)

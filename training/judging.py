@@ -14,11 +14,11 @@ from training.config import RunConfig, parse_config
 from training.evaluate import EvaluationError
 from training.export import export
 from training.interactions import Columns
+from training.measures import RMSE
 from training.options import Artifacts, Item, Run, TestFiles, Time, User, Value
 from training.preparation import read_for
 from training.rating_run import is_autorec, judged_again, judged_bundle, print_figures
 from training.recommend import RecommendError, recommend, recommend_run
-from training.reconstruction import RMSE
 from training.report import print_assessment, terminal
 from training.results import keep_record, results_page
 from training.run import RunError, RunFolder

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 CUTOFFS = (5, 10, 20)
+METRIC, RMSE = "ndcg@10", "rmse"  # what chooses a model that ranks, and one that predicts ratings
 MISS = np.iinfo(np.int64).max  # the rank of a target that filtering removed
 _SAMPLES = 1000  # of an interval
 _DRAWS_AT_ONCE = 1 << 20  # 8 MiB of users, whose sums and counts are different for each
@@ -38,14 +39,14 @@ def gains(ranks: NDArray[np.int64], cutoff: int) -> NDArray[np.float64]:
     return np.where(ranks <= cutoff, 1 / np.log2(np.minimum(ranks, cutoff) + 1.0), 0.0)
 
 
-def intervals(ranks: NDArray[np.int64], *, seed: int = 0) -> dict[str, tuple[float, float]]:
+def intervals(ranks: NDArray[np.int64]) -> dict[str, tuple[float, float]]:
     """Bootstrap 95 % intervals of HR@10 and NDCG@10 over users."""
-    generator = np.random.default_rng(seed)
-    values = {"hr@10": hits(ranks, 10), "ndcg@10": gains(ranks, 10)}
+    generator = np.random.default_rng(0)
+    values = {"hr@10": hits(ranks, 10), METRIC: gains(ranks, 10)}
     return {name: _interval(_bootstrap(value, _SAMPLES, generator)) for name, value in values.items()}
 
 
-def rmse_interval(errors: NDArray[np.float64], users: NDArray[np.int64], *, seed: int = 0) -> tuple[float, float]:
+def rmse_interval(errors: NDArray[np.float64], users: NDArray[np.int64]) -> tuple[float, float]:
     """Bootstrap 95 % interval of the RMSE over users: errors (ratings,), and whose each of them is.
 
     Users are drawn with all their ratings: what one user's errors have in common is chance too.
@@ -55,7 +56,7 @@ def rmse_interval(errors: NDArray[np.float64], users: NDArray[np.int64], *, seed
     sums = np.bincount(rows, errors**2)
     if not counts.size:
         return 0.0, 0.0
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     at_once = max(1, _DRAWS_AT_ONCE // counts.size)
     means = np.empty(_SAMPLES)
     for begin in range(0, _SAMPLES, at_once):
@@ -77,7 +78,7 @@ class Difference:
         return f"{self.mean:+.4f}, 95 % interval {self.low:+.4f} to {self.high:+.4f}, p = {self.p:.4f}"
 
 
-def paired_difference(one: NDArray[np.float64], other: NDArray[np.float64], *, seed: int = 0) -> Difference:
+def paired_difference(one: NDArray[np.float64], other: NDArray[np.float64]) -> Difference:
     """How much better `one` is than `other`: gains (users,) of the same users in the same order.
 
     p is the share of resamples whose difference, moved to mean 0, is at least as far from 0 as the one found.
@@ -88,7 +89,7 @@ def paired_difference(one: NDArray[np.float64], other: NDArray[np.float64], *, s
         raise ValueError(f"{one.size} and {other.size} users cannot be paired; judge both on the same users")
     differences = one - other
     mean = float(differences.mean())
-    means = _bootstrap(differences, _TEST_SAMPLES, np.random.default_rng(seed))
+    means = _bootstrap(differences, _TEST_SAMPLES, np.random.default_rng(0))
     # A hair's breadth against rounding: a constant difference must not lose against itself.
     further = int((np.abs(means - mean) >= abs(mean) - 1e-12).sum())
     return Difference(mean, *_interval(means), p=(1 + further) / (1 + _TEST_SAMPLES))
@@ -96,11 +97,10 @@ def paired_difference(one: NDArray[np.float64], other: NDArray[np.float64], *, s
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """A figure over several seeds: mean, standard deviation (of n - 1; None with one seed), and their number."""
+    """A figure over several seeds: mean and standard deviation (of n - 1; None with one seed)."""
 
     mean: float
     deviation: float | None
-    seeds: int
 
     def __str__(self) -> str:
         return f"{self.mean:.4f}" + ("" if self.deviation is None else f" ± {self.deviation:.4f}")
@@ -111,7 +111,7 @@ def spread(figures: Sequence[float]) -> Spread:
     if not figures:
         raise ValueError("there are no figures to put together; give at least one run")
     deviation = float(np.std(figures, ddof=1)) if len(figures) > 1 else None
-    return Spread(float(np.mean(figures)), deviation, len(figures))
+    return Spread(float(np.mean(figures)), deviation)
 
 
 def novelty_of_items(popularity: NDArray[np.floating]) -> NDArray[np.float64]:

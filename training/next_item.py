@@ -19,10 +19,8 @@ from training.dataset import Sequences
 from training.evaluate import rank_targets
 from training.fit import FitError
 from training.lookup import vectors_at
-from training.measures import summarise
+from training.measures import METRIC, summarise
 from training.splits import Holdout
-
-METRIC = "ndcg@10"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

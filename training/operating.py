@@ -87,7 +87,7 @@ def retrain_command(
     retrain(
         data,
         load_config(config),
-        name=Path(config).stem,
+        name=config,
         artifacts=output,
         events_from=events_from or [],
         event_types=event_types,

@@ -8,9 +8,9 @@ from rich.console import Console
 
 from training.config import load_config
 from training.interactions import Columns
-from training.preparation import Prepared, data_window, default_split, prepare, read_for
-from training.presets import describe, settle
-from training.spec import RunSpec, SplitName, rules_of
+from training.preparation import Prepared, default_split, prepare, read_for, spec_of
+from training.presets import describe
+from training.spec import RunSpec, SplitName
 
 ConfigName = Annotated[str, typer.Argument(help="A name under training/configs/, or the path of a TOML file.")]
 Data = Annotated[
@@ -85,22 +85,19 @@ def run_of(
         seed=seed,
         test=tested,
     )
-    settled = settle(loaded, prepared.split.train)
-    if left := describe(loaded, settled):
-        console.print(f"by the data: {left}")
-    spec = RunSpec(
-        name=Path(name).stem if name.endswith(".toml") else name,
-        config=settled,
-        by_rule=rules_of(loaded),
+    spec = spec_of(
+        loaded,
+        prepared,
+        name=name,
+        files=data,
+        columns=columns,
         split=split,
         seed=seed,
-        files=[path.resolve() for path in data],
-        test=[path.resolve() for path in test],
-        columns=columns,
-        attributes=attributes.resolve() if attributes else None,
-        attributes_sha256=prepared.attributes.sha256 if prepared.attributes else None,
-        data=data_window([*data, *test], prepared),
+        attributes=attributes,
+        test=test,
     )
+    if left := describe(loaded, spec.config):
+        console.print(f"by the data: {left}")
     return spec, prepared
 
 
@@ -109,11 +106,11 @@ def spread(arguments: list[str]) -> list[str]:
 
     A TOML file is never data but the configuration, which so may come before the files or after them.
     """
-    spread: list[str] = []
+    found: list[str] = []
     data = False
     for argument in arguments:
         file = not argument.startswith("-") and not argument.endswith(".toml") and Path(argument).is_file()
-        another = data and spread[-1] != "--data" and file
+        another = data and found[-1] != "--data" and file
         data = argument == "--data" or (data and not argument.startswith("-"))
-        spread += ["--data", argument] if another else [argument]
-    return spread
+        found += ["--data", argument] if another else [argument]
+    return found

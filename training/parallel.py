@@ -91,6 +91,11 @@ class Processes:
 ALONE = Processes()
 
 
+def own_device() -> torch.device:
+    """Where this process fits: on its GPU, if it has one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 @contextmanager
 def joined() -> Iterator[Processes]:
     """The processes that torchrun started together, connected while the block runs; ALONE without torchrun.

@@ -17,17 +17,17 @@ from rich.box import SIMPLE
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from models.runtime import cpu_quota
+from models.device import cpu_quota
 from models.sasrec import SASRec, SASRecConfig
 from models.sequence import PADDING
 from models.zoo import build
 from training.batches import Batch, NegativeSampler
-from training.bench import Trained, beauty_like, nobody, synthetic, train_epochs
+from training.bench import Trained, beauty_like, synthetic, train_epochs
 from training.config import TrainingConfig
 from training.dataset import Sequences
 from training.next_item import NextItem
 from training.peer_process import PeerProcess, PeersError
-from training.splits import Holdout
+from training.splits import Holdout, nobody
 
 WORKER = Path(__file__).with_name("peers_worker.py")
 PEERS = {"rectools": "RecTools", "recbole": "RecBole"}
@@ -251,7 +251,7 @@ def _data(scale: float, generator: np.random.Generator) -> dict[str, Data]:
 
 
 def _save(data: Data, path: Path) -> Path:
-    np.savez(path, users=np.repeat(np.arange(len(data.train)), data.train.lengths), items=data.train.items)
+    np.savez(path, users=data.train.owners, items=data.train.items)
     return path
 
 

@@ -9,8 +9,9 @@ from training.attributes import ITEM_COLUMN, Attributes, read_attributes
 from training.config import AutoRecRunConfig, DataConfig, RunConfig, reads_values
 from training.dataset import Dataset, DatasetError, build_dataset
 from training.interactions import Columns, Interactions, InteractionsError, read_interactions
+from training.presets import settle
 from training.ratings import rated
-from training.spec import SplitName
+from training.spec import RATED, RunSpec, SplitName, rules_of
 from training.splits import Split, split_by_time, split_leave_one_out
 
 
@@ -69,7 +70,7 @@ def prepare(
     if isinstance(config, AutoRecRunConfig):
         ratings = rated(interactions, config, split=split, held_out=held_out, seed=seed, test=test)
         interactions, dataset, parts, notes = ratings.interactions, ratings.dataset, ratings.split, ratings.notes
-    elif split in ("random", "file"):
+    elif split in RATED:
         said = "--test names" if test is not None else f"the split {split} holds out"
         raise DatasetError(f"{said} single ratings, and {config.model.name} predicts none; split loo or time")
     elif test is not None:
@@ -89,16 +90,45 @@ def split_data(
     interactions: Interactions, rules: DataConfig, *, split: SplitName, held_out: float = 0.1
 ) -> tuple[Dataset, Split]:
     """The part of `prepare` that needs no model: which interactions count, and which are held out."""
-    dataset = build_dataset(
-        interactions,
-        min_user_interactions=rules.min_user_interactions,
-        min_item_interactions=rules.min_item_interactions,
-    )
+    dataset = build_dataset(interactions, **rules.minima)
     if split == "loo":
         return dataset, split_leave_one_out(dataset)
     if split != "time":
         raise DatasetError(f"the split {split!r} is for the ratings of an AutoRec run's own data; split loo or time")
     return dataset, split_by_time(dataset, validation_share=held_out, test_share=held_out)
+
+
+def spec_of(
+    config: RunConfig,
+    prepared: Prepared,
+    *,
+    name: str,
+    files: Sequence[Path],
+    columns: Columns,
+    split: SplitName,
+    seed: int,
+    attributes: Path | None = None,
+    held_out: float = 0.1,
+    test: Sequence[Path] = (),
+) -> RunSpec:
+    """What a run of the configuration on this data is made from, with all settled that it leaves to the data.
+
+    name: of the configuration, or the path of its TOML file. The others are what `prepare` was given, test the files.
+    """
+    return RunSpec(
+        name=Path(name).stem if name.endswith(".toml") else name,
+        config=settle(config, prepared.split.train),
+        by_rule=rules_of(config),
+        split=split,
+        held_out=held_out,
+        seed=seed,
+        files=[path.resolve() for path in files],
+        test=[path.resolve() for path in test],
+        columns=columns,
+        attributes=attributes.resolve() if attributes else None,
+        attributes_sha256=prepared.attributes.sha256 if prepared.attributes else None,
+        data=data_window([*files, *test], prepared),
+    )
 
 
 def data_window(files: list[Path], prepared: Prepared) -> DataWindow:

@@ -23,8 +23,7 @@ from training.dataset import Sequences
 from training.evaluate import rank_targets
 from training.fit import FitError
 from training.lookup import rows_of, vectors_at
-from training.measures import summarise
-from training.next_item import METRIC
+from training.measures import METRIC, summarise
 from training.splits import Holdout
 
 Indices = NDArray[np.int64]
@@ -90,7 +89,7 @@ class Prefixes:
 
     def _drawn(self, generator: np.random.Generator) -> tuple[Indices, Indices]:
         """Owner and flat end of every prefix of this epoch."""
-        users = np.repeat(np.arange(len(self._sequences)), self._sequences.lengths)
+        users = self._sequences.owners
         ends = np.arange(1, len(users) + 1)
         most = self._config.prefixes
         if most is None:

@@ -3,8 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from training.measures import spread
-from training.reconstruction import RMSE
+from training.measures import RMSE, spread
 from training.run import METRICS, RunFolder
 from training.spec import RunSpec
 

@@ -15,7 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from models.autorec import AutoRec
-from models.runtime import Runtime, cpu_quota
+from models.device import cpu_quota
+from models.runtime import Runtime
 from models.zoo import build
 from training.baselines import baselines
 from training.config import AutoRecRunConfig, parse_config
@@ -30,10 +31,11 @@ from training.evaluate import (
 from training.factorisation import BiasOnly, GlobalMean, tuned_factorisation
 from training.fit import Fitted, fit
 from training.interactions import Interactions
-from training.parallel import ALONE, Processes
+from training.measures import METRIC, RMSE
+from training.parallel import ALONE, Processes, own_device
 from training.preparation import Prepared, prepare
 from training.ratings import biases_of, matrix_of, scale_of
-from training.reconstruction import RMSE, Reconstruction
+from training.reconstruction import Reconstruction
 from training.report import SPLITS, describe_stop, epoch_bar, plot_curves, results_table
 from training.run import RUN, RunError, RunFolder
 from training.spec import RunSpec, SplitName
@@ -180,8 +182,8 @@ def print_figures(name: str, metrics: Mapping[str, Any], console: Console, *, sp
     """Tables of what was judged: ratings, and ranking where there is some."""
     if RMSE in metrics["test"]:
         console.print(ratings_table(name, metrics, title=f"Ratings, {SPLITS[split]}"))
-    if "ndcg@10" in metrics["test"]:
-        ranked = {key: value for key, value in metrics["baselines"].items() if "ndcg@10" in value["test"]}
+    if METRIC in metrics["test"]:
+        ranked = {key: value for key, value in metrics["baselines"].items() if METRIC in value["test"]}
         console.print(results_table(name, {**metrics, "baselines": ranked}, title=f"Test, {SPLITS[split]}"))
     else:
         console.print("no ranking figures: a rating held out by chance is not what came next; use --split loo or time")
@@ -237,8 +239,7 @@ def fitted_autorec(
     torch.set_num_threads(max(1, cpu_quota() // processes.on_this_machine))
     torch.manual_seed(spec.seed)  # weights and dropout; rows and zeros draw from their own
     items = prepared.dataset.vocabulary.items
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = build(config.model, items, users=len(prepared.dataset.users)).to(device)
+    model = build(config.model, items, users=len(prepared.dataset.users)).to(own_device())
     processes.part_ways(spec.seed)
     task = Reconstruction(model, prepared.split, items, config, seed=spec.seed)
     with epoch_bar(console, task.rows, task.metric) as bar:
@@ -255,12 +256,12 @@ def fitted_autorec(
 
 
 def course(fitted: Fitted) -> dict[str, object]:
-    """How the fitting went, for metrics.json; the sequences are rows."""
+    """How the fitting went, for metrics.json; the sequences of an AutoRec are rows."""
     return {
         "epochs": fitted.epochs,
         "best_epoch": fitted.best_epoch,
         "stopped_early": fitted.stopped_early,
         "seconds": fitted.seconds,
-        "device": "GPU" if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads",
+        "device": "GPU" if own_device().type == "cuda" else f"{torch.get_num_threads()} CPU threads",
         "sequences_per_second": fitted.sequences / fitted.seconds,
     }

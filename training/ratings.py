@@ -14,6 +14,7 @@ from scipy import sparse
 from training.config import AutoRecRunConfig
 from training.dataset import Dataset, DatasetError, Sequences, build_dataset
 from training.interactions import Interactions
+from training.spec import RATED
 from training.splits import Split, split_by_time, split_leave_one_out, split_ratings
 
 _ROUNDS = 10  # of the alternation between users' and items' biases; the fifth digit stands after five
@@ -60,7 +61,7 @@ def rated(
     (`data.max_dropped`), if `test` is given without split "file" or the reverse, if a pair is in both, if all ratings
     are the same, if there are none to hold out, or for a validation share that the split does not use.
     """
-    of_ratings = split in ("random", "file")
+    of_ratings = split in RATED
     if of_ratings and config.model.feedback == "implicit":
         raise DatasetError(
             f"the split {split} holds out single ratings, and feedback 'implicit' predicts none; split loo or time"
@@ -83,10 +84,7 @@ def rated(
                 "judge what was learned; take them out of one of the two"
             )
     whole = interactions if test is None else interactions.extended(test)
-    rules = config.data
-    dataset = build_dataset(
-        whole, min_user_interactions=rules.min_user_interactions, min_item_interactions=rules.min_item_interactions
-    )
+    dataset = build_dataset(whole, **config.data.minima)
     if split == "loo":
         parts = split_leave_one_out(dataset)
     elif split == "time":
@@ -178,8 +176,7 @@ def _newest(interactions: Interactions, of: str, notes: list[str]) -> Interactio
 def _newest_cells(sequences: Sequences, items: int) -> NDArray[np.int64]:
     """Where in the compact sequences each user's newest interaction with each item is, ascending: int64 (cells,)."""
     compact = sequences.compact()
-    owners = np.repeat(np.arange(len(compact)), compact.lengths)
-    backwards = (owners * (items + 1) + compact.items)[::-1]
+    backwards = (compact.owners * (items + 1) + compact.items)[::-1]
     _, places = np.unique(backwards, return_index=True)
     return np.sort(len(backwards) - 1 - places)
 
@@ -197,6 +194,5 @@ def _those_of(test: Interactions, dataset: Dataset) -> NDArray[np.bool_]:
     users = np.fromiter((numbers.get(user, -1) for user in test.frame["user_id"]), np.int64)
     items = dataset.vocabulary.encode(test.frame["item_id"]).astype(np.int64)
     compact = dataset.sequences.compact()
-    owners = np.repeat(np.arange(len(compact)), compact.lengths)
     rows = dataset.vocabulary.rows
-    return np.isin(owners * rows + compact.items, users * rows + items)
+    return np.isin(compact.owners * rows + compact.items, users * rows + items)

@@ -20,12 +20,10 @@ from training.config import AutoRecRunConfig
 from training.dataset import Sequences
 from training.evaluate import evaluate_ratings, evaluate_test_ratings, rank_targets
 from training.fit import FitError
-from training.measures import summarise
+from training.measures import METRIC, RMSE, summarise
 from training.ratings import Biases, Matrix, biases_of, matrix_of, scale_of
 from training.splits import Holdout, Split
 
-RMSE = "rmse"
-RANKING = "ndcg@10"
 NEGATIVES = 5  # zeros for each observed entry of implicit feedback
 
 _ROWS_AT_ONCE = 512  # made dense together outside of training
@@ -49,7 +47,7 @@ class Reconstruction:
         self._model, self._split, self._items, self._seed = model, split, items, seed
         self._config = config.training
         self._explicit = model.config.feedback == "explicit"
-        self.metric = RMSE if self._explicit else RANKING
+        self.metric = RMSE if self._explicit else METRIC
         by_user = matrix_of(split.train, items, explicit=self._explicit)
         self.matrix: Matrix = by_user if model.config.side == "user" else by_user.T.tocsr()
         self.matrix.sort_indices()

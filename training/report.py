@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -17,8 +18,7 @@ from rich.text import Text
 from training.assessment import Assessment
 from training.fields import EARLY_MS
 from training.fit import Fitted
-from training.measures import Difference
-from training.next_item import METRIC
+from training.measures import METRIC, Difference
 from training.preparation import Prepared
 from training.similar import Similar
 
@@ -29,7 +29,7 @@ SPLITS = {
     "file": "the ratings of the test files",
 }
 
-_SHOWN = ("hr@10", "ndcg@10", "mrr", "coverage@10", "novelty@10")
+_SHOWN = ("hr@10", METRIC, "mrr", "coverage@10", "novelty@10")
 _MORE_IS_BETTER = _SHOWN[:-1]  # novelty describes; chance has the most of it
 _MANY_TIES = 0.1  # share of the test targets: above, ties and not the order of events may decide the figures
 
@@ -85,10 +85,10 @@ def epoch_bar(console: Console, windows: int, metric: str) -> Iterator[EpochBar]
 
 def describe_data(prepared: Prepared) -> str:
     """What is trained on, and all that was left out of it and why."""
-    numbers, core = prepared.dataset.statistics(), prepared.dataset.core
+    dataset, core, items = prepared.dataset, prepared.dataset.core, prepared.dataset.vocabulary.items
     lines = [
-        f"{numbers.users:,} users, {numbers.items:,} items, {numbers.interactions:,} interactions, "
-        f"median history {numbers.median_length:.0f}"
+        f"{len(dataset.users):,} users, {items:,} items, {dataset.sequences.interactions:,} interactions, "
+        f"median history {np.median(dataset.sequences.lengths):.0f}"
     ]
     if core.interactions_removed:
         lines.append(
@@ -109,7 +109,7 @@ def describe_data(prepared: Prepared) -> str:
             f"at the same time as the event before: {split.test_ties:,} of {split.judges:,} test targets, so that what "
             'came last is a guess; --timestamp-column "" takes the order of the rows'
         )
-    if duplicates := prepared.dataset.sequences.duplicates:
+    if duplicates := dataset.sequences.duplicates:
         lines.append(
             f"note: {duplicates:,} interactions have the user, item and time of another; each counts, so if a row was "
             "written twice, take one out"
@@ -124,9 +124,9 @@ def describe_data(prepared: Prepared) -> str:
             "nothing else: convert them to seconds"
         )
     if prepared.attributes is not None:
-        known = numbers.items - prepared.attributes.missing_items
+        known = items - prepared.attributes.missing_items
         lines.append(
-            f"attributes of {known:,} of {numbers.items:,} items; "
+            f"attributes of {known:,} of {items:,} items; "
             f"{prepared.attributes.unknown_items:,} in the file are not in the data"
         )
     return "\n".join(lines)

@@ -16,8 +16,7 @@ from training.activations import compared_name
 from training.config import CONFIGS
 from training.evaluate import ALONE
 from training.interactions import Columns
-from training.measures import spread
-from training.next_item import METRIC
+from training.measures import METRIC, spread
 from training.preparation import default_split
 from training.rating_results import HEADINGS, rating_rows
 from training.report import SPLITS, heading, nearest_baseline

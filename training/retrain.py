@@ -22,11 +22,9 @@ from training.export import export
 from training.gate import compare
 from training.interactions import Columns, Interactions, InteractionsError
 from training.logged import logged_interactions, without_erased, without_known
-from training.preparation import Prepared, data_window, prepare, read_for
-from training.presets import settle
+from training.preparation import Prepared, prepare, read_for, spec_of
 from training.run import RunError, RunFolder
 from training.scorers import BundleScorer, run_scorer
-from training.spec import RunSpec, rules_of
 from training.train import refit, train
 
 _LARGEST_WINDOW = 0.1  # of the interactions: the newest tenth judges, the tenth before it validates
@@ -81,20 +79,18 @@ def retrain(
     if rated and interactions.frame["value"].is_null().all():
         console.print("note: the champion reads ratings and is judged without any; name their --value-column")
     prepared, window = _prepare(interactions, config, attributes, champion, console, item_column=columns.item)
-    spec = RunSpec(
+    spec = spec_of(
+        config,
+        prepared,
         name=name,
-        config=settle(config, prepared.split.train),
-        by_rule=rules_of(config),
-        split="time",
-        held_out=window,
-        seed=seed,
-        files=[path.resolve() for path in data],
+        files=data,
         columns=columns,
-        attributes=attributes.resolve() if attributes else None,
-        attributes_sha256=prepared.attributes.sha256 if prepared.attributes else None,
-        data=data_window(data, prepared),
+        split="time",
+        seed=seed,
+        attributes=attributes,
+        held_out=window,
     )
-    run = train(spec, prepared, artifacts / "runs" / f"{name}-{spec.identity[:12]}", console)
+    run = train(spec, prepared, artifacts / "runs" / f"{spec.name}-{spec.identity[:12]}", console)
     if champion is not None:
         challenger = _judge(run_scorer(run)(prepared.dataset.vocabulary), prepared)
         verdict = compare(challenger, _judge(BundleScorer(champion, prepared.dataset.vocabulary), prepared))
@@ -176,11 +172,7 @@ def _newer(interactions: Interactions, rules: DataConfig, learned_until: int) ->
     Of those that do not, for want of others of their user or item, most are new, and as many old ones would take their
     place in the window.
     """
-    times = build_dataset(
-        interactions,
-        min_user_interactions=rules.min_user_interactions,
-        min_item_interactions=rules.min_item_interactions,
-    ).sequences.timestamps
+    times = build_dataset(interactions, **rules.minima).sequences.timestamps
     return 0.0 if times is None or not times.size else float((times > learned_until).mean())
 
 

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from models.bundle import read_bundle
 from models.draft import Content, write_bundle
 from models.manifest import Scoring
+from models.quantised import Quantised
 from models.runtime import Runtime, overlap
-from models.scan import Quantised
 from training.ranker import build_scan
 
 Asked = Literal["auto", "float32", "int8"]

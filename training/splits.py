@@ -38,9 +38,8 @@ class Holdout:
     @property
     def repeats(self) -> int:
         """How many targets are in their own history: no ranking without it can hit them."""
-        histories = self.histories.compact()
-        owners = np.repeat(np.arange(len(self)), histories.lengths)
-        return len(np.unique(owners[histories.items == self.targets[owners]]))
+        owners = self.histories.owners
+        return len(np.unique(owners[self.histories.compact().items == self.targets[owners]]))
 
     def take(self, some: NDArray[np.int64]) -> "Holdout":
         """The targets of these places, with their histories."""
@@ -183,11 +182,10 @@ def split_ratings(dataset: Dataset, *, test: float | NDArray[np.bool_], validati
     for part, mask in (("train", learned), ("validation", validating), ("test", held_out)):
         if not mask.any():
             raise DatasetError(f"the {part} part is empty: {whole.interactions:,} ratings are too few for these shares")
-    owners = np.repeat(np.arange(len(whole)), whole.lengths)
-    train = _chosen(whole, owners, learned)
+    train = whole.where(learned)
     parts = []
     for mask in (validating, held_out):
-        users, targets = owners[mask], whole.items[mask]
+        users, targets = whole.owners[mask], whole.items[mask]
         values = None if whole.values is None else whole.values[mask]
         later = np.zeros(len(users), np.bool_)  # a rating held out by chance may be older than the history
         parts.append(Holdout(users, train.take(users), targets, later, values))
@@ -200,25 +198,16 @@ def _part(share: float, name: str, whole: int) -> int:
     return round(share * whole)
 
 
-def _chosen(whole: Sequences, owners: NDArray[np.int64], mask: NDArray[np.bool_]) -> Sequences:
-    """The interactions of the mask alone, of the same users; whole is compact."""
-    lengths = np.bincount(owners[mask], minlength=len(whole))
-    ends = np.cumsum(lengths, dtype=np.int64)
-    return Sequences(
-        whole.items[mask],
-        ends - lengths,
-        ends,
-        None if whole.timestamps is None else whole.timestamps[mask],
-        None if whole.values is None else whole.values[mask],
-    )
-
-
 def unsplit(dataset: Dataset) -> Split:
     """Everything for training, nothing held out: for a last fit of a model that was judged on less."""
     everything = dataset.sequences.compact()
-    nobody = np.empty(0, np.int64)
-    nothing = Holdout(nobody, everything.take(nobody), nobody.astype(np.int32), nobody.astype(np.bool_))
-    return Split(train=everything, validation=nothing, _test=nothing, left_out={})
+    return Split(train=everything, validation=nobody(everything), _test=nobody(everything), left_out={})
+
+
+def nobody(train: Sequences) -> Holdout:
+    """A held-out part without users."""
+    none = np.empty(0, np.int64)
+    return Holdout(none, train.take(none), none.astype(np.int32), none.astype(np.bool_))
 
 
 def _count_before(sequences: Sequences, times: NDArray[np.int64], cut_ms: int) -> NDArray[np.int64]:

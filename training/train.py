@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from models.attributed import attribute, fold
-from models.runtime import cpu_quota
+from models.device import cpu_quota
 from models.s3rec import S3RecConfig, S3RecPretraining
 from models.sasrec import SASRec
 from models.zoo import build
@@ -23,11 +23,12 @@ from training.config import AutoRecRunConfig, Config, S3RecRunConfig
 from training.dataset import popularity_of
 from training.evaluate import Scorer, affordable, evaluate_both
 from training.fit import Fitted, fit
-from training.next_item import METRIC, ModelScorer, NextItem
-from training.parallel import ALONE, Processes
+from training.measures import METRIC
+from training.next_item import ModelScorer, NextItem
+from training.parallel import ALONE, Processes, own_device
 from training.preparation import Prepared
 from training.pretrain import Pretrain
-from training.rating_run import refit_autorec, train_autorec
+from training.rating_run import course, refit_autorec, train_autorec
 from training.report import SPLITS, describe_data, describe_stop, epoch_bar, plot_curves, results_table, similar_table
 from training.run import RunFolder
 from training.scorers import Blended
@@ -66,7 +67,9 @@ def _train(spec: RunSpec, prepared: Prepared, run: RunFolder, console: Console, 
         blend = choose_blend(ModelScorer(model), prepared.split.train, prepared.split.validation, items)
         console.print(str(blend))
         run.keep_neighbours(blend.neighbours)
-    metrics = judge(ModelScorer(model), blend, beside, prepared) | _course(fitted, before)
+    metrics = judge(ModelScorer(model), blend, beside, prepared) | course(fitted)
+    if before is not None:  # the rate stays that of fitting alone
+        metrics |= {"seconds": fitted.seconds + before.seconds, "pretraining": _pretraining_course(before)}
     run.finish(metrics)
     plot_curves(run.epochs(), run.path / "curves.png", METRIC)
     if before is not None:
@@ -141,7 +144,7 @@ def _fitted(
             f"every epoch is validated by {len(validation):,} of {len(prepared.split.validation):,} users, the same in "
             "each, since the catalogue is large; the figures at the end are of all"
         )
-    model = build(config.model, items).to(_device())
+    model = build(config.model, items).to(own_device())
     if config.training.beginning == "neighbours":
         _begin(model, item_vectors(train, model.items, config.model.dim) if processes.leader else None, processes)
     known = (
@@ -157,7 +160,7 @@ def _fitted(
     task = NextItem(model, train, validation, config.training, seed=spec.seed)  # or it says now what the data lacks
     before = None
     if isinstance(config, S3RecRunConfig):
-        pretraining = S3RecPretraining(model, known.count if known else 0).to(_device())
+        pretraining = S3RecPretraining(model, known.count if known else 0).to(own_device())
         processes.part_ways(spec.seed)
         objectives = Pretrain(pretraining, known, train, validation, config.pretraining, seed=spec.seed)
         if processes.leader:
@@ -231,19 +234,6 @@ def _as_long(config: Config | S3RecRunConfig, metrics: Mapping[str, Any]) -> Con
     return config.model_copy(update=changes)
 
 
-def _course(fitted: Fitted, before: Fitted | None) -> dict[str, object]:
-    """How the fitting went, for metrics.json; its seconds are with pre-training, the rate is that of fitting alone."""
-    return {
-        "epochs": fitted.epochs,
-        "best_epoch": fitted.best_epoch,
-        "stopped_early": fitted.stopped_early,
-        "seconds": fitted.seconds + (before.seconds if before else 0.0),
-        "device": "GPU" if _device().type == "cuda" else f"{torch.get_num_threads()} CPU threads",
-        "sequences_per_second": fitted.sequences / fitted.seconds,
-        **({} if before is None else {"pretraining": _pretraining_course(before)}),
-    }
-
-
 def _pretraining_course(before: Fitted) -> dict[str, object]:
     return {
         "epochs": before.epochs,
@@ -251,7 +241,3 @@ def _pretraining_course(before: Fitted) -> dict[str, object]:
         "seconds": before.seconds,
         "sequences_per_second": before.sequences / before.seconds,
     }
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -132,7 +132,7 @@ class Peers:
     ) -> None:
         self._python = python.absolute()
         self._artifacts, self._store_url, self._asked, self._seconds = artifacts, store_url, asked, seconds
-        self._bundle = Registry(artifacts).folder(Registry(artifacts).current() or "").absolute()
+        self._bundle = Registry(artifacts).champion().absolute()
         self._load = load
         self._counts = (1, 2) if servers.has_workers() else (1,)
         self.missing: dict[str, str] = {}

@@ -1,8 +1,5 @@
 """A bundle as a function, against slow oracles that rank with nothing but loops and sorting."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from models.bundle import read_bundle
-from models.device import DeviceError, check_installation
+from models.device import DeviceError
 from models.manifest import BundleError
-from models.runtime import EXCLUDED_SCORE, TOLERANCE, Runtime, cpu_quota, same_items, tolerance_of
+from models.runtime import EXCLUDED_SCORE, TOLERANCE, Runtime, same_items, tolerance_of
 
 ITEMS = 300  # more than one history excludes
 
@@ -142,56 +139,6 @@ def test_a_file_that_is_no_graph_is_named(make_bundle: Callable[..., Path]) -> N
     (folder / "ranker.onnx").write_bytes(b"not a graph")
     with pytest.raises(BundleError, match=r"ranker\.onnx.*cannot load"):
         Runtime(bundle, device="cpu")
-
-
-def test_threads_follow_what_the_process_may_use() -> None:
-    one = min(os.sched_getaffinity(0))
-    code = (
-        f"import os; os.sched_setaffinity(0, {{{one}}})\n"
-        "from models.runtime import cpu_quota; print(cpu_quota(), type(cpu_quota()).__name__)"
-    )
-    root = Path(__file__).parents[2]
-    result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
-    assert result.stdout == "1 int\n"
-    assert 1 <= cpu_quota() <= len(os.sched_getaffinity(0))
-
-
-@pytest.mark.parametrize(
-    ("limit", "share"),
-    [("max 100000", 1e9), ("50000 100000", 1), ("100000 100000", 1), ("199999 100000", 1), ("1000000000 100000", 1e4)],
-)
-def test_a_containers_quota_is_kept(tmp_path: Path, limit: str, share: float) -> None:
-    (tmp_path / "cpu.max").write_text(limit + "\n")
-    assert cpu_quota(tmp_path / "cpu.max") == min(share, len(os.sched_getaffinity(0)))
-
-
-@pytest.mark.parametrize("limit", ["", "max"])
-def test_a_quota_that_cannot_be_read_is_none(tmp_path: Path, limit: str) -> None:
-    (tmp_path / "cpu.max").write_text(limit)
-    for path in (tmp_path / "cpu.max", tmp_path / "absent"):
-        assert cpu_quota(path) == len(os.sched_getaffinity(0))
-
-
-def test_exactly_one_onnxruntime_is_installed_here() -> None:
-    check_installation()
-
-
-@pytest.mark.parametrize(("names", "state"), [((), "neither is"), (("onnxruntime", "onnxruntime-gpu"), "both are")])
-def test_none_or_both_onnxruntimes_are_told_apart(tmp_path: Path, names: tuple[str, ...], state: str) -> None:
-    """On a path of its own, with the metadata that pip leaves behind."""
-    for name in names:
-        metadata = tmp_path / f"{name.replace('-', '_')}-1.25.0.dist-info" / "METADATA"
-        metadata.parent.mkdir()
-        metadata.write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.25.0\n")
-    code = (
-        "import sys\nfrom models.device import DeviceError, check_installation\n"
-        f"sys.path[:] = [{str(tmp_path)!r}]\n"
-        "try:\n    check_installation()\nexcept DeviceError as error:\n    print(error)"
-    )
-    root = Path(__file__).parents[2]
-    result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
-    assert state in result.stdout
-    assert "service-cpu" in result.stdout
 
 
 ONE = np.array([[1.0, 0.0]], np.float32)

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from models.bundle import read_bundle
 from models.manifest import BundleError, Manifest, sealed
 from models.neighbours import Neighbours
+from models.quantised import GROUP, Quantised
 from models.runtime import EXCLUDED_SCORE, Runtime, overlap
-from models.scan import BLOCK, GROUP, Quantised
+from models.scan import BLOCK
 from models.selection import Selection
 
 ITEMS = 3 * GROUP * BLOCK + 65  # three whole blocks and a rest

@@ -200,6 +200,3 @@ def test_every_example_of_the_description_is_accepted(client: httpx.Client) -> N
             for content in operation.get("requestBody", {}).get("content", {}).values():
                 response = client.request(method, path, json=content["example"])
                 assert response.status_code == 200, response.text
-    for name, field in description["components"]["schemas"]["RecommendRequest"]["properties"].items():
-        for example in field.get("examples", []):  # whatever the catalogue
-            assert client.post("/recommend", json={name: example}).status_code == 200

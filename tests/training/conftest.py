@@ -62,6 +62,24 @@ def parts_are_the_whole() -> Callable[[Any, int], None]:
 
 
 @pytest.fixture
+def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
+    """Run `python -m training` with these words: exit status, standard output, standard error."""
+    from training.__main__ import main
+
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["training", *map(str, words)])
+        try:
+            status = main()
+        except SystemExit as left:  # how typer ends a command that went well
+            status = int(left.code or 0)
+        return status, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
 def one_thread() -> Iterator[None]:
     """Torch on one thread, in `train` too, which asks what the process may use: faster for models this small."""
     with _one_thread():
@@ -93,8 +111,7 @@ def finished_run(
     from rich.console import Console
 
     from training.interactions import Columns, read_interactions
-    from training.preparation import data_window, prepare
-    from training.spec import RunSpec
+    from training.preparation import prepare, spec_of
     from training.train import train
 
     folder = tmp_path_factory.mktemp("finished")
@@ -106,15 +123,8 @@ def finished_run(
     )
     config = tiny_config()
     prepared = prepare(read_interactions([log]), config, split="loo", attributes=titles)
-    spec = RunSpec(
-        name="walks",
-        config=config,
-        split="loo",
-        seed=3,
-        files=[log],
-        columns=Columns(),
-        attributes=titles,
-        data=data_window([log], prepared),
+    spec = spec_of(
+        config, prepared, name="walks", files=[log], columns=Columns(), split="loo", seed=3, attributes=titles
     )
     with _one_thread():
         return train(spec, prepared, folder / "run", Console(file=io.StringIO()))

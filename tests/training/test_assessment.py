@@ -14,17 +14,16 @@ from rich.console import Console
 
 from models.autorec import AutoRecConfig
 from models.neighbours import Neighbours
-from training.__main__ import main
 from training.assessment import assess, open_subject
 from training.config import AutoRecRunConfig, ReconstructionConfig, RunConfig
 from training.dataset import Sequences
 from training.evaluate import EvaluationError
 from training.interactions import Columns
-from training.preparation import data_window, prepare, read_for
+from training.measures import intervals
+from training.preparation import prepare, read_for, spec_of
 from training.report import print_assessment
 from training.run import RunError, RunFolder
 from training.scorers import Translated
-from training.spec import RunSpec
 from training.train import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -152,17 +151,7 @@ def sequential_and_rating(
 
 def _run(config: RunConfig, log: Path, folder: Path) -> Path:
     prepared = prepare(read_for(config, [log], Columns()), config, split="loo")
-    window = data_window([log], prepared)
-    spec = RunSpec(
-        name=folder.name,
-        config=config,
-        split="loo",
-        seed=1,
-        files=[log],
-        columns=Columns(),
-        attributes=None,
-        data=window,
-    )
+    spec = spec_of(config, prepared, name=folder.name, files=[log], columns=Columns(), split="loo", seed=1)
     return train(spec, prepared, folder, Console(file=io.StringIO())).path
 
 
@@ -205,18 +194,10 @@ def test_items_are_matched_by_id_and_the_unknown_cannot_be_scored() -> None:
 
 
 def test_the_tables_show_parts_intervals_and_that_a_sample_is_one(
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    finished_run: RunFolder,
-    published: Path,
-    log: Path,
+    command: Callable[..., tuple[int, str, str]], finished_run: RunFolder, published: Path, log: Path
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "160")
-    words = ["evaluate", published, "--data", log, "--sampled", "9", "--against", finished_run.path]
-    monkeypatch.setattr("sys.argv", ["training", *map(str, words)])
-    with pytest.raises(SystemExit, match="0"):
-        main()
-    out = capsys.readouterr().out
+    status, out, _ = command("evaluate", published, "--data", log, "--sampled", "9", "--against", finished_run.path)
+    assert status == 0
     for word in (
         "walks-1",
         "item-kNN",
@@ -231,7 +212,7 @@ def test_the_tables_show_parts_intervals_and_that_a_sample_is_one(
     assert "sampled, 9 negatives" in out
     assert "ndcg@10 of walks-1 minus that of" in out
     assert "p = " in out
-    low, high = assess(finished_run.path).evaluation.intervals()["ndcg@10"]
+    low, high = intervals(assess(finished_run.path).evaluation.ranks)["ndcg@10"]
     assert f"{low:.4f} to {high:.4f}" in out
 
 
@@ -251,14 +232,12 @@ def test_of_a_blend_the_model_alone_is_ranked_among_the_same_sample(tmp_path: Pa
 
 
 def test_figures_among_a_sample_are_kept_with_the_run_they_are_of(
-    tmp_path: Path, finished_run: RunFolder, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, finished_run: RunFolder, command: Callable[..., tuple[int, str, str]]
 ) -> None:
     shutil.copytree(finished_run.path, tmp_path / "run")
     run = RunFolder(tmp_path / "run")
     assert run.sampled() == {}
     for negatives in ("9", "7"):
-        monkeypatch.setattr("sys.argv", ["training", "evaluate", str(run.path), "--sampled", negatives])
-        with pytest.raises(SystemExit, match="0"):
-            main()
+        assert command("evaluate", run.path, "--sampled", negatives)[0] == 0
     assert set(run.sampled()) == {"sampled, 9 negatives", "sampled, 7 negatives"}
     assert run.metrics() == finished_run.metrics()

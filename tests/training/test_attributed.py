@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -20,7 +21,7 @@ from training.config import PretrainingConfig, S3RecRunConfig, TrainingConfig
 from training.export import export
 from training.interactions import Columns, read_interactions
 from training.next_item import NextItem, SampledBatch
-from training.preparation import Prepared, data_window, prepare
+from training.preparation import Prepared, prepare, spec_of
 from training.run import RunFolder
 from training.spec import RunSpec
 from training.train import train
@@ -46,18 +47,8 @@ def given(tmp_path: Path, walks: Callable[..., pl.DataFrame]) -> Callable[..., G
         )
         attributes = colours if known else None
         prepared = prepare(read_interactions([log]), config, split="loo", attributes=attributes)
-        spec = RunSpec(
-            name="coloured",
-            config=config,
-            split="loo",
-            seed=1,
-            files=[log],
-            columns=Columns(),
-            attributes=attributes,
-            attributes_sha256=prepared.attributes.sha256 if prepared.attributes else None,
-            data=data_window([log], prepared),
-        )
-        return spec, prepared
+        origin: dict[str, Any] = {"name": "coloured", "files": [log], "columns": Columns(), "attributes": attributes}
+        return spec_of(config, prepared, **origin, split="loo", seed=1), prepared
 
     return make
 

@@ -2,7 +2,6 @@
 
 import os
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -14,28 +13,19 @@ import pytest
 
 from service.keyfile import KeyFolder
 from training import backfill
-from training.__main__ import main
 
 START = 1_700_000_000_000
 
 
 @pytest.fixture
-def send(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Callable[..., tuple[int, str, str]]:
+def send(command: Callable[..., tuple[int, str, str]], tmp_path: Path) -> Callable[..., tuple[int, str, str]]:
     """Backfill a log of these lines: exit status, standard output, standard error."""
-    monkeypatch.setenv("COLUMNS", "200")
 
     def run(url: str, *lines: str, options: tuple[str, ...] = ()) -> tuple[int, str, str]:
         log = tmp_path / "log.csv"
         log.write_text("\n".join(lines) + "\n", encoding="utf-8")
         os.utime(log, (START / 1000, START / 1000))
-        monkeypatch.setattr(sys, "argv", ["training", "backfill", "--data", str(log), "--to", url, *options])
-        try:
-            status = main()
-        except SystemExit as left:
-            status = int(left.code or 0)
-        return status, *capsys.readouterr()
+        return command("backfill", "--data", log, "--to", url, *options)
 
     return run
 

@@ -23,10 +23,9 @@ from training.dataset import Sequences, build_dataset
 from training.evaluate import evaluate
 from training.export import export
 from training.interactions import Columns, interactions_from_frame, read_interactions
-from training.preparation import data_window, prepare
+from training.preparation import prepare, spec_of
 from training.run import RunFolder
 from training.scorers import Blended
-from training.spec import RunSpec
 from training.splits import Split, split_leave_one_out
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -165,16 +164,7 @@ def blended_run(
     pl.concat([walks(120, ITEMS), noise]).write_csv(log)
     config = tiny_config(epochs=1).model_copy(update={"blend": BlendConfig(neighbours=True)})
     prepared = prepare(read_interactions([log]), config, split="loo")
-    spec = RunSpec(
-        name="walks",
-        config=config,
-        split="loo",
-        seed=3,
-        files=[log],
-        columns=Columns(),
-        attributes=None,
-        data=data_window([log], prepared),
-    )
+    spec = spec_of(config, prepared, name="walks", files=[log], columns=Columns(), split="loo", seed=3)
     out = io.StringIO()
     run = train(spec, prepared, folder / "run", Console(file=out, width=160))
     (folder / "printed").write_text(out.getvalue())

@@ -17,7 +17,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from training.__main__ import EXPECTED, app, main
+from training.__main__ import EXPECTED, app
 from training.run import RunFolder
 
 COMMANDS = (
@@ -28,21 +28,11 @@ COMMANDS = (
 
 @pytest.fixture
 def command(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, one_thread: None
+    command: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, one_thread: None
 ) -> Callable[..., tuple[int, str, str]]:
-    """Run `python -m training` with these words in an empty folder: exit status, standard output, standard error."""
+    """The same in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["training", *map(str, words)])
-        try:
-            status = main()
-        except SystemExit as left:
-            status = int(left.code or 0)
-        return status, *capsys.readouterr()
-
-    return run
+    return command
 
 
 @pytest.fixture

@@ -303,19 +303,18 @@ def test_the_minima_of_the_data_remove_users_and_items(tiny_config: Callable[...
 
 
 def test_the_share_of_unusable_rows_is_the_configurations(
-    write: Callable[[str], str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    write: Callable[[str], str], tmp_path: Path, command: Callable[..., tuple[int, str, str]]
 ) -> None:
-    from training.__main__ import main
-
     rows = "".join(f"u{row},i{row % 3}\n" for row in range(9))
     (tmp_path / "log.csv").write_text("user_id,item_id\n" + rows + ",i1\n")
-    train = ["training", "train", write("[model]\n[data]\nmax_dropped = 0.05\n"), "--data", str(tmp_path / "log.csv")]
-    monkeypatch.setattr("sys.argv", train)
-    assert main() == 1
-    assert "0.05" in capsys.readouterr().err
+    train = "train", write("[model]\n[data]\nmax_dropped = 0.05\n"), "--data", tmp_path / "log.csv"
+    status, _, error = command(*train)
+    assert status == 1
+    assert "0.05" in error
     write("[model]\n[data]\nmax_dropped = 0.1\n")  # as many as there are; what is left is too little to split
-    assert main() == 1
-    assert "no user has 3 interactions" in capsys.readouterr().err
+    status, _, error = command(*train)
+    assert status == 1
+    assert "no user has 3 interactions" in error
     assert issubclass(InteractionsError, ValueError)
 
 

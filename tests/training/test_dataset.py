@@ -140,16 +140,6 @@ def test_nothing_left_or_a_minimum_below_one_is_an_error() -> None:
         dataset_of(EVENTS, min_item_interactions=0)
 
 
-def test_statistics_are_those_of_the_lengths() -> None:
-    statistics = dataset_of(EVENTS).statistics()
-
-    assert (statistics.users, statistics.items, statistics.interactions, statistics.max_length) == (3, 3, 7, 4)
-    assert statistics.median_length == 2
-    assert statistics.mean_length == pytest.approx(7 / 3)
-    assert statistics.p90_length == pytest.approx(3.6)
-    assert statistics.density == pytest.approx(7 / 9)
-
-
 def test_leave_one_out_holds_out_the_last_two_events_and_no_short_user() -> None:
     dataset = dataset_of([*EVENTS, ("bob", "pie", 40)])
 

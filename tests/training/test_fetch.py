@@ -96,8 +96,8 @@ def test_what_is_fetched_can_be_read(atomic: Path) -> None:
     dataset = build_dataset(read_interactions([atomic / "ml-100k.inter"]))
     attributes = read_attributes(atomic / "ml-100k.item", dataset.vocabulary)
 
-    statistics = dataset.statistics()
-    assert (statistics.users, statistics.items, statistics.interactions) == (USERS, ITEMS, INTERACTIONS)
+    sizes = len(dataset.users), dataset.vocabulary.items, dataset.sequences.interactions
+    assert sizes == (USERS, ITEMS, INTERACTIONS)
     assert (attributes.missing_items, attributes.unknown_items) == (0, 0)
     assert attributes.title(1) == "Toy Story"
 

@@ -62,7 +62,6 @@ def test_intervals_are_those_of_the_textbook_and_repeat() -> None:
     assert low == pytest.approx(0.15 - margin, abs=0.003)
     assert high == pytest.approx(0.15 + margin, abs=0.003)
     assert intervals(ranks) == intervals(ranks)
-    assert intervals(ranks, seed=1) != intervals(ranks)
     assert intervals(np.array([1] * 10))["ndcg@10"] == (1.0, 1.0)
 
 
@@ -134,7 +133,7 @@ def test_seeds_are_put_together_as_mean_and_sample_deviation() -> None:
     found = spread([0.10, 0.12, 0.17])
     assert found.mean == pytest.approx(0.13)
     assert found.deviation == pytest.approx(math.sqrt((0.03**2 + 0.01**2 + 0.04**2) / 2))
-    assert (str(found), found.seeds) == ("0.1300 ± 0.0361", 3)
+    assert str(found) == "0.1300 ± 0.0361"
     assert str(spread([0.1234])) == "0.1234"  # one seed says nothing about others
     with pytest.raises(ValueError, match="at least one run"):
         spread([])

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,6 @@ import pytest
 from models.bundle import read_bundle
 from models.manifest import BundleError, sealed
 from models.runtime import Runtime
-from training.__main__ import main
 from training.results import results_page
 from training.run import RunFolder
 
@@ -58,23 +56,17 @@ def log(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+def command(command: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     """`command("train", ..., status=0)`: what was printed, errors included."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
     for side in ("user", "item"):
         (tmp_path / f"{side}.toml").write_text(CONFIG.format(model=f'side = "{side}"'))
     (tmp_path / "implicit.toml").write_text(CONFIG.format(model='feedback = "implicit"'))
 
     def run(*words: str, status: int = 0) -> str:
-        monkeypatch.setattr(sys, "argv", ["training", *words])
-        try:
-            found = main()
-        except SystemExit as done:  # how typer ends a command that went well
-            found = int(done.code or 0)
-        printed = capsys.readouterr()
-        assert found == status, printed.err
-        return printed.out + printed.err
+        found, out, error = command(*words)
+        assert found == status, error
+        return out + error
 
     return run
 

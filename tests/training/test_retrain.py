@@ -20,7 +20,6 @@ from models.eventlog import LoggedEvent, digest_of, encode, log_key, partition_o
 from models.manifest import MANIFEST, read_manifest, sealed
 from models.registry import Registry
 from tests.conftest import succession, write_tiny
-from training.__main__ import main
 from training.assessment import assess
 from training.run import RunFolder
 
@@ -46,20 +45,14 @@ class Desk:
     """A folder to retrain in. The log is walks whose times overlap, so that any moment cuts some."""
 
     folder: Path
-    capsys: pytest.CaptureFixture[str]
-    monkeypatch: pytest.MonkeyPatch
+    command: Callable[..., tuple[int, str, str]]
 
     def retrain(self, config: str, *options: str) -> tuple[int, str, str]:
         """Exit status, standard output, and standard error."""
         path = self.folder / "mine.toml"
         path.write_text(config)
-        words = ["retrain", "--config", str(path), "--data", str(self.folder / "log.csv"), *options]
-        self.monkeypatch.setattr("sys.argv", ["training", *words, "--output", str(self.folder / "artifacts")])
-        try:
-            status = main()
-        except SystemExit as left:  # how the command line ends when all went well
-            status = int(left.code or 0)
-        return status, *self.capsys.readouterr()
+        files = "--data", self.folder / "log.csv", "--output", self.folder / "artifacts"
+        return self.command("retrain", "--config", path, *files, *options)
 
     @property
     def registry(self) -> Registry:
@@ -69,8 +62,7 @@ class Desk:
 @pytest.fixture
 def desk(
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    command: Callable[..., tuple[int, str, str]],
     walks: Callable[..., pl.DataFrame],
     one_thread: None,
 ) -> Desk:
@@ -78,7 +70,7 @@ def desk(
     order = pl.int_range(pl.len()).over("user_id")
     starts = pl.col("timestamp").first().over("user_id")
     log.with_columns(timestamp=starts + order * 100_000_000).write_csv(tmp_path / "log.csv")
-    return Desk(tmp_path, capsys, monkeypatch)
+    return Desk(tmp_path, command)
 
 
 @pytest.fixture(scope="module")

@@ -15,15 +15,15 @@ from models.s3rec import S3RecConfig
 from training.attributes import Attributes
 from training.config import AutoRecRunConfig, Config, S3RecRunConfig, load_config
 from training.interactions import Columns, read_interactions
-from training.preparation import Prepared, data_window, prepare
+from training.preparation import Prepared, prepare, spec_of
 from training.presets import settle
 from training.run import RunError, RunFolder
 from training.spec import RunSpec
 
 
 @pytest.fixture
-def spec_of(tiny_config: Callable[..., Any]) -> Callable[..., tuple[RunSpec, Prepared]]:
-    def spec_of(files: list[Path], **changes: Any) -> tuple[RunSpec, Prepared]:
+def given(tiny_config: Callable[..., Any]) -> Callable[..., tuple[RunSpec, Prepared]]:
+    def given(files: list[Path], **changes: Any) -> tuple[RunSpec, Prepared]:
         values: dict[str, Any] = {"split": "loo", "held_out": 0.1, "seed": 0, "attributes": None} | changes
         config = tiny_config()
         prepared = prepare(
@@ -33,10 +33,9 @@ def spec_of(tiny_config: Callable[..., Any]) -> Callable[..., tuple[RunSpec, Pre
             held_out=values["held_out"],
             attributes=values["attributes"],
         )
-        window = data_window(files, prepared)
-        return RunSpec(name="x", config=config, files=files, columns=Columns(), data=window, **values), prepared
+        return spec_of(config, prepared, name="x", files=files, columns=Columns(), **values), prepared
 
-    return spec_of
+    return given
 
 
 @pytest.fixture
@@ -50,9 +49,9 @@ def log(tmp_path: Path, walks: Callable[..., pl.DataFrame]) -> Path:
 @pytest.mark.parametrize("held_out", [0.1, 0.25])
 @pytest.mark.parametrize("split", ["loo", "time"])
 def test_the_data_of_a_run_is_read_again_as_it_was(
-    tmp_path: Path, log: Path, spec_of: Callable[..., tuple[RunSpec, Prepared]], split: str, held_out: float
+    tmp_path: Path, log: Path, given: Callable[..., tuple[RunSpec, Prepared]], split: str, held_out: float
 ) -> None:
-    spec, prepared = spec_of([log], split=split, held_out=held_out)
+    spec, prepared = given([log], split=split, held_out=held_out)
     run = RunFolder(tmp_path / "run")
     run.begin(spec, prepared)
     assert run.spec() == spec
@@ -65,22 +64,22 @@ def test_the_data_of_a_run_is_read_again_as_it_was(
 
 
 def test_attributes_that_are_no_longer_given_do_not_stay(
-    tmp_path: Path, log: Path, spec_of: Callable[..., tuple[RunSpec, Prepared]]
+    tmp_path: Path, log: Path, given: Callable[..., tuple[RunSpec, Prepared]]
 ) -> None:
     titles = tmp_path / "titles.csv"
     titles.write_text("item_id,title\ni1,First\n")
     run = RunFolder(tmp_path / "run")
-    run.begin(*spec_of([log], attributes=titles))
+    run.begin(*given([log], attributes=titles))
     assert "First" in (run.attributes() or {})["title"]
-    run.begin(*spec_of([log]))
+    run.begin(*given([log]))
     assert run.attributes() is None
 
 
 def test_data_that_has_changed_since_is_refused(
-    tmp_path: Path, log: Path, spec_of: Callable[..., tuple[RunSpec, Prepared]]
+    tmp_path: Path, log: Path, given: Callable[..., tuple[RunSpec, Prepared]]
 ) -> None:
     run = RunFolder(tmp_path / "run")
-    run.begin(*spec_of([log]))
+    run.begin(*given([log]))
     log.write_text(log.read_text() + "u1,i1,1600000000000\n")
     with pytest.raises(RunError, match="not those the run was trained on"):
         run.data()
@@ -91,32 +90,32 @@ def test_data_that_has_changed_since_is_refused(
     [({"seed": 1}, "seed 0 there, 1 here"), ({"split": "time"}, "split 'loo' there, 'time' here")],
 )
 def test_another_run_is_refused_and_the_first_one_kept(
-    tmp_path: Path, log: Path, spec_of: Callable[..., tuple[RunSpec, Prepared]], change: dict[str, Any], said: str
+    tmp_path: Path, log: Path, given: Callable[..., tuple[RunSpec, Prepared]], change: dict[str, Any], said: str
 ) -> None:
     run = RunFolder(tmp_path / "run")
-    spec, prepared = spec_of([log])
+    spec, prepared = given([log])
     run.begin(spec, prepared)
     run.finish({})
     run.begin(spec, prepared)  # the same again is how a run continues
     with pytest.raises(RunError, match=rf"holds another run \({said}.*--output"):
-        run.begin(*spec_of([log], **change))
+        run.begin(*given([log], **change))
     assert run.spec() == spec
 
 
 @pytest.mark.parametrize("kept", ["checkpoint.safetensors", "metrics.json", "pretraining/checkpoint.safetensors"])
 def test_a_folder_in_which_nothing_was_trained_is_free(
-    tmp_path: Path, log: Path, spec_of: Callable[..., tuple[RunSpec, Prepared]], kept: str
+    tmp_path: Path, log: Path, given: Callable[..., tuple[RunSpec, Prepared]], kept: str
 ) -> None:
     run = RunFolder(tmp_path / "run")
-    run.begin(*spec_of([log]))
-    other, prepared = spec_of([log], seed=1)
+    run.begin(*given([log]))
+    other, prepared = given([log], seed=1)
     run.begin(other, prepared)
     assert run.spec() == other
 
     (run.path / kept).parent.mkdir(exist_ok=True)
     (run.path / kept).touch()
     with pytest.raises(RunError, match="holds another run"):
-        run.begin(*spec_of([log]))
+        run.begin(*given([log]))
 
 
 def test_a_folder_is_for_one_training_at_a_time(tmp_path: Path) -> None:
@@ -134,13 +133,13 @@ def test_a_folder_is_for_one_training_at_a_time(tmp_path: Path) -> None:
 
 
 def test_attributes_make_another_run_only_where_they_are_learned_from(
-    tmp_path: Path, log: Path, spec_of: Callable[..., tuple[RunSpec, Prepared]]
+    tmp_path: Path, log: Path, given: Callable[..., tuple[RunSpec, Prepared]]
 ) -> None:
     first, second = (tmp_path / name for name in ("first.json", "second.json"))
     first.write_text('{"i1": ["red"], "i2": ["red"]}')
     second.write_text('{"i1": ["red"], "i3": ["red"]}')
-    read = {path: spec_of([log], attributes=path)[1].attributes for path in (first, second)}
-    sasrec, prepared = spec_of([log])
+    read = {path: given([log], attributes=path)[1].attributes for path in (first, second)}
+    sasrec, prepared = given([log])
     s3rec = sasrec.model_copy(
         update={"config": S3RecRunConfig(model=S3RecConfig(length=8)), "attributes_sha256": _digest(read[first])}
     )
@@ -156,9 +155,9 @@ def test_attributes_make_another_run_only_where_they_are_learned_from(
 
 
 def test_other_ratings_of_the_same_rows_make_another_run_where_ratings_are_read(
-    tmp_path: Path, log: Path, spec_of: Callable[..., tuple[RunSpec, Prepared]]
+    tmp_path: Path, log: Path, given: Callable[..., tuple[RunSpec, Prepared]]
 ) -> None:
-    sasrec, prepared = spec_of([log])
+    sasrec, prepared = given([log])
     autorec = sasrec.model_copy(update={"config": AutoRecRunConfig(model=AutoRecConfig())})
     implicit = sasrec.model_copy(update={"config": AutoRecRunConfig(model=AutoRecConfig(feedback="implicit"))})
     other = {"columns": Columns(value="stars")}
@@ -175,9 +174,9 @@ def test_other_ratings_of_the_same_rows_make_another_run_where_ratings_are_read(
 
 @pytest.mark.parametrize("column", [{"user": "buyer"}, {"item": "artist"}, {"timestamp": "shipped"}])
 def test_other_columns_of_the_same_file_make_another_run(
-    tmp_path: Path, log: Path, spec_of: Callable[..., tuple[RunSpec, Prepared]], column: dict[str, str]
+    tmp_path: Path, log: Path, given: Callable[..., tuple[RunSpec, Prepared]], column: dict[str, str]
 ) -> None:
-    spec, prepared = spec_of([log])
+    spec, prepared = given([log])
     other = spec.model_copy(update={"columns": Columns(**column)})
     assert other.identity != spec.identity
     run = RunFolder(tmp_path / "run")
@@ -198,9 +197,9 @@ def _digest(attributes: Attributes | None) -> str:
 
 
 def test_an_option_that_came_later_makes_no_other_run_of_one_from_before(
-    tmp_path: Path, log: Path, spec_of: Callable[..., tuple[RunSpec, Prepared]]
+    tmp_path: Path, log: Path, given: Callable[..., tuple[RunSpec, Prepared]]
 ) -> None:
-    spec, prepared = spec_of([log])
+    spec, prepared = given([log])
     run = RunFolder(tmp_path / "run")
     run.begin(spec, prepared)
     recorded = json.loads((tmp_path / "run" / "run.json").read_text())
@@ -211,19 +210,19 @@ def test_an_option_that_came_later_makes_no_other_run_of_one_from_before(
 
 
 def test_a_run_says_what_its_configuration_has_otherwise_by_now(
-    log: Path, spec_of: Callable[..., tuple[RunSpec, Prepared]]
+    log: Path, given: Callable[..., tuple[RunSpec, Prepared]]
 ) -> None:
-    spec, prepared = spec_of([log])
+    spec, prepared = given([log])
     assert spec.changed_since() == {}  # no configuration has that name
     now = settle(load_config("sasrec-best"), prepared.split.train)
     assert isinstance(now, Config)
-    same = spec.model_copy(update={"name": "sasrec-best", "config": now})
+    same = spec.model_copy(update={"name": "sasrec-best", "config": now, "by_rule": None})  # as from before it was kept
     assert same.changed_since() == {}
     before = now.model_copy(update={"training": now.training.model_copy(update={"average": None, "batch": 7})})
     assert same.model_copy(update={"config": before}).changed_since() == {"training.average": (None, 0.999)}
-    given = same.model_copy(update={"config": before, "by_rule": ["dim", "dropout", "stride", "loss"]})
-    assert given.changed_since() == {"training.average": (None, 0.999), "training.batch": (7, "by the data")}
-    assert given.identity == same.model_copy(update={"config": before}).identity
+    told = same.model_copy(update={"config": before, "by_rule": ["dim", "dropout", "stride", "loss"]})
+    assert told.changed_since() == {"training.average": (None, 0.999), "training.batch": (7, "by the data")}
+    assert told.identity == same.model_copy(update={"config": before}).identity
 
 
 def test_a_line_torn_by_a_kill_is_no_epoch(tmp_path: Path) -> None:
@@ -248,24 +247,24 @@ def test_neighbours_that_are_no_longer_blended_in_do_not_stay(tmp_path: Path) ->
 
 
 def test_a_moved_file_is_the_same_run_and_other_content_is_not(
-    tmp_path: Path, log: Path, spec_of: Callable[..., tuple[RunSpec, Prepared]]
+    tmp_path: Path, log: Path, given: Callable[..., tuple[RunSpec, Prepared]]
 ) -> None:
-    before = spec_of([log])[0].identity
+    before = given([log])[0].identity
     (tmp_path / "elsewhere").mkdir()
     moved = log.rename(tmp_path / "elsewhere" / "log.csv")
-    assert spec_of([moved])[0].identity == before
-    spec = spec_of([moved])[0]
+    assert given([moved])[0].identity == before
+    spec = given([moved])[0]
     here, there = (spec.model_copy(update={"test": [folder / "u1.test"]}) for folder in (tmp_path, Path("elsewhere")))
     assert (here.identity, here.differences(there)) == (there.identity, {})
     assert here.identity != spec.identity
     lines = moved.read_text().splitlines()
     lines[1], lines[2] = lines[2], lines[1]
     moved.write_text("\n".join(lines) + "\n")
-    assert spec_of([moved])[0].identity != before
+    assert given([moved])[0].identity != before
 
 
 def test_files_of_one_name_in_two_folders_are_both_remembered(
-    tmp_path: Path, log: Path, spec_of: Callable[..., tuple[RunSpec, Prepared]]
+    tmp_path: Path, log: Path, given: Callable[..., tuple[RunSpec, Prepared]]
 ) -> None:
     def in_a_shop(folder: str) -> list[Path]:
         files = [tmp_path / folder / "shop" / month / "log.csv" for month in ("may", "june")]
@@ -274,19 +273,19 @@ def test_files_of_one_name_in_two_folders_are_both_remembered(
             path.write_text(log.read_text())
         return files
 
-    spec, prepared = spec_of(in_a_shop("here"))
+    spec, prepared = given(in_a_shop("here"))
     assert set(spec.data.files) == {"may/log.csv", "june/log.csv"}
     run = RunFolder(tmp_path / "run")
     run.begin(spec, prepared)
     run.data()
-    assert spec_of(in_a_shop("moved"))[0].identity == spec.identity
+    assert given(in_a_shop("moved"))[0].identity == spec.identity
 
 
 def test_a_run_is_finished_by_its_metrics_alone(
-    tmp_path: Path, log: Path, spec_of: Callable[..., tuple[RunSpec, Prepared]]
+    tmp_path: Path, log: Path, given: Callable[..., tuple[RunSpec, Prepared]]
 ) -> None:
     run = RunFolder(tmp_path / "run")
-    run.begin(*spec_of([log]))
+    run.begin(*given([log]))
     with pytest.raises(RunError, match="not finished"):
         run.metrics()
     with pytest.raises(ValueError, match="JSON"):
