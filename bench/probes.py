@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from bench.load import CONNECTIONS, MAX_HISTORY, histories
 from bench.yardsticks import LIST_KEY
 from models.bundle import read_bundle
-from models.device import cpu_quota
+from models.device import CPU, cpu_quota
 from models.registry import Registry
 from models.runtime import Runtime
 from service.engine import Engine, Query
@@ -86,7 +86,7 @@ class EncoderProbe:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.log_severity_level = 3
-        self._padded = onnxruntime.InferenceSession(artifacts / PADDED, options, providers=["CPUExecutionProvider"])
+        self._padded = onnxruntime.InferenceSession(artifacts / PADDED, options, providers=[CPU])
         self._histories = histories(BATCH, bundle.manifest.items, np.random.default_rng(_SEED))
 
     def bucketed_s(self, seconds: float, rank: bool) -> float:
@@ -164,7 +164,7 @@ class StoreProbe:
         async def caller() -> int:
             count = 0
             while time.perf_counter() < began + seconds:
-                await self._store.ping()
+                await self._store.connection.read(b"", lambda client: client.ping())
                 count += 1
             return count
 

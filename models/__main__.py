@@ -4,6 +4,7 @@ Needs no torch and no web framework, so that an operator can roll back from any 
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -27,14 +28,16 @@ def main(arguments: list[str] | None = None) -> int:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--artifacts", type=Path, default=Path("artifacts"), help="folder of bundles (%(default)s)")
+    artifacts = Path(os.environ.get("RECSERVE_ARTIFACTS") or "artifacts")  # as the service reads it
+    about = "folder of bundles (RECSERVE_ARTIFACTS, or artifacts)"
+    parser.add_argument("--artifacts", type=Path, default=artifacts, help=about)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="all versions with their figures; * marks the champion")
     for name, text in (("verify", "check digests and replay the golden inputs"), ("promote", "verify, then serve it")):
         commands.add_parser(name, help=text, description=text).add_argument("version", help="a name that list shows")
     commands.add_parser("rollback", help="serve the champion before this one again")
     for command in commands.choices.values():  # it may stand behind the command as well
-        command.add_argument("--artifacts", type=Path, default=argparse.SUPPRESS, help="folder of bundles (artifacts)")
+        command.add_argument("--artifacts", type=Path, default=argparse.SUPPRESS, help=about)
     options = parser.parse_args(arguments)
     registry = Registry(options.artifacts)
     try:

@@ -24,6 +24,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from models.durable import sync
 from models.eventlog import Entry, LoggedEvent, Tombstone, digest_of, position
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ def locked(folder: Path) -> Iterator[None]:
         new = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # histories are nobody else's business
         for path in new:
-            _sync(path.parent)  # or a loss of power takes the archive with its folder's name
+            sync(path.parent)  # or a loss of power takes the archive with its folder's name
         lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -226,7 +227,9 @@ def reading(file: Path) -> Iterator[None]:
         yield
     except (exceptions.PolarsError, exceptions.PanicException) as error:  # damaged pages panic
         reason = str(error).strip().split("\n", 1)[0]
-        said = f"{file}: not a readable Parquet file ({reason}); put a copy of it back, or take it out"
+        # Without a tombstone its user is back: none is to be taken out that was not given again.
+        instead = "; if there is none, erase its users again before you" if file.parent.name == ERASED else ", or"
+        said = f"{file}: not a readable Parquet file ({reason}); put a copy of it back{instead} take it out"
         raise ArchiveError(said) from error
 
 
@@ -241,25 +244,16 @@ def publish(frame: pl.DataFrame, folder: Path, target: Path, metadata: dict[str,
         frame.write_parquet(draft, metadata=said | (metadata or {}))
     except polars.exceptions.PolarsError as error:  # its word for a full disk
         raise OSError(str(error)) from error
-    _sync(draft)
+    sync(draft)
     target.parent.mkdir(exist_ok=True)
     draft.rename(target)
-    _sync(target.parent)
-    _sync(folder)  # which may have got a new folder
+    sync(target.parent)
+    sync(folder)  # which may have got a new folder
 
 
 def _size_bytes(frame: pl.DataFrame) -> int:
     texts = frame.select(load_polars().selectors.string()).width
     return int(frame.estimated_size()) + _TEXT_BYTES * texts * len(frame)
-
-
-def _sync(path: Path) -> None:
-    """Make a file's content, or a folder's names, survive a loss of power."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @contextmanager

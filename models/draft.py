@@ -1,10 +1,12 @@
 """Writing a bundle: as a draft that is synced and renamed, so that a bundle is complete or absent."""
 
+import fcntl
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 from models.arrays import save_array
 from models.bundle import GOLDEN_ARRAYS, Golden, sha256
 from models.cold import Learned
+from models.durable import sync
 from models.manifest import (
     AFFINITIES,
     ATTRIBUTES,
@@ -71,8 +74,7 @@ def write_bundle(artifacts: Path, content: Content) -> Path:
     """
     target = artifacts / content.manifest.version
     artifacts.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=artifacts))
-    try:
+    with _drafted(artifacts) as draft:
         (draft / ENCODER).write_bytes(content.encoder)
         (draft / RANKER).write_bytes(content.ranker)
         save_array(draft / ITEMS, content.items.astype(np.float32, copy=False))
@@ -116,9 +118,41 @@ def write_bundle(artifacts: Path, content: Content) -> Path:
                 f"{target} exists already; a bundle is never changed, export under a new version"
             ) from error
         sync(artifacts)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)  # does nothing after the rename
     return target
+
+
+@contextmanager
+def _drafted(artifacts: Path) -> Iterator[Path]:
+    """A new folder to write in, gone at the end if it was not renamed; what writers left who were killed goes too."""
+    with ExitStack() as stack:
+        with _locked(artifacts):  # so that none is taken for left between its making and its lock
+            for left in artifacts.glob(".draft-*"):
+                with _locked(left, fcntl.LOCK_NB) as free:
+                    if free:
+                        shutil.rmtree(left, ignore_errors=True)
+            draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=artifacts))
+            stack.enter_context(_locked(draft))
+        try:
+            yield draft
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)  # does nothing after the rename
+
+
+@contextmanager
+def _locked(folder: Path, wait: int = 0) -> Iterator[bool]:
+    """Whether a folder could be locked, until the end or that of the process; some file systems have no locks.
+
+    wait: LOCK_NB not to wait for another.
+    """
+    with ExitStack() as stack:
+        try:
+            descriptor = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | wait)
+        except OSError:
+            yield False
+        else:
+            yield True
 
 
 def _write_vocabulary(draft: Path, ids: Ids) -> None:
@@ -132,12 +166,3 @@ def _write_vocabulary(draft: Path, ids: Ids) -> None:
 
 def _write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")), encoding="utf-8")
-
-
-def sync(path: Path) -> None:
-    """Put a file, or the names in a folder, on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from models.bundle import read_bundle
-from models.draft import sync
+from models.durable import sync
 from models.manifest import MANIFEST, VERSION_NAME, BundleError, Manifest, read_manifest
 
 CURRENT = "CURRENT"
@@ -24,6 +24,10 @@ _KEPT = 50  # promotions remembered, far more than anyone rolls back
 
 class RegistryError(Exception):
     """A promotion or rollback that cannot be; the message says what to do instead."""
+
+
+class UnknownVersionError(RegistryError):
+    """There is no such version."""
 
 
 class Registry:
@@ -45,13 +49,13 @@ class Registry:
         return read_manifest(self.folder(version))
 
     def folder(self, version: str) -> Path:
-        """Where a version lives. Raises RegistryError for a name that is no version here."""
+        """Where a version lives. Raises UnknownVersionError for a name that is no version here."""
         folder = self.artifacts / version
         if re.fullmatch(VERSION_NAME, version) and folder.is_dir() and not (folder / MANIFEST).is_file():
-            raise RegistryError(f"{folder / MANIFEST}: is not there, or no file; so {version!r} is no version")
+            raise UnknownVersionError(f"{folder / MANIFEST}: is not there, or no file; so {version!r} is no version")
         if not re.fullmatch(VERSION_NAME, version) or not (folder / MANIFEST).is_file():
             known = ", ".join(self.versions()) or "none"
-            raise RegistryError(f"there is no version {version!r} in {self.artifacts} (versions here: {known})")
+            raise UnknownVersionError(f"there is no version {version!r} in {self.artifacts} (versions here: {known})")
         return folder
 
     def current(self) -> str | None:
@@ -119,7 +123,8 @@ class Registry:
             return []
         except UnicodeDecodeError as error:
             raise RegistryError(
-                f"{self.artifacts / CURRENT} is not a list of versions; write the name of the champion into it"
+                f"{self.artifacts / CURRENT} is not a list of versions; write their names into it, one a line: the "
+                "champion first, the one before it second"
             ) from error
 
     def _write(self, promoted: list[str]) -> None:

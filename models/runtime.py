@@ -131,6 +131,8 @@ class Runtime:
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """The k best items of each row, best first, ties in item order: indices and scores, both (batch, k).
 
+        Rounding may part items whose scores are equal in exact arithmetic, and not alike in batches of other sizes.
+
         vectors (batch, dim); excluded: item indices a row that must not come back; sequences: the histories that the
         vectors are of; among: the only items that may come back; whole: score every item by the ranker, whatever
         finds candidates. Where fewer than k items remain, the surplus entries score EXCLUDED_SCORE or less.

@@ -10,6 +10,7 @@ and rediss+sentinel are the same by TLS, to servers and sentinels alike, and tak
 rediss:// takes of files and names. No message quotes a malformed URL, in which the password may be anywhere.
 """
 
+import re
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -55,6 +56,7 @@ def several(url: str) -> Several | None:
         if parts.scheme not in ("redis", "rediss", "unix"):
             begins = ", ".join(f"{one}://" for one in ("redis", CLUSTER, SENTINEL))
             raise ValueError(f"it begins with none of {begins}, by TLS the same with rediss, and unix://")
+        _check_place(parts)
         if parts.scheme == "rediss":
             _check_files(scheme, dict(reversed(parse_qsl(parts.query))))  # the client takes the first of each
         return None
@@ -71,6 +73,17 @@ def several(url: str) -> Several | None:
         unquote(password) or None,
         _tls(scheme, parts.query) if encrypted else None,
     )
+
+
+def _check_place(parts: SplitResult) -> None:
+    """Raises ValueError where the client would silently take another server or database than was meant."""
+    if parts.scheme == "unix":
+        if parts.netloc.rpartition("@")[2] or not parts.path.strip("/"):
+            raise ValueError("unix:// takes the path of a socket, with three slashes: unix:///PATH")
+    elif not parts.hostname:
+        raise ValueError(f"{parts.scheme}:// names no host; write {parts.scheme}://HOST:PORT")
+    elif not re.fullmatch(r"/?|/[0-9]+", parts.path, re.ASCII):
+        raise ValueError(f"what stands behind the host of {parts.scheme}:// is the number of a database, such as /0")
 
 
 def _tls(scheme: str, query: str) -> dict[str, str | bool]:

@@ -12,11 +12,13 @@ from types import FrameType
 
 import models.archive
 import models.compaction
+import models.durable
 import models.eventlog
 import models.rewriting
 import service.archive
 
-_FILES = {module.__file__ for module in (models.archive, models.compaction, models.rewriting, service.archive)}
+_MODULES = (models.archive, models.compaction, models.durable, models.rewriting, service.archive)
+_FILES = {module.__file__ for module in _MODULES}
 _LOG_FUNCTIONS = {"acknowledge", "archived", "forget_tombstones"}
 _PER_EVENT = {"frames", "_fields", "_day", "_log", "_batches", "load_polars", "schemas"}
 _PER_EVENT |= {"<genexpr>", "<listcomp>", "<dictcomp>"}

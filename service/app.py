@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
@@ -33,7 +34,7 @@ from service.limits import Limits
 from service.meetings import Meetings
 from service.metrics import Metrics
 from service.page import console
-from service.recommender import Recommender
+from service.recommender import Recommendation, Recommender, Wish
 from service.requests import RequestScope
 from service.routes import Services, router
 from service.schemas import (
@@ -113,26 +114,18 @@ async def running(settings: Settings, store_url: str, metrics: Metrics | None = 
             raise BadSettings(str(error)) from error
         scoring = await stack.enter_async_context(ScoringThread())
         recommender = Recommender(store, lambda: slot.engine, scoring, metrics)
-        batcher = Batcher(
+        recommending = partial(
+            Batcher[Wish, Recommendation],
             recommender.recommend,
-            max_batch=settings.max_batch,
             max_waiting=settings.max_waiting,
             stuck_s=settings.stuck_s,
             on_batch=metrics.batch_size.observe,
             on_abandoned=metrics.abandoned.inc,
         )
-        await stack.enter_async_context(batcher)
+        batcher = await stack.enter_async_context(recommending(max_batch=settings.max_batch))
         # What takes longer, and comes rarely, waits in a queue of its own and a few at a time, so that plain requests
         # wait behind a few of these at most.
-        aside = Batcher(
-            recommender.recommend,
-            max_batch=_ASIDE,
-            max_waiting=settings.max_waiting,
-            stuck_s=settings.stuck_s,
-            on_batch=metrics.batch_size.observe,
-            on_abandoned=metrics.abandoned.inc,
-        )
-        await stack.enter_async_context(aside)
+        aside = await stack.enter_async_context(recommending(max_batch=_ASIDE, weight=recommender.weight))
         similar = Batcher(
             recommender.similar,
             max_batch=1,

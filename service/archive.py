@@ -60,17 +60,24 @@ class Archiver:
         """
         moved = 0
         erased: dict[int, list[Tombstone]] = {}
+        refused: dict[int, str] = {}  # the last entry of each partition that may not forget
         self._failure = None
         with locked(self._folder):
             for batch in _batches(self._log()):
                 write(self._folder, [entry for _, entry in batch])
                 logged = [(partition, entry.id) for partition, entry in batch if entry.id != START]
                 for partition, last in dict(logged).items():
-                    self._acknowledge(partition, last)
+                    if self._acknowledge(partition, last) is None:
+                        refused.pop(partition, None)
+                    else:
+                        refused[partition] = last
                 for partition, entry in batch:
                     if isinstance(entry.what, Tombstone) and entry.id == START:  # those in the log tell no more
                         erased.setdefault(partition, []).append(entry.what)
                 moved += len(logged)
+            for partition, last in refused.items():  # once more: where memory was short the others have made room
+                error = self._acknowledge(partition, last)
+                self._failure = self._failure or error
         if erased and self._rewritten({tombstone for of_one in erased.values() for tombstone in of_one}):
             for partition, tombstones in erased.items():
                 forget_tombstones(self._client, partition, tombstones)
@@ -100,7 +107,7 @@ class Archiver:
             try:
                 _say_moved(self.move())
             except EventLogError as error:  # compaction, which erases, does not wait for the log
-                logger.warning("the log was not archived, or not all of it; trying again: %s", error)
+                logger.error("the log was not archived, or not all of it; trying again: %s", error)
             except ArchiveError as error:
                 if move_at == -math.inf:
                     raise
@@ -117,11 +124,13 @@ class Archiver:
                     logger.error("the archive is not compacted, and may still hold erased users: %s", error)
             time.sleep(max(0.0, move_at - time.monotonic()))
 
-    def _acknowledge(self, partition: int, last: str) -> None:
+    def _acknowledge(self, partition: int, last: str) -> EventLogError | None:
+        """What kept the store from taking it, if anything did."""
         try:
             acknowledge(self._client, partition, last)
         except EventLogError as error:
-            self._failure = self._failure or error
+            return error
+        return None
 
     def _rewritten(self, erased: set[Tombstone]) -> bool:
         """Whether nothing more is to be asked of the store, whose files still have what was erased."""

@@ -16,6 +16,7 @@ from typing import Self
 from service.errors import Problem, shorten
 from service.keyfile import Key, KeyFileError, KeyFolder, Keyring, Scope
 from service.settings import BadSettings, Settings
+from service.tasks import ended
 
 logger = logging.getLogger(__name__)
 
@@ -78,10 +79,7 @@ class Keys:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._watcher is not None:
-            self._watcher.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._watcher
+        await ended(self._watcher)
 
     def recognise(self, headers: Mapping[bytes, bytes]) -> Key | None:
         """The key of a request with these headers (names in lower case), None where none is needed.
@@ -111,6 +109,8 @@ class Keys:
                 elif self._doubted:
                     self._ring = None  # no key was ever made after all
                 self._doubted = False
+                if self._blind:
+                    logger.info("the keys can be read again")
                 self._blind = False
             except KeyFileError as error:
                 if not self._blind:  # once, and not four times a second

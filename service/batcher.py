@@ -9,7 +9,6 @@ those that cannot be are told so at once.
 """
 
 import asyncio
-import contextlib
 import logging
 import math
 import time
@@ -18,6 +17,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, NamedTuple, Protocol, Self, TypeVar
 
 from service.pace import Pace
+from service.tasks import ended
 
 Call = TypeVar("Call")
 Answer = TypeVar("Answer")
@@ -105,12 +105,11 @@ class Batcher(Generic[Call, Answer]):
 
     async def __aexit__(self, *_: object) -> None:
         worker, self._worker = self._worker, None
-        if worker is not None:
-            worker.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await worker
-        while self._waiting:
-            _refuse([self._waiting.popleft().future], Closed("the service is shutting down"))
+        try:
+            await ended(worker)
+        finally:
+            while self._waiting:
+                _refuse([self._waiting.popleft().future], Closed("the service is shutting down"))
 
     @property
     def alive(self) -> bool:

@@ -5,9 +5,10 @@ of our own, never a caller's request, finds out when the store is back.
 """
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Awaitable, Callable
+
+from service.tasks import ended
 
 logger = logging.getLogger(__name__)
 
@@ -33,10 +34,7 @@ class Breaker:
 
     async def aclose(self) -> None:
         """Stop probing, and let calls be refused for good: one under way would begin it again."""
-        if self._watching is not None:
-            self._watching.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._watching
+        await ended(self._watching)
         self.reason = "the connections to it are closed"
 
     async def _watch(self) -> None:

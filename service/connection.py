@@ -35,6 +35,8 @@ ELSEWHERE = (MovedError, ReadOnlyError, ClusterDownError)
 class StoreUnavailable(Exception):  # noqa: N818 - a condition of the world, as in 503 Service Unavailable
     """Redis did not do what was asked; nothing may be counted as stored. The message says why."""
 
+    level = logging.WARNING  # in the log: what does not answer may do so again by itself, and metrics tell
+
 
 class StillUnavailable(StoreUnavailable):
     """As was already known, and said in the log, so that nothing was tried."""
@@ -43,9 +45,13 @@ class StillUnavailable(StoreUnavailable):
 class Refused(StoreUnavailable):
     """The store has answered, and will not do it."""
 
+    level = logging.ERROR
+
 
 class Unfit(StoreUnavailable):
-    """The store would do it, and is not one to which it may be left."""
+    """The store would do it, or has, and is not one to which it may be left."""
+
+    level = logging.ERROR
 
 
 class Connection:
@@ -130,6 +136,13 @@ class Connection:
         await self._sure()  # it may have been connected to anew meanwhile
         return replies
 
+    async def run_one(self, script: Script, call: tuple[Any, ...]) -> Any:
+        """The script's reply to one call. Raises StoreUnavailable as `run`, and if the server refused it."""
+        (reply,) = await self.run(script, [call])
+        if isinstance(reply, Exception):
+            raise Refused(f"Redis refused: {reply}") from reply
+        return reply
+
     async def each(self, command: Callable[[redis.asyncio.Redis], Awaitable[T]]) -> list[T]:
         """Results of a command that changes nothing on every server that takes writes."""
 
@@ -137,15 +150,6 @@ class Connection:
             return [await command(client) for client in await self._writes.store.primaries()]
 
         return await self._writes.call(ask)
-
-    async def ping(self) -> None:
-        """Return if every server answers within the timeout of a read."""
-
-        async def ask() -> None:
-            for client in await self._reads.store.primaries():
-                await client.ping()
-
-        await self._reads.call(ask)
 
     @property
     def refusing(self) -> str | None:
@@ -251,9 +255,9 @@ class Script:
             if isinstance(written, ELSEWHERE):
                 raise written
             if isinstance(written, Exception) or not isinstance(reached, int):
-                raise StoreUnavailable(f"Redis refused: {written if isinstance(written, Exception) else reached}")
+                raise Refused(f"Redis refused: {written if isinstance(written, Exception) else reached}")
             if reached < replicas:
-                raise StoreUnavailable(f"{reached} of {replicas} replica(s) had the write within {wait_ms} ms")
+                raise Unfit(f"{reached} of {replicas} replica(s) had the write within {wait_ms} ms")
         return list(replies)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from service.connection import Connection, Refused, StoreUnavailable, Unfit
 from service.settings import Durability
+from service.tasks import ended
 
 logger = logging.getLogger(__name__)
 
@@ -46,9 +47,7 @@ async def checked(connection: Connection, durability: Durability, replicas: int)
     try:
         yield
     finally:
-        watcher.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await watcher
+        await ended(watcher)
 
 
 async def _watch(connection: Connection, durability: Durability, replicas: int, said: str | None) -> None:

@@ -85,10 +85,17 @@ class EmbeddedStore:
         binary = self._binary or _packaged_binary()
         if not binary.is_file():
             raise EmbeddedStoreError(f"there is no server at {binary}")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._choose_address()
-        launch = [sys.executable, "-I", "-S", __file__, str(os.getpid()), str(self.folder), str(binary)]
-        with self._log_path.open("ab") as log:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            log = self._log_path.open("ab")
+        except OSError as error:
+            raise EmbeddedStoreError(
+                f"{self.folder} cannot be the folder of the embedded store ({error.strerror}); let this user write to "
+                "it, or name another with --data or RECSERVE_DATA"
+            ) from error
+        with log:
+            self._choose_address()
+            launch = [sys.executable, "-I", "-S", __file__, str(os.getpid()), str(self.folder), str(binary)]
             self._log_start = log.tell()
             self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
                 [*launch, *self._options()], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.bundle import Bundle
+from models.device import CPU
 from models.runtime import EXCLUDED_SCORE, Runtime
 from models.selection import Selection
 from models.sequence import PADDING
@@ -86,10 +87,12 @@ class Engine:
 
     @property
     def bundle(self) -> Bundle:
+        """What it ranks with."""
         return self._runtime.bundle
 
     @property
     def version(self) -> str:
+        """Name of the bundle's folder."""
         return self.bundle.manifest.version
 
     @property
@@ -99,6 +102,7 @@ class Engine:
 
     @property
     def provider(self) -> str:
+        """Where onnxruntime computes, in its words."""
         return self._runtime.provider
 
     def rank(self, queries: Sequence[Query]) -> list[Ranking]:
@@ -146,6 +150,8 @@ class Engine:
             [query.sequence for query in queries],
             among=among,
         )
+        if not scores.max(initial=0) < np.inf:  # so written, a NaN fails too
+            raise EngineError(f"{self.version} gave a score that is not finite")
         eligible = (scores > EXCLUDED_SCORE).sum(axis=1)  # sorted, so that these come first
         counts = [min(query.k, found) for query, found in zip(queries, eligible.tolist(), strict=True)]
         rows = zip(indices.tolist(), scores.tolist(), counts, strict=True)
@@ -217,7 +223,8 @@ class Engine:
         """The k available items that are nearest an item in the model's item space, by the cosine of the angle."""
         items = self.bundle.items
         if self._norms is None:
-            norms = np.sqrt(np.einsum("rd,rd->r", items, items))  # np.linalg.norm would square a copy of the matrix
+            # np.linalg.norm would square a copy of the matrix; in float32 the very large and small have no squares.
+            norms = np.sqrt(np.einsum("rd,rd->r", items, items, dtype=np.float64)).astype(np.float32)
             self._norms = np.maximum(norms, np.finfo(np.float32).tiny)
         cosines = (items @ (items[index] / self._norms[index])) / self._norms
         np.clip(cosines, -1, 1, out=cosines)  # what rounding adds is no cosine
@@ -255,7 +262,7 @@ class Engine:
 
     @property
     def on_cpu(self) -> bool:
-        return self.provider == "CPUExecutionProvider"
+        return self.provider == CPU
 
     def warm_up(self) -> None:
         """Run every path at several batch sizes, so that the first request finds memory and kernels ready; time it."""

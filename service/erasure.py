@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from models.eventlog import digest_of, log_key, partition_of, tombstones_key
-from service.connection import Connection, Script, StoreUnavailable
+from service.connection import Connection, Script
 from service.sequences import history_key, record_key
 
 _PAGE = 500  # entries read at once
@@ -46,13 +46,13 @@ class Erasure:
         log, pending = log_key(partition).encode(), _pending_key(partition)
         swept = (log, pending, tombstones_key(partition).encode())
         user = (user_id, digest_of(user_id))
-        history_events, event_ids, upto = await self._run(
+        history_events, event_ids, upto = await self._connection.run_one(
             self._erase, (history_key(user_id), record_key(user_id), *swept, *user, *self._log_bounds)
         )
         last = await self._last_of(user_id, log, upto)
         logged_events, done = 0, False
         while not done:
-            removed, done = await self._run(self._sweep, (*swept, *user, upto, last, _MOVED))
+            removed, done = await self._connection.run_one(self._sweep, (*swept, *user, upto, last, _MOVED))
             logged_events += removed
         return Erased(history_events, event_ids, logged_events)
 
@@ -71,12 +71,6 @@ class Erasure:
                 if fields.get(b"user_id") == user_id.encode():
                     last = entry_id.decode()
             after = "(" + page[-1][0].decode()
-
-    async def _run(self, script: Script, call: tuple[Any, ...]) -> Any:
-        (reply,) = await self._connection.run(script, [call])
-        if isinstance(reply, Exception):
-            raise StoreUnavailable(f"Redis refused: {reply}") from reply
-        return reply
 
 
 def _pending_key(partition: int) -> bytes:

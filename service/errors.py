@@ -42,7 +42,7 @@ TABLE: dict[str, tuple[int, str]] = {
     "shutting_down": (503, "The service is shutting down"),
     "deadline_exceeded": (504, "There was no answer in the time the request allowed"),
     "unhealthy": (503, "The scoring worker does not answer"),
-    "store_unavailable": (503, "The sequence store does not answer"),
+    "store_unavailable": (503, "The sequence store cannot be used now"),
     "totals_unavailable": (503, "The counts of all workers could not be read"),
 }
 _PLAINER = {

@@ -99,6 +99,7 @@ class Group:
         return sum(part.size for part in self.parts)
 
     def mask(self, items: Attributes) -> Mask:
+        """Items that match all or any of the parts: bool (rows,). Raises UnknownAttribute."""
         found = np.full(items.rows, self.every)
         for part in self.parts:
             if self.every:
@@ -116,9 +117,11 @@ class Not:
 
     @property
     def size(self) -> int:
+        """Values its part compares with."""
         return self.part.size
 
     def mask(self, items: Attributes) -> Mask:
+        """Items that do not match the part: bool (rows,). Raises UnknownAttribute."""
         return ~self.part.mask(items)
 
 
@@ -131,13 +134,16 @@ class Among:
 
     @property
     def size(self) -> int:
+        """Values it compares with."""
         return len(self.typed)
 
     @property
     def values(self) -> tuple[Value, ...]:
+        """The values without their types."""
         return tuple(value for _, value in self.typed)
 
     def mask(self, items: Attributes) -> Mask:
+        """Items that have one of the values: bool (rows,). Raises UnknownAttribute."""
         return items.among(self.name, self.values)
 
 
@@ -151,9 +157,11 @@ class Compared:
 
     @property
     def size(self) -> int:
+        """Values it compares with: the bound."""
         return 1
 
     def mask(self, items: Attributes) -> Mask:
+        """Items with a number on that side of the bound: bool (rows,). Raises UnknownAttribute."""
         return items.compared(self.name, self.order, self.bound)
 
 

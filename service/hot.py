@@ -18,13 +18,14 @@ from pydantic import ValidationError
 
 from service import filters, logs
 from service.auth import require
-from service.batcher import Abandoned, Caller, Closed, Expired, Overloaded, Pending
+from service.batcher import Abandoned, Caller, Closed, Overloaded, Pending
 from service.engine import Engine
 from service.errors import Problem, invalid, invalid_field, problem_body, problem_fields, shorten, unavailable
 from service.exchange import Exchange, Route
+from service.failures import UNANSWERED, unanswered
 from service.filters import Filter, UnknownAttribute
 from service.keyfile import Key, Limit
-from service.recommender import NoModel, Recommendation, Wish
+from service.recommender import Recommendation, Wish
 from service.requests import (
     bug,
     check_declared,
@@ -34,11 +35,9 @@ from service.requests import (
     request_id_of,
     surplus_parameter,
     timeout_s_of,
-    too_late,
 )
-from service.routes import NO_MODEL, Services
+from service.routes import Services
 from service.schemas import MAX_QUERIES, RecommendRequest
-from service.scoring import ScoringStopped
 from service.turns import Turns
 
 logger = logging.getLogger(__name__)
@@ -76,7 +75,7 @@ class HotRoutes:
         try:
             future = batcher.enqueue(wish, timeout_s=timeout_s, caller=caller)
         except (Overloaded, Closed) as error:
-            raise _refused(error) from error
+            raise unanswered(error) from error
         return Pending(future, partial(_recommended, query, timeout_s))
 
     def _batch(self, body: bytes, timeout_s: float | None, caller: Caller) -> Pending[Any]:
@@ -191,7 +190,7 @@ class _Call:
             try:
                 self._services.batcher.check_room()
             except Overloaded as error:
-                raise _refused(error) from error
+                raise unanswered(error) from error
         self._exchange.opened(self)
 
     def take(self, body: bytes) -> None:
@@ -209,7 +208,7 @@ class _Call:
         if self._large.bytes + len(body) <= _MOST_BYTES:
             self._large.add(partial(self._ask_in_turn, body), len(body))
         else:
-            self.refuse(_refused(Overloaded(f"{self._large.bytes >> 20} MiB of large requests are waiting already")))
+            self.refuse(unanswered(Overloaded(f"{self._large.bytes >> 20} MiB of large requests are waiting already")))
 
     def _ask_in_turn(self, body: bytes) -> None:
         """Ask, unless the client has left meanwhile."""
@@ -255,14 +254,8 @@ def _recommended(query: object, timeout_s: float | None, future: "asyncio.Future
     """The answer to one query. Raises Problem if there is none."""
     try:
         found = future.result()
-    except Expired as error:
-        raise too_late(error, timeout_s) from error
-    except Closed as error:
-        raise _refused(error) from error
-    except ScoringStopped as error:
-        raise unavailable("unhealthy", str(error)) from error
-    except NoModel as error:
-        raise unavailable("no_model", NO_MODEL, retry_after_s=5) from error
+    except UNANSWERED as error:
+        raise unanswered(error, timeout_s) from error
     except UnknownAttribute as error:
         asked = query["filter"] if isinstance(query, dict) else query
         raise _bad_filter("filter", shorten(asked), str(error)) from error
@@ -292,12 +285,6 @@ def _timeout_s(exchange: Exchange, headers: Mapping[bytes, bytes]) -> float | No
         for name, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
             raise surplus_parameter(name, value)
     return timeout_s_of(headers.get(b"x-timeout-ms"))
-
-
-def _refused(error: Overloaded | Closed) -> Problem:
-    if isinstance(error, Closed):
-        return unavailable("shutting_down", str(error))
-    return unavailable("overloaded", f"{error}; come back later")
 
 
 def _queries(body: object) -> list[object]:

@@ -18,9 +18,11 @@ from pydantic import ValidationError
 
 from service.arrivals import Arrivals
 from service.batcher import Batcher, Closed, Overloaded, Pending
-from service.connection import StillUnavailable, StoreUnavailable
+from service.connection import StoreUnavailable
 from service.engine import Engine
 from service.errors import Problem, describe, field_errors, invalid_field, shorten, unavailable
+from service.failures import store_failed
+from service.logs import Seldom
 from service.metrics import Metrics
 from service.requests import parse_json
 from service.schemas import MAX_AHEAD_MS, MAX_EVENTS, EventRequest, default_event_id
@@ -32,7 +34,6 @@ logger = logging.getLogger(__name__)
 _TOGETHER = 128  # events; the answers to all come when the last of these is stored
 _MOST_BYTES = 1 << 20  # of bodies that wait, before the last: some tenths of a second's work
 _LARGE_BYTES = 1 << 11  # of a body that is checked in a turn of its own: half a millisecond's work
-_SAID_EVERY_S = 1.0  # a store that is full may refuse for days, and a thousand requests a second
 _SECONDS = 100_000_000_000  # in 1973; as seconds, whatever is below lies in our time
 # A number of 1e18 or more in properties as they were written: of integers beyond 64 bits the parser makes floats.
 _ROUNDED = re.compile(rb"e\+(?:1[89]|[2-9]\d|\d{3})[,\]}]")
@@ -78,7 +79,7 @@ class Intake:
         self._arrivals = Arrivals()
         self._bytes = 0  # of the bodies whose events wait or are being stored
         self._large = Turns()
-        self._said: dict[str, float] = {}  # each warning, and when
+        self._log = Seldom(logger)
 
     async def __aenter__(self) -> Self:
         await self._writes.__aenter__()
@@ -165,7 +166,8 @@ class Intake:
             raise _closed(error) from error
         earliest_ms = min(event.timestamp_ms for event in accepted)
         if 0 < earliest_ms < _SECONDS:
-            self._warn("an event has the timestamp %d, in milliseconds before 1974; send no seconds", earliest_ms)
+            said = "an event has the timestamp %d, in milliseconds before 1974; send no seconds"
+            self._log.log(logging.WARNING, said, earliest_ms)
         return Pending(future, partial(self._stored, accepted, rejected))
 
     def _timed(self, events: Sequence[EventRequest], now_ms: int) -> list[Event]:
@@ -192,12 +194,9 @@ class Intake:
         except Closed as error:
             raise _closed(error) from error
         except StoreUnavailable as error:
-            self._metrics.store_write_errors.inc()
-            if not isinstance(error, StillUnavailable):
-                self._warn("events were not stored: %s", error)
-            raise unavailable(
-                "store_unavailable", "the events could not be stored; send the same events again"
-            ) from error
+            advice = "the events could not be stored; send the same events again"
+            failures = self._metrics.store_write_errors
+            raise store_failed(error, failures, self._log, "events were not stored: %s", advice) from error
         self._metrics.events_accepted.inc(result.accepted)
         self._metrics.events_duplicate.inc(result.duplicates)
         engine = self._live()
@@ -211,12 +210,6 @@ class Intake:
             "rejected": rejected,
             "unknown_items": len(unknown),
         }
-
-    def _warn(self, message: str, value: object) -> None:
-        now = time.monotonic()
-        if now - self._said.get(message, -math.inf) >= _SAID_EVERY_S:
-            self._said[message] = now
-            logger.warning(message, value)
 
     async def _write(self, waiting: Sequence[_Waiting]) -> list[AppendResult | StoreUnavailable]:
         """Store what several requests brought. Those who waited already when a write began that failed fail with it:

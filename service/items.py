@@ -6,7 +6,6 @@ since it last looked; while the store is away, what it knows stands.
 """
 
 import asyncio
-import contextlib
 import logging
 import threading
 import weakref
@@ -24,6 +23,7 @@ from service.attributes import AS_IN_BUNDLE, ItemState
 from service.cold import MAX_COLD
 from service.connection import Connection, Script, StoreUnavailable
 from service.engine import Engine
+from service.tasks import ended
 
 logger = logging.getLogger(__name__)
 
@@ -54,10 +54,7 @@ class ItemStore:
         """Store states by item id, at most 1,000, in one step. Raises TooManyItems, and nothing is stored then."""
         packed = [(item, _packed(state)) for item, state in states.items()]
         call = (*_KEYS, MAX_KEPT, msgpack.packb(packed, use_bin_type=False))
-        (version,) = await self._connection.run(self._put, [call])
-        if isinstance(version, Exception):
-            raise StoreUnavailable(f"Redis refused: {version}") from version
-        if not version:
+        if not await self._connection.run_one(self._put, call):
             raise TooManyItems(f"{MAX_KEPT:,} items can have a state of their own")
 
     async def meet(self, contexts: Sequence[tuple[str, tuple[str, ...]]]) -> None:
@@ -67,9 +64,7 @@ class ItemStore:
         """
         packed = [(item, msgpack.packb(context)) for item, context in contexts]
         call = (*_CONTEXT_KEYS, MAX_COLD, FULL, MAX_KEPT, msgpack.packb(packed, use_bin_type=False))
-        (version,) = await self._connection.run(self._meet, [call])
-        if isinstance(version, Exception):
-            raise StoreUnavailable(f"Redis refused: {version}") from version
+        await self._connection.run_one(self._meet, call)
 
     async def version(self) -> int:
         """Number of the last write, 0 before the first."""
@@ -121,10 +116,7 @@ class LiveItems:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._watcher is not None:
-            self._watcher.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._watcher
+        await ended(self._watcher)
 
     def prepare(self, engine: Engine) -> None:
         """Tell an engine that will serve all that is known, on whatever thread; what changes from here on is noted."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from service.keyfile import SCOPES, KeyFolder, Limit
-from service.settings import Folders
+from service.settings import load_folders
 
 _SECONDS = {"s": 1, "min": 60, "h": 3600}
 
@@ -64,9 +64,8 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
 
 
 def run(options: dict[str, Any]) -> int:
-    """Carry out a parsed command. Raises KeyFileError."""
-    given = {name: options[name] for name in ("artifacts", "keys") if options[name] is not None}
-    folder = KeyFolder(Folders(**given).keys_folder)
+    """Carry out a parsed command. Raises KeyFileError, BadSettings."""
+    folder = KeyFolder(load_folders({name: options[name] for name in ("artifacts", "keys")}).keys_folder)
     match options["action"]:
         case "create":
             first = folder.stamp() is None

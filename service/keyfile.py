@@ -22,7 +22,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from models.draft import sync
+from models.durable import sync
 
 Scope = Literal["recommend", "events", "items", "admin"]
 SCOPES: tuple[Scope, ...] = ("recommend", "events", "items", "admin")

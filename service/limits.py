@@ -101,9 +101,7 @@ class Limits:
         call = (bucket.key, limit.requests, limit.seconds * 1000, bucket.wanted(self._clock()), bucket.owed())
         try:
             async with asyncio.timeout(self._ask_s):
-                (reply,) = await self._connection.run(self._script, [call])
-            if isinstance(reply, Exception):
-                raise StoreUnavailable(f"Redis refused: {reply}")
+                reply = await self._connection.run_one(self._script, call)
             bucket.spent -= spent
             bucket.filled(reply[0], reply[1] / 1000, self._clock())
             self._alone = False

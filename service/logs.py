@@ -6,8 +6,10 @@ a server's refusal, so that it is left out here, where every line passes.
 """
 
 import logging
+import math
 import re
 import sys
+import time
 import traceback
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -22,6 +24,7 @@ _SECRETS = (
     (re.compile(r"(recserve:\{[^}]*\}:\w+:).*"), r"\1..."),  # a name in the store, which ends with a user's id
     (re.compile(r"(with args beginning with:).*"), r"\1 ..."),  # how Redis refuses a command it does not know
 )
+_SAID_EVERY_S = 1.0
 _OUR_PACKAGES = ("models", "service")
 _OWN = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "color_message", "taskName"}
 
@@ -61,6 +64,22 @@ class PlainFormatter(logging.Formatter):
         if record.exc_info:
             line += "\n" + _told(record.exc_info[1])
         return _cleared(line)
+
+
+class Seldom:
+    """Logs each message once a second at most: a store that is full may refuse for days, and a thousand requests a
+    second.
+    """
+
+    def __init__(self, logger: logging.Logger) -> None:
+        self._logger = logger
+        self._said: dict[str, float] = {}  # each message, and when
+
+    def log(self, level: int, message: str, *values: object) -> None:
+        now = time.monotonic()
+        if now - self._said.get(message, -math.inf) >= _SAID_EVERY_S:
+            self._said[message] = now
+            self._logger.log(level, message, *values)
 
 
 def _message(record: logging.LogRecord) -> str:

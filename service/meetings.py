@@ -5,7 +5,6 @@ in answers. So it never waits, never fails anybody, and takes what it can while 
 """
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from typing import Self
@@ -15,6 +14,7 @@ from service.connection import StoreUnavailable
 from service.engine import Engine
 from service.items import ItemStore, LiveItems
 from service.sequences import Event, SequenceStore
+from service.tasks import ended
 
 logger = logging.getLogger(__name__)
 
@@ -41,10 +41,7 @@ class Meetings:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._worker is not None:
-            self._worker.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._worker
+        await ended(self._worker)
 
     def stored(self, events: Sequence[Event]) -> None:
         """Take note of stored events, those of items that the live model does not know."""

@@ -19,12 +19,14 @@ from models.selection import Selection
 from service.connection import StillUnavailable, StoreUnavailable
 from service.engine import Engine, Query, Ranking, Reason
 from service.filters import Filter, UnknownAttribute
+from service.logs import Seldom
 from service.metrics import Metrics
 from service.sequences import SequenceStore
 
 logger = logging.getLogger(__name__)
 
 _NOTHING: NDArray[np.int64] = np.empty(0, np.int64)
+_LEFT_OUT = 50  # events of an explanation that count as one query
 
 
 class NoModel(Exception):  # noqa: N818 - a condition, as in 503
@@ -93,6 +95,7 @@ class Recommender:
         self._live = live
         self._executor = executor
         self._metrics = metrics
+        self._log = Seldom(logger)
 
     async def recommend(self, wishes: Sequence[Wish]) -> list[Answer]:
         """A recommendation for each wish, or what kept it from one: NoModel if there is none.
@@ -119,6 +122,15 @@ class Recommender:
         degraded = sum(isinstance(answer, Recommendation) and answer.degraded for answer in answers)
         self._metrics.degraded_store.inc(degraded)
         return answers
+
+    def weight(self, wish: Wish) -> int:
+        """Queries that a wish counts as in a batch: an explanation ranks without each event that the model reads."""
+        engine = wish.pinned or self._live()
+        if engine is None or not wish.explain:
+            return 1
+        most = engine.bundle.manifest.length
+        events = most if wish.user_id is not None else min(most, len(wish.history))
+        return max(1, math.ceil(events / _LEFT_OUT))
 
     async def similar(self, asked: Sequence[Likeness]) -> list[Ranking]:
         """What lies nearest each of some items."""
@@ -158,7 +170,7 @@ class Recommender:
             return None
         except StoreUnavailable as error:
             self._metrics.store_read_errors.inc()
-            logger.warning("answering without stored histories: %s", error)
+            self._log.log(error.level, "answering without stored histories: %s", error)
             return None
         items = {user_id: ids for user_id, (ids, _) in found.items()}
         return _Stored(items, {user_id: values for user_id, (_, values) in found.items()})

@@ -65,11 +65,6 @@ def surplus_parameter(name: str, value: str) -> Problem:
     )
 
 
-def too_late(error: Exception, timeout_s: float | None) -> Problem:
-    """What an answer that did not come in the time of the header is."""
-    return Problem("deadline_exceeded", f"{error}: X-Timeout-Ms allowed {1000 * (timeout_s or 0):.0f} ms")
-
-
 def headers_of(fields: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     """Headers by name in lower case, the last of several. Raises Problem as `refuse_repeated`."""
     headers = dict(fields)

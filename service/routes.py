@@ -3,7 +3,7 @@
 import contextlib
 import logging
 from collections.abc import Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
@@ -15,17 +15,19 @@ from starlette.responses import PlainTextResponse
 from service import metrics as prometheus
 from service.attributes import ItemState
 from service.auth import Keys, require
-from service.batcher import Abandoned, Batcher, Closed, Expired, Overloaded
-from service.connection import StillUnavailable, StoreUnavailable
+from service.batcher import Abandoned, Batcher
+from service.connection import StoreUnavailable
 from service.engine import Ranking
 from service.erasure import Erasure
 from service.errors import Problem, invalid, invalid_field, shorten, unavailable
+from service.failures import NO_MODEL, UNANSWERED, store_failed, unanswered
 from service.intake import Intake
 from service.items import LiveItems, TooManyItems
 from service.keyfile import Scope
 from service.limits import Limits
+from service.logs import Seldom
 from service.metrics import Metrics
-from service.recommender import Likeness, Recommendation, Wish
+from service.recommender import Likeness, NoModel, Recommendation, Wish
 from service.requests import (
     CONNECTION,
     MAX_TIMEOUT_MS,
@@ -36,7 +38,6 @@ from service.requests import (
     refuse_deadline,
     surplus_parameter,
     timeout_s_of,
-    too_late,
 )
 from service.schemas import (
     MAX_ID_BYTES,
@@ -51,17 +52,12 @@ from service.schemas import (
     RecommendResponse,
     SimilarResponse,
 )
-from service.scoring import ScoringStopped
 from service.sequences import SequenceStore
 from service.slot import Slot
 
 logger = logging.getLogger(__name__)
 
 router = APIRouter()
-NO_MODEL = (
-    "no model is promoted; train and export one with 'python -m training', then 'python -m models promote VERSION': "
-    "it is picked up within a second"
-)
 _BELOW = "there is nothing at this path; see /docs"  # what these stand for is answered in hot.py, below the framework
 
 
@@ -80,6 +76,7 @@ class Services:
     store: SequenceStore
     erasure: Erasure
     metrics: Metrics
+    log: Seldom = field(default_factory=lambda: Seldom(logger))
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -174,15 +171,12 @@ async def put_items(request: Request) -> Response:
                 "too_many_items", f"{error}; put what is no longer needed back to what its bundle says"
             ) from error
         except StoreUnavailable as error:
-            services.metrics.store_write_errors.inc()
-            if not isinstance(error, StillUnavailable):
-                logger.warning("items were not stored: %s", error)
-            raise unavailable(
-                "store_unavailable", "the items could not be stored; send the same items again"
-            ) from error
+            advice = "the items could not be stored; send the same items again"
+            failures = services.metrics.store_write_errors
+            raise store_failed(error, failures, services.log, "items were not stored: %s", advice) from error
         engine = services.slot.engine
         known = 0 if engine is None else sum(engine.bundle.known(list(states)))
-        return _json({"accepted": len(states), "unknown_items": len(states) - known})
+        return json_response({"accepted": len(states), "unknown_items": len(states) - known})
 
 
 @router.get(
@@ -203,7 +197,7 @@ async def similar(item_id: PathId, request: Request) -> Response:
         timeout_s = timeout_s_of(dict(request.scope["headers"]).get(b"x-timeout-ms"))
         engine = services.slot.engine
         if engine is None:
-            raise unavailable("no_model", NO_MODEL, retry_after_s=5)
+            raise unanswered(NoModel())
         index = engine.bundle.index_of.get(item_id)
         if index is None:
             raise Problem("item_not_found", f"{engine.version} does not know the item {shorten(item_id)}")
@@ -212,17 +206,11 @@ async def similar(item_id: PathId, request: Request) -> Response:
             found = await services.similar.submit(Likeness(engine, index, int(k)), timeout_s=timeout_s, caller=caller)
         except Abandoned as error:
             raise ClientDisconnect from error
-        except Expired as error:
-            raise too_late(error, timeout_s) from error
-        except Overloaded as error:
-            raise unavailable("overloaded", f"{error}; come back later") from error
-        except Closed as error:
-            raise unavailable("shutting_down", str(error)) from error
-        except ScoringStopped as error:
-            raise unavailable("unhealthy", str(error)) from error
+        except UNANSWERED as error:
+            raise unanswered(error, timeout_s) from error
         ids = engine.bundle.ids
         items = [{"item_id": ids[row], "score": score} for row, score in zip(found.indices, found.scores, strict=True)]
-        return _json({"item_id": item_id, "model_version": engine.version, "items": items})
+        return json_response({"item_id": item_id, "model_version": engine.version, "items": items})
 
 
 @router.get("/healthz", tags=["operation"], responses={200: {"model": HealthResponse}, **problems(503)})
@@ -231,7 +219,7 @@ async def healthz(request: Request) -> Response:
     services: Services = request.app.state.services
     if not services.metrics.healthy():
         raise unavailable("unhealthy", "the scoring worker has stopped or is stuck; restart the service")
-    return _json({"status": "ok"})
+    return json_response({"status": "ok"})
 
 
 @router.get("/readyz", tags=["operation"], responses={200: {"model": ReadyResponse}, **problems(503)})
@@ -246,7 +234,7 @@ async def readyz(request: Request) -> Response:
         reason = f"{slot.refused.version} was refused: {slot.refused.reason}" if slot.refused else NO_MODEL
         raise unavailable("no_model", reason, retry_after_s=5)
     refused = services.store.connection.refusing
-    return _json({"status": "ready", "model_version": slot.engine.version, "events_refused": refused})
+    return json_response({"status": "ready", "model_version": slot.engine.version, "events_refused": refused})
 
 
 @router.get("/metrics", tags=["operation"], response_class=PlainTextResponse, responses=problems(503))
@@ -306,13 +294,14 @@ def check_id(field: str, found: str) -> None:
         raise invalid_field(field, "too_long", f"must be at most {MAX_ID_BYTES} bytes of UTF-8", f"{size} bytes")
 
 
+def json_response(body: object) -> Response:
+    """The answer that says this; of a dataclass, its fields."""
+    return Response(orjson.dumps(body), media_type="application/json")
+
+
 def _twice(ids: Sequence[str]) -> Problem:
     """What a list of items gets in which at least one stands twice; the first that does is told."""
     first = {item_id: number for number, item_id in reversed([*enumerate(ids)])}
     number = next(number for number, item_id in enumerate(ids) if first[item_id] < number)
     detail = "stands twice; say everything about an item once"
     return invalid_field(f"items.{number}.item_id", "duplicate_item", detail, shorten(ids[number]))
-
-
-def _json(body: object) -> Response:
-    return Response(orjson.dumps(body), media_type="application/json")

@@ -1,4 +1,4 @@
-"""Shapes of requests and responses: what api.md promises, as types.
+"""Shapes of requests and responses: what the HTTP API promises, as types.
 
 Requests are parsed strictly: a number is not an id, "10" is not a k, and a field that does nothing is refused, because
 an option that is silently ignored is a bug found in production. Responses are described here for the documentation
@@ -202,12 +202,16 @@ class ItemsRequest(_Request):
 
 
 class RejectedEvent(BaseModel):
+    """An event of the request that was not stored, and what is wrong with it."""
+
     index: int = Field(description="position in `events`")
     code: str
     detail: str
 
 
 class EventsResponse(BaseModel):
+    """What became of the events; those that were neither rejected nor duplicates are new."""
+
     accepted: int = Field(description="events that are stored now")
     duplicates: int = Field(description="events that were stored before")
     rejected: list[RejectedEvent]
@@ -215,11 +219,15 @@ class EventsResponse(BaseModel):
 
 
 class Cause(BaseModel):
+    """An event of the history that moved an item's score."""
+
     item_id: str
     effect: float = Field(description="what the score loses without this event")
 
 
 class RecommendedItem(BaseModel):
+    """An item of a ranking, best first."""
+
     item_id: str
     score: float = Field(description="compares only within one response; of a popular item, its interactions")
     source: Literal["model", "cold", "popular"] = Field(
@@ -229,6 +237,8 @@ class RecommendedItem(BaseModel):
 
 
 class RecommendResponse(BaseModel):
+    """A ranking, the model that made it, and what it was made from."""
+
     recommendation_id: str
     model_version: str
     history_length: int = Field(description="ids in the history used, those unknown to the model included")
@@ -241,30 +251,42 @@ class RecommendResponse(BaseModel):
 
 
 class BatchResponse(BaseModel):
+    """What came of each of several queries: a ranking, or the problem that kept it from one."""
+
     results: list["RecommendResponse | ProblemResponse"] = Field(description="one for each query, in their order")
 
 
 class ItemsResponse(BaseModel):
+    """How many items have the attributes and availability now that were sent."""
+
     accepted: int
     unknown_items: int = Field(description="items that the loaded model does not know")
 
 
 class SimilarItem(BaseModel):
+    """An item that is near another in the model's item space."""
+
     item_id: str
     score: float = Field(description="cosine, at most 1")
 
 
 class SimilarResponse(BaseModel):
+    """The available items nearest to one, nearest first; fewer than k where there are no more."""
+
     item_id: str
     model_version: str
     items: list[SimilarItem]
 
 
 class HealthResponse(BaseModel):
+    """The process that answered lives, and so does its scoring worker."""
+
     status: Literal["ok"]
 
 
 class ReadyResponse(BaseModel):
+    """A tested bundle serves in the process that answered."""
+
     status: Literal["ready"]
     model_version: str
     events_refused: Literal["store_unfit", "store_unreachable"] | None = Field(

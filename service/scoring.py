@@ -49,7 +49,7 @@ class ScoringThread(Executor):
         self.shutdown(wait=False)
         await asyncio.to_thread(self._thread.join, _END_S)
         if self._thread.is_alive():
-            raise ScoringStuck(f"a ranking is stuck: it has not ended {_END_S:g} s after the last request was let go")
+            raise ScoringStuck(f"a ranking has not ended {_END_S:g} s after the last request was let go")
 
     @property
     def alive(self) -> bool:

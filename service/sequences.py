@@ -19,7 +19,7 @@ import msgpack
 
 from models.eventlog import PARTITIONS, SEQUENCE_TYPES, encode, log_key, partition_of
 from models.eventlog import LoggedEvent as Event
-from service.connection import Connection, Script, StoreUnavailable
+from service.connection import Connection, Refused, Script, StoreUnavailable
 
 __all__ = ["AppendResult", "Event", "HistoryEvent", "SequenceStore", "StoreSettings", "StoreUnavailable"]
 
@@ -180,10 +180,6 @@ class SequenceStore:
         lengths = await self.connection.lengths([log_key(partition).encode() for partition in range(PARTITIONS)])
         return max(lengths) / self.settings.log_max_events
 
-    async def ping(self) -> None:
-        """Return if the server answers within the timeout of a read, and raise StoreUnavailable if not."""
-        await self.connection.ping()
-
     def _append_call(self, user_id: str, events: list[Event]) -> tuple[Any, ...]:
         """Keys and arguments of the script for one user."""
         settings = self.settings
@@ -220,7 +216,7 @@ def _result(events: int, replies: Sequence[int | Exception]) -> AppendResult | S
     accepted = 0
     for reply in replies:
         if isinstance(reply, Exception):
-            return StoreUnavailable(f"Redis refused: {reply}")
+            return Refused(f"Redis refused: {reply}")
         if reply < 0:
             logger.error("a history was not readable and begins anew with %d event(s)", -reply)
         accepted += abs(reply)
@@ -228,10 +224,12 @@ def _result(events: int, replies: Sequence[int | Exception]) -> AppendResult | S
 
 
 def history_key(user_id: str) -> bytes:
+    """Where a user's packed history lies, in the hash slot of the user's partition of the log."""
     return b"recserve:{%d}:h:%b" % (partition_of(user_id), user_id.encode())
 
 
 def record_key(user_id: str) -> bytes:
+    """Where the digests of a user's event ids lie, remembered so that repeats count once; in the same slot."""
     return b"recserve:{%d}:d:%b" % (partition_of(user_id), user_id.encode())
 
 

@@ -8,15 +8,18 @@ import ipaddress
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from models.device import Device
-from models.eventlog import SEQUENCE_TYPES
+from models.eventlog import PARTITIONS, SEQUENCE_TYPES
 
 PREFIX = "RECSERVE_"
+F = TypeVar("F", bound="Folders")
+# Of each part of the log: what a request may bring of one user, and what stays of it at most when it is archived.
+_LEAST_LOGGED = 1_100
 Durability = Literal["fast", "durable", "replicated"]
 
 
@@ -24,13 +27,23 @@ class BadSettings(Exception):  # noqa: N818 - the message is the whole of it
     """Settings the service will not start with; the message names the setting and says what to do."""
 
 
+def _free_of_files(folder: Path) -> Path:
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"{path} is a file; name a folder")
+    return folder
+
+
+Folder = Annotated[Path, AfterValidator(_free_of_files)]  # it may be that it is made later
+
+
 class Folders(BaseSettings):
     """Where things lie, for commands that need no more."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore", env_ignore_empty=True)
 
-    artifacts: Path = Path("artifacts")
-    keys: Path | None = None  # folder of API keys; artifacts/keys by default
+    artifacts: Folder = Path("artifacts")
+    keys: Folder | None = None  # folder of API keys; artifacts/keys by default
 
     @property
     def keys_folder(self) -> Path:
@@ -48,7 +61,7 @@ class Settings(Folders):
     workers: int = Field(1, ge=1, le=256)  # processes that answer on the port
     redis: str | None = Field(None, repr=False)  # a URL, which may hold a password
     embedded: bool = False  # start a store of our own
-    data: Path | None = None  # of the embedded store; artifacts/store by default
+    data: Folder | None = None  # of the embedded store; artifacts/store by default
     durability: Durability = "durable"  # what an acknowledged event outlives; see docs/settings.md
     replicas: int = Field(1, ge=1, le=16)  # that must have an event before it is acknowledged, if replicated
     device: Device = "auto"
@@ -65,7 +78,7 @@ class Settings(Folders):
     history_days: float = Field(90, gt=0, le=36_500)  # after the last event of a user, the history expires
     log_max_events: int = Field(1_000_000, ge=1)  # newest events kept for retraining; 100 bytes each, in the store
     log_min_days: float = Field(0, ge=0, le=36_500)  # younger entries of a full log are not dropped, events refused
-    sequence_types: tuple[str, ...] = SEQUENCE_TYPES  # the others are only logged
+    sequence_types: tuple[Annotated[str, Field(min_length=1)], ...] = SEQUENCE_TYPES  # the others are only logged
     trusted_network: bool = False  # serve other machines without keys
     allowed_hosts: tuple[str, ...] = ()  # names by which they may call it, beside those of loopback; none: any
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -83,6 +96,11 @@ class Settings(Folders):
             raise ValueError("data is where the embedded store keeps its files; it does nothing without --embedded")
         if self.embedded and self.durability == "replicated":
             raise ValueError("durability replicated needs replicas, which the embedded store has none of; use --redis")
+        if self.log_min_days > 0 and self.log_max_events < PARTITIONS * _LEAST_LOGGED:
+            raise ValueError(
+                f"log_max_events is {self.log_max_events} and log_min_days above 0: requests could be refused for good "
+                f"that the log has no room for even when it is archived; give {PARTITIONS * _LEAST_LOGGED} or more"
+            )
         if self.allowed_hosts and not self.trusted_network:
             raise ValueError("allowed_hosts are names in a trusted network; it does nothing without trusted_network")
         if self.float16 and self.device == "cpu":
@@ -120,8 +138,17 @@ def load(options: Mapping[str, Any]) -> Settings:
     elif "redis" in given:
         given.setdefault("embedded", False)
         given.setdefault("data", None)
+    return _made(Settings, given)
+
+
+def load_folders(options: Mapping[str, Any]) -> Folders:
+    """As `load`, of folders alone; other variables may be there. Raises BadSettings for a folder that can be none."""
+    return _made(Folders, {name: value for name, value in options.items() if value is not None})
+
+
+def _made(kind: type[F], given: Mapping[str, Any]) -> F:
     try:
-        return Settings(**given)
+        return kind(**given)
     except SettingsError as error:
         raise BadSettings(f"{error}; it must be JSON") from error
     except ValidationError as error:
@@ -129,5 +156,6 @@ def load(options: Mapping[str, Any]) -> Settings:
         where = ".".join(map(str, first["loc"][:1]))
         reason = first["msg"].removeprefix("Value error, ")
         secret = where == "redis"  # a URL, which may hold a password
-        found = "" if secret else f" is {first['input']!r}"
+        given_value = first["input"]
+        found = "" if secret else f" is {str(given_value) if isinstance(given_value, Path) else given_value!r}"
         raise BadSettings(f"setting {where}{found}: {reason}" if where else reason) from error

@@ -5,7 +5,6 @@ mapped files go when the last such reference does. So a swap needs no lock, and 
 """
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from models.registry import CURRENT, Registry, RegistryError
 from models.runtime import Runtime
 from service.engine import Engine, EngineError
 from service.scoring import ScoringThread
+from service.tasks import ended
 
 logger = logging.getLogger(__name__)
 
@@ -107,12 +107,10 @@ class Slot:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        watcher, self._watcher = self._watcher, None
-        if watcher is not None:
-            watcher.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await watcher
-        self.engine = None
+        try:
+            await ended(self._watcher)
+        finally:
+            self.engine = None
 
     def resident(self) -> dict[str, Engine]:
         """Engines in memory by version: the one that serves and the one before it."""
@@ -151,6 +149,11 @@ class Slot:
         async with self._changing:
             try:
                 champion = await asyncio.to_thread(self.registry.current)
+                if champion is None and self.engine is not None:  # at a restart nothing would serve
+                    raise RegistryError(
+                        f"{self.registry.artifacts / CURRENT} is missing or empty; promote {self.engine.version} "
+                        "again, or put a copy of it back"
+                    )
             except (RegistryError, OSError) as error:
                 if self.refused is None or self.refused.reason != str(error):
                     self._refuse(CURRENT, error)

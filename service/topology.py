@@ -5,39 +5,29 @@ they mean on a single server; which primary has which slot is asked when a prima
 or that the cluster is down.
 """
 
-import asyncio
 import binascii
-import ssl
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import redis.asyncio
 from redis.asyncio.client import Pipeline
 from redis.asyncio.connection import AbstractConnection, SSLConnection, parse_url
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import (
-    MasterNotFoundError,
-    Sentinel,
-    SentinelConnectionPool,
-    SentinelManagedSSLConnection,
-)
+from redis.asyncio.sentinel import SentinelManagedSSLConnection
 from redis.backoff import NoBackoff
-from redis.connection import HiredisRespSerializer
 from redis.exceptions import AskError, RedisError, TryAgainError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from models.storeurl import BAD_OPTIONS, Several, several
+from service.pools import Address, Pool, SentinelPool, Sentinels, Tls, first_of
 
-T = TypeVar("T")
-Address = tuple[str, int]
 _SLOTS = 1 << 14
-_SOON_S = 0.02  # after the first answer, in which others count: in one network they take a millisecond or two
 
 
 class Single:
     """All keys on one server, of which `connect` gives connections, perhaps after it has asked others."""
 
-    def __init__(self, connect: "Callable[[], _Pool]", asked: Sequence[redis.asyncio.Redis] = ()) -> None:
+    def __init__(self, connect: Callable[[], Pool], asked: Sequence[redis.asyncio.Redis] = ()) -> None:
         self._connect = connect
         self._asked = asked
         self.pool = connect()
@@ -45,6 +35,7 @@ class Single:
         self._doubted = False
 
     async def at(self, _key: bytes) -> redis.asyncio.Redis:
+        """The server, which has every key."""
         if self._doubted:
             self._doubted = False
             left, self.pool = self.pool, self._connect()
@@ -53,14 +44,16 @@ class Single:
         return self._client
 
     async def grouped(self, keys: Sequence[bytes]) -> list[tuple[redis.asyncio.Redis, Sequence[int]]]:
-        """Each server with the places of its keys."""
+        """The server with the places of all keys."""
         return [(await self.at(b""), range(len(keys)))]
 
     async def mget(self, client: redis.asyncio.Redis, keys: list[bytes]) -> list[Any]:
+        """Values of keys, None where there is none."""
         values: list[Any] = await client.mget(keys)
         return values
 
     async def primaries(self) -> list[redis.asyncio.Redis]:
+        """Every server that takes writes: this one."""
         return [await self.at(b"")]
 
     def forget(self) -> None:
@@ -68,6 +61,7 @@ class Single:
         self._doubted = True
 
     async def aclose(self) -> None:
+        """Close the connections to it and to those who were asked for it."""
         for client in (self._client, *self._asked):
             await client.aclose(close_connection_pool=True)
 
@@ -129,6 +123,7 @@ class Cluster:
         return [_good(value) for value in values]
 
     async def primaries(self) -> list[redis.asyncio.Redis]:
+        """Every server that takes writes, in the order of their addresses."""
         return [self._client(address) for address in sorted({address for *_, address in await self._known()})]
 
     def forget(self) -> None:
@@ -136,13 +131,14 @@ class Cluster:
         self._ranges = []
 
     async def aclose(self) -> None:
+        """Close the connections to all nodes."""
         for client in self._clients.values():
             await client.aclose(close_connection_pool=True)
 
     async def _known(self) -> list[tuple[int, int, Address]]:
         if not self._ranges:
             nodes = dict.fromkeys((*self._seeds, *self._clients))
-            self._ranges = await _first(self._slots(address) for address in nodes)
+            self._ranges = await first_of(self._slots(address) for address in nodes)
         return self._ranges
 
     async def _slots(self, address: Address) -> list[tuple[int, int, Address]]:
@@ -170,81 +166,6 @@ class Cluster:
         return self._clients[address]
 
 
-class _Tls:
-    """What connections ask for a TLS context: one for all, since to make it takes as long as a read may."""
-
-    def __init__(self, connection: SSLConnection, options: dict[str, Any]) -> None:
-        self._context = connection.ssl_context.get()
-        self._certificate = options.get("ssl_certfile"), options.get("ssl_keyfile"), options.get("ssl_password", "")
-
-    def get(self) -> ssl.SSLContext:
-        certificate, key, passphrase = self._certificate
-        if certificate is not None:
-            self._context.load_cert_chain(certificate, key, passphrase)  # again: it may have been renewed
-        return self._context
-
-
-class _Pool(redis.asyncio.ConnectionPool):
-    """Connections of which none is used again once they are left: those in use are closed when their calls end."""
-
-    def __init__(self, tls: _Tls | None, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._left = False
-        self._tls = tls
-
-    def make_connection(self) -> Any:
-        connection: Any = super().make_connection()  # type: ignore[no-untyped-call]
-        connection.pack_command = HiredisRespSerializer().pack  # five times as quick as the asynchronous client's own
-        if self._tls is not None:
-            connection.ssl_context = self._tls
-        return connection
-
-    async def leave(self) -> None:
-        self._left = True
-        await self.disconnect(inuse_connections=False)
-
-    async def release(self, connection: AbstractConnection) -> None:
-        if self._left:
-            await connection.disconnect(nowait=True)
-        await super().release(connection)
-
-
-class _SentinelPool(_Pool, SentinelConnectionPool):
-    """To the primary that sentinels name; a connection to one that they named before is closed when its call ends."""
-
-    async def release(self, connection: Any) -> None:
-        if (connection.host, connection.port) != self.master_address:
-            await connection.disconnect(nowait=True)
-        await super().release(connection)
-
-
-class _Sentinels(Sentinel):
-    """Sentinels that are asked all at once."""
-
-    def __init__(self, clients: list[redis.asyncio.Redis]) -> None:
-        super().__init__([])  # type: ignore[no-untyped-call]
-        self.sentinels = clients
-        self.epochs: dict[Address, int] = {}  # in which each that was named had become the primary
-
-    async def discover_master(self, service_name: str) -> Address:
-        """Where the primary is. Raises ConnectionError if none of them knows.
-
-        One that is cut off from the others goes on naming the primary there was: of those that answer soon, the one
-        that knows of the last failover tells.
-        """
-
-        async def ask(sentinel: redis.asyncio.Redis) -> tuple[int, Address]:
-            primaries: Any = await sentinel.sentinel_masters()
-            state = primaries.get(service_name)
-            if not state or not self.check_master_state(state, service_name):
-                raise MasterNotFoundError(f"a sentinel knows of no primary '{service_name}' that is up")
-            return state["config-epoch"], (state["ip"], state["port"])
-
-        epoch, address = max(await _soon(ask(sentinel) for sentinel in self.sentinels))
-        self.epochs[address] = epoch
-        return address
-
-
 async def _replies(pipeline: Pipeline) -> list[Any]:
     """With the errors among them, to which the client would otherwise add the keys, which name users."""
     replies: list[Any] = await pipeline.execute(raise_on_error=False)
@@ -257,48 +178,14 @@ def _good(reply: Any) -> Any:
     return reply
 
 
-async def _soon(answers: Iterable[Awaitable[T]]) -> list[T]:
-    """The first answer and those that come soon after it; where all fail, the failure of one, as `_first`."""
-    tasks = [asyncio.ensure_future(answer) for answer in answers]
-    try:
-        found = [await _first(map(asyncio.shield, tasks))]
-        done, _ = await asyncio.wait(tasks, timeout=_SOON_S)
-        found += [task.result() for task in done if task.exception() is None]
-        return found
-    finally:
-        for late in tasks:
-            late.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _first(answers: Iterable[Awaitable[T]]) -> T:
-    """The first answer, so that who is silent holds nobody up; where all fail, the failure of one.
-
-    At least one has to be given.
-    """
-    tasks = [asyncio.ensure_future(answer) for answer in answers]
-    failure: Exception
-    try:
-        for task in asyncio.as_completed(tasks):
-            try:
-                return await task
-            except (RedisError, OSError, RuntimeError) as error:  # RuntimeError: as in connection.py
-                failure = error
-    finally:
-        for late in tasks:
-            late.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    raise failure
-
-
 async def moved(stores: Iterable[Single | Cluster]) -> bool:
     """Whether sentinels name another primary now than one of the stores is connected to, all of them of one URL, and
     none from before that one; False where there are no sentinels. Raises what a client does where none of them answers.
     """
-    pools = [store.pool for store in stores if isinstance(store, Single) and isinstance(store.pool, _SentinelPool)]
+    pools = [store.pool for store in stores if isinstance(store, Single) and isinstance(store.pool, SentinelPool)]
     if not pools:
         return False
-    sentinels: _Sentinels = pools[0].sentinel_manager
+    sentinels: Sentinels = pools[0].sentinel_manager
     named = await sentinels.discover_master(pools[0].service_name)
     return any(
         pool.master_address not in (None, named)
@@ -339,27 +226,27 @@ def opened(
         if options.pop("ssl", False):
             options["connection_class"] = SSLConnection
     try:
-        connection = _Pool(None, **options).make_connection()
-        tls = _Tls(connection, options) if isinstance(connection, SSLConnection) else None
+        connection = Pool(None, **options).make_connection()
+        tls = Tls(connection, options) if isinstance(connection, SSLConnection) else None
     except (TypeError, OSError, RedisError):
         raise ValueError(BAD_OPTIONS) from None
     if found is None:
-        return Single(lambda: _Pool(tls, **options))
+        return Single(lambda: Pool(tls, **options))
     return _cluster(found, tls, options) if found.cluster else _sentinel(found, tls, options)
 
 
-def _cluster(found: Several, tls: _Tls | None, options: dict[str, Any]) -> Cluster:
+def _cluster(found: Several, tls: Tls | None, options: dict[str, Any]) -> Cluster:
     return Cluster(found.addresses, lambda address: _client(address, tls, options))
 
 
-def _sentinel(found: Several, tls: _Tls | None, options: dict[str, Any]) -> Single:
+def _sentinel(found: Several, tls: Tls | None, options: dict[str, Any]) -> Single:
     unnamed = options | {"username": None, "password": None, "redis_connect_func": None}
     asked = [_client(address, tls, unnamed) for address in found.addresses]
-    sentinels = _Sentinels(asked)
+    sentinels = Sentinels(asked)
     if tls is not None:
         options["connection_class"] = SentinelManagedSSLConnection
-    return Single(lambda: _SentinelPool(tls, found.name, sentinels, **options), asked)
+    return Single(lambda: SentinelPool(tls, found.name, sentinels, **options), asked)
 
 
-def _client(address: Address, tls: _Tls | None, options: dict[str, Any]) -> redis.asyncio.Redis:
-    return redis.asyncio.Redis(connection_pool=_Pool(tls, host=address[0], port=address[1], **options))
+def _client(address: Address, tls: Tls | None, options: dict[str, Any]) -> redis.asyncio.Redis:
+    return redis.asyncio.Redis(connection_pool=Pool(tls, host=address[0], port=address[1], **options))

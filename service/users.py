@@ -1,22 +1,19 @@
 """What is stored of one user: shown, and erased. For keys with the scope `admin`: it is the raw history of a person."""
 
-import logging
-
-import orjson
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
-from service.connection import StillUnavailable, StoreUnavailable
-from service.errors import unavailable
-from service.routes import BODILESS, KEYED, Services, admitted, check_id, problems
+from service.connection import StoreUnavailable
+from service.failures import store_failed
+from service.routes import BODILESS, KEYED, Services, admitted, check_id, json_response, problems
 from service.schemas import PathId
-
-logger = logging.getLogger(__name__)
 
 router = APIRouter(prefix="/users", tags=["users"])
 
 
 class StoredEvent(BaseModel):
+    """One event of a user's history."""
+
     event_id: str
     item_id: str
     type: str
@@ -25,17 +22,23 @@ class StoredEvent(BaseModel):
 
 
 class HistoryResponse(BaseModel):
+    """What recommendations for a user are made from."""
+
     user_id: str
     events: list[StoredEvent] = Field(description="the newest that are kept, oldest first")
 
 
 class Removed(BaseModel):
+    """How much an erasure took out of the store."""
+
     history_events: int
     event_ids: int = Field(description="ids that were remembered so that repeated events count once")
     logged_events: int = Field(description="in the store; the archive drops its own at its next compaction")
 
 
 class ErasedResponse(BaseModel):
+    """Nothing of the user from before is in the store any more."""
+
     user_id: str
     removed: Removed
 
@@ -54,10 +57,9 @@ async def history(user_id: PathId, request: Request) -> Response:
         try:
             events = await services.store.history(user_id)
         except StoreUnavailable as error:
-            services.metrics.store_read_errors.inc()
-            if not isinstance(error, StillUnavailable):
-                logger.warning("a history was not read: %s", error)
-            raise unavailable("store_unavailable", "the history could not be read; ask again") from error
+            advice = "the history could not be read; ask again"
+            failures = services.metrics.store_read_errors
+            raise store_failed(error, failures, services.log, "a history was not read: %s", advice) from error
         stored = [
             {
                 "event_id": event.event_id,
@@ -68,7 +70,7 @@ async def history(user_id: PathId, request: Request) -> Response:
             }
             for event in events
         ]
-        return _json({"user_id": user_id, "events": stored})
+        return json_response({"user_id": user_id, "events": stored})
 
 
 @router.delete(
@@ -88,19 +90,7 @@ async def erase(user_id: PathId, request: Request) -> Response:
         try:
             erased = await services.erasure.erase(user_id)
         except StoreUnavailable as error:
-            services.metrics.store_write_errors.inc()
-            if not isinstance(error, StillUnavailable):
-                logger.warning("a user was not erased: %s", error)
-            raise unavailable(
-                "store_unavailable", "the user could not be erased, or not from everywhere; ask for the same again"
-            ) from error
-        removed = {
-            "history_events": erased.history_events,
-            "event_ids": erased.event_ids,
-            "logged_events": erased.logged_events,
-        }
-        return _json({"user_id": user_id, "removed": removed})
-
-
-def _json(body: object) -> Response:
-    return Response(orjson.dumps(body), media_type="application/json")
+            advice = "the user could not be erased, or not from everywhere; ask for the same again"
+            failures = services.metrics.store_write_errors
+            raise store_failed(error, failures, services.log, "a user was not erased: %s", advice) from error
+        return json_response({"user_id": user_id, "removed": erased})

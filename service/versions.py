@@ -3,35 +3,41 @@
 import asyncio
 import contextlib
 import re
+from collections.abc import Awaitable
 from datetime import datetime
 from typing import Any
 
-import orjson
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
 from models.device import DeviceError
 from models.manifest import VERSION_NAME, BundleError, DataWindow
-from models.registry import CURRENT, Registry, RegistryError
+from models.registry import CURRENT, Registry, RegistryError, UnknownVersionError
 from service.engine import EngineError
 from service.errors import Problem, unavailable
-from service.routes import BODILESS, KEYED, Services, admitted, problems
+from service.routes import BODILESS, KEYED, Services, admitted, json_response, problems
 from service.slot import Promoted, Refused
 
 router = APIRouter(prefix="/models", tags=["models"])
 
 
 class LoadedVersion(BaseModel):
+    """The version that serves in the process that answered."""
+
     version: str
     provider: str = Field(description="of onnxruntime")
 
 
 class RefusedVersion(BaseModel):
+    """A champion that may not serve, and why."""
+
     version: str = Field(description="or CURRENT, where the champion cannot be told")
     reason: str
 
 
 class Version(BaseModel):
+    """A bundle in the artifacts folder, as its manifest describes it."""
+
     version: str
     champion: bool
     created: int | None = Field(description="epoch milliseconds")
@@ -44,12 +50,16 @@ class Version(BaseModel):
 
 
 class DamagedVersion(BaseModel):
+    """A bundle whose manifest cannot be read."""
+
     version: str
     champion: bool
     damaged: str = Field(description="what is wrong with it")
 
 
 class ModelsResponse(BaseModel):
+    """Every version there is, which of them is the champion, and which serves."""
+
     champion: str | None
     loaded: LoadedVersion | None
     refused: RefusedVersion | None = Field(description="a champion that does not serve")
@@ -57,6 +67,8 @@ class ModelsResponse(BaseModel):
 
 
 class PromotedResponse(BaseModel):
+    """The champion now, and the one it replaced."""
+
     champion: str
     before: str | None
 
@@ -70,10 +82,9 @@ async def models(request: Request) -> Response:
         slot = services.slot
         champion, unreadable = await asyncio.to_thread(_champion, slot.registry)
         versions = await asyncio.to_thread(_versions, slot.registry, champion)
-        found = unreadable or slot.refused
-        refused = found and {"version": found.version, "reason": found.reason}
+        refused = unreadable or slot.refused
         loaded = slot.engine and {"version": slot.engine.version, "provider": slot.engine.provider}
-        return _json({"champion": champion, "loaded": loaded, "refused": refused, "versions": versions})
+        return json_response({"champion": champion, "loaded": loaded, "refused": refused, "versions": versions})
 
 
 @router.post(
@@ -88,14 +99,7 @@ async def promote(version: str, request: Request) -> Response:
         await admitted(request, "admin")
         if not re.fullmatch(VERSION_NAME, version):
             raise Problem("version_not_found", "a version is 1 to 100 letters, digits, dots, dashes and underscores")
-        try:
-            return _promoted(await services.slot.promote(version))
-        except RegistryError as error:
-            raise Problem("version_not_found", str(error)) from error
-        except (BundleError, EngineError, DeviceError) as error:
-            raise Problem("version_damaged", str(error)) from error
-        except OSError as error:
-            raise _unwritable(error) from error
+        return await _promoted(services.slot.promote(version), unknown="version_not_found")
 
 
 @router.post(
@@ -108,14 +112,20 @@ async def rollback(request: Request) -> Response:
     services: Services = request.app.state.services
     with services.metrics.observed("rollback"):
         await admitted(request, "admin")
-        try:
-            return _promoted(await services.slot.rollback())
-        except RegistryError as error:
-            raise Problem("conflict", str(error)) from error
-        except (BundleError, EngineError, DeviceError) as error:
-            raise Problem("version_damaged", str(error)) from error
-        except OSError as error:
-            raise _unwritable(error) from error
+        return await _promoted(services.slot.rollback(), unknown="conflict")
+
+
+async def _promoted(change: Awaitable[Promoted], *, unknown: str) -> Response:
+    """What came of a promotion or rollback. unknown: code of the problem if there is no such version."""
+    try:
+        return json_response(await change)
+    except RegistryError as error:
+        raise Problem(unknown if isinstance(error, UnknownVersionError) else "conflict", str(error)) from error
+    except (BundleError, EngineError, DeviceError) as error:
+        raise Problem("version_damaged", str(error)) from error
+    except OSError as error:
+        detail = f"the artifacts folder cannot be changed: {error}; free space there, or let the service write to it"
+        raise unavailable("artifacts_unavailable", detail, retry_after_s=30) from error
 
 
 def _champion(registry: Registry) -> tuple[str | None, Refused | None]:
@@ -146,16 +156,3 @@ def _milliseconds(time: str) -> int | None:
     with contextlib.suppress(ValueError):
         return int(datetime.fromisoformat(time).timestamp() * 1000)
     return None
-
-
-def _unwritable(error: OSError) -> Problem:
-    detail = f"the artifacts folder cannot be changed: {error}; free space there, or let the service write to it"
-    return unavailable("artifacts_unavailable", detail, retry_after_s=30)
-
-
-def _promoted(promoted: Promoted) -> Response:
-    return _json({"champion": promoted.champion, "before": promoted.before})
-
-
-def _json(body: object) -> Response:
-    return Response(orjson.dumps(body), media_type="application/json")

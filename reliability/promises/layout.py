@@ -123,7 +123,7 @@ async def _rates(url: str, users: list[str], *, repeats: int) -> tuple[dict[str,
     async with SequenceStore.connect(url, _SETTINGS) as store:
         for number in range(_ROUNDS):
             numbers = range(_LENGTH + number * repeats, _LENGTH + (number + 1) * repeats)
-            ping = await _rate(lambda _: store.ping(), numbers)
+            ping = await _rate(lambda _: store.connection.read(b"", lambda client: client.ping()), numbers)
             for layout in _LAYOUTS:
                 appended[layout].append(await _rate(_appending(store, users, layout), numbers) / ping)
                 read[layout].append(await _rate(_reading(store, layout), parts) * len(users) / len(parts))

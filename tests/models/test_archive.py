@@ -80,6 +80,18 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, damage: str) -> Non
         read(tmp_path)
 
 
+def test_a_damaged_file_of_tombstones_is_not_to_be_taken_out_before_its_users_are_erased_again(tmp_path: Path) -> None:
+    add(tmp_path, event("a"), Tombstone(digest_of("ann"), "7-0"))
+    again = "; if there is none, erase its users again before you take it out"
+    for folder, advice in (("erased", again), ("dt=*", ", or take it out")):
+        (path,) = tmp_path.glob(f"{folder}/*.parquet")
+        whole = path.read_bytes()
+        spoil(path, "cut")
+        with pytest.raises(ArchiveError, match=f"put a copy of it back{advice}"):
+            read(tmp_path)
+        path.write_bytes(whole)
+
+
 def test_an_archive_that_is_not_there_or_not_writable_is_said(tmp_path: Path) -> None:
     with pytest.raises(ArchiveError, match="no such archive"):
         read(tmp_path / "none")

@@ -3,6 +3,7 @@
 The fifth, equal to torch, is held where bundles are made: tests/training/test_export.py.
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -11,7 +12,8 @@ import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +110,15 @@ print(taken)
 """
 
 
+@contextmanager
+def open_folder(folder: Path) -> Iterator[int]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
 def test_a_bundle_is_complete_or_absent_wherever_its_writer_is_killed(whole: Path) -> None:
     root = str(Path(__file__).parents[2])
 
@@ -134,7 +145,13 @@ def test_a_bundle_is_complete_or_absent_wherever_its_writer_is_killed(whole: Pat
         refused(draft)
         with pytest.raises(RegistryError):
             registry.promote(draft.name)
-    assert write(0).returncode == 0  # what the dead left behind is in nobody's way
+    with open_folder(drafts[0]) as held:
+        fcntl.flock(held, fcntl.LOCK_EX)  # as by a writer at work
+        assert write(0).returncode == 0  # what the dead left behind is in nobody's way
+        assert drafts[0].exists()
+    shutil.rmtree(whole.parent / "late")
+    assert write(0).returncode == 0
+    assert not list(whole.parent.glob(".draft-*"))
 
 
 def test_a_writer_that_fails_leaves_nothing_behind(whole: Path) -> None:

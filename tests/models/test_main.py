@@ -159,6 +159,21 @@ def test_the_folder_of_bundles_may_be_named_before_the_command_and_after_it(
         assert f"no versions in {artifacts}" in capsys.readouterr().out
 
 
+def test_the_folder_of_bundles_is_the_services_unless_it_is_named(
+    artifacts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RECSERVE_ARTIFACTS", str(artifacts))
+    for words in (["list"], ["--artifacts", str(artifacts), "list"], ["list", "--artifacts", str(artifacts)]):
+        assert main(words) == 0
+        assert f"no versions in {artifacts};" in capsys.readouterr().out
+    assert main(["--artifacts", "other", "list"]) == 0
+    assert "no versions in other;" in capsys.readouterr().out
+    monkeypatch.setenv("RECSERVE_ARTIFACTS", "")
+    assert main(["list"]) == 0
+    assert "no versions in artifacts;" in capsys.readouterr().out
+
+
 def test_help_has_examples_and_a_wrong_command_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     for words, status in ((["--help"], 0), ([], 2), (["demote", "v1"], 2), (["promote"], 2)):
         with pytest.raises(SystemExit) as left:

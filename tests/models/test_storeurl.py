@@ -15,6 +15,8 @@ from tests.service.tls import certificate
     "url",
     [
         "redis://a:1",
+        "redis://a/",
+        "redis://:pw@[::1]:1/15?client_name=x",
         "rediss://u:p%2Fw@a:1/0",
         "rediss://a?password=p/w@d&client_name=/a@b",
         "unix:///a/b",
@@ -80,6 +82,17 @@ def test_files_that_tls_cannot_use_are_refused_before_anybody_connects(url: str,
         ("", r"begins with none of redis://, redis\+cluster://, .*unix://"),
         ("redis", "begins with none of"),
         ("http://a:1", "begins with none of"),
+        ("redis://", "redis:// names no host; write redis://HOST:PORT"),
+        ("redis:///0", "redis:// names no host"),
+        ("redis://:6379", "redis:// names no host"),
+        ("rediss://u:pw@/0", "rediss:// names no host; write rediss://HOST:PORT"),
+        ("redis://a:1/abc", "number of a database"),
+        ("redis://a:1/1/2", "number of a database"),  # would be 12
+        ("redis://a:1/-1", "number of a database"),
+        ("unix://", "unix:///PATH"),
+        ("unix:///", "unix:///PATH"),
+        ("unix://u:pw@", "unix:///PATH"),
+        ("unix://run/store.sock", "unix:///PATH"),  # would be /store.sock
         ("redis+cluster://", "HOST:PORT"),
         ("redis+cluster://a", "HOST:PORT.*number 1"),
         ("redis+cluster://a:1,b", "number 2"),
@@ -126,10 +139,13 @@ def test_a_malformed_one_says_what_it_takes(url: str, said: str) -> None:
         "redis://user:123/et@a:1",  # would be port 123 of the host user
         "redis://user:123?et@a:1",
         "redis://user:123#et@a:1",
+        "redis://user:s3cr@",
+        "redis://user:s3cr@a:1/s3cr",
+        "unix://user:s3cr@",
     ],
 )
 def test_a_password_is_not_said(url: str) -> None:
-    with pytest.raises(ValueError, match=r"%2F|HOST:PORT|takes nothing|ssl_ca_certs") as raised:
+    with pytest.raises(ValueError, match=r"%2F|HOST:PORT|takes nothing|ssl_ca_certs|database|PATH") as raised:
         several(url)
     assert "s3cr" not in str(raised.value)
     assert "123" not in str(raised.value)

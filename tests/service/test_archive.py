@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from models.eventlog import Entry, LoggedEvent, digest_of, log_key, partition_of
 from models.rewriting import Asked, RewriteRefusedError, rewrite
 from reliability.processes import Store
 from service.archive import Archiver
+from service.embedded import EmbeddedStore
 from service.erasure import Erasure
 from service.sequences import SequenceStore, StoreSettings
 from tests.service import topologies
@@ -192,6 +194,27 @@ def test_a_store_without_memory_forgets_what_is_archived(killable_store: Killabl
     assert len(settled(read(tmp_path))) == 4000
 
 
+@pytest.mark.parametrize("program", [None, "/usr/bin/redis-server"])
+def test_a_full_store_takes_what_it_refused_when_all_logs_have_made_room(program: str | None, tmp_path: Path) -> None:
+    if program is not None and not Path(program).exists():
+        pytest.skip(f"{program} is not there")
+    binary = Path(program) if program else None
+    with tempfile.TemporaryDirectory() as folder, EmbeddedStore(Path(folder), binary=binary) as store:
+        append(store.url, 0, 8000)
+        with redis.Redis.from_url(store.url) as server:
+            used = server.info("memory")["used_memory"]
+            server.config_set("maxmemory", used - 100_000)  # two partitions' logs, or so
+            with pytest.raises(redis.ResponseError, match="maxmemory"):
+                server.set("x", "y")
+            assert "8000 entries of the log archived" in archive(store.url, tmp_path / "archive")
+            held = {partition: server.xlen(log_key(partition)) for partition in range(16)}
+            assert max(held.values()) <= 101
+            for partition in (partition for partition, entries in held.items() if entries):
+                assert eventlog.archived(server, partition) != eventlog.START
+            server.set("x", "y")
+    assert len(settled(read(tmp_path / "archive"))) == 8000
+
+
 def test_a_partition_that_cannot_be_read_keeps_erased_users_from_nothing(
     store_url: str, server: redis.Redis, tmp_path: Path
 ) -> None:
@@ -207,7 +230,7 @@ def test_a_partition_that_cannot_be_read_keeps_erased_users_from_nothing(
                 assert line, heard
         finally:
             process.terminate()
-        assert "not all of it" in heard
+        assert json.loads(next(line for line in heard.splitlines() if "not all of it" in line))["level"] == "error"
 
 
 def test_a_file_that_cannot_be_read_is_told_and_the_log_is_archived_all_the_same(

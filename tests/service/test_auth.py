@@ -157,8 +157,10 @@ def test_a_look_that_fails_closes_an_open_service_and_the_next_opens_it_unless_t
 
 
 def test_a_damaged_file_of_keys_changes_nothing_and_one_that_is_gone_ends_all(
-    client: httpx.Client, keys: dict[str, str], folder: KeyFolder
+    client: httpx.Client, keys: dict[str, str], folder: KeyFolder, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
+
     def status(scope: str) -> int:
         return client.post("/recommend", headers=as_holder(keys[scope]), json={}).status_code
 
@@ -167,11 +169,15 @@ def test_a_damaged_file_of_keys_changes_nothing_and_one_that_is_gone_ends_all(
     path.write_bytes(whole[:-20])
     time.sleep(0.6)  # it has been looked at twice
     assert status("recommend") == 200
+    assert "the keys can be read again" not in caplog.messages
+    path.write_bytes(whole)
+    eventually(lambda: "the keys can be read again" in caplog.messages)
     path.unlink()
     eventually(lambda: status("recommend") == 401)
     assert client.post("/recommend", json={}).status_code == 401
     path.write_bytes(whole)
     eventually(lambda: status("recommend") == 200)
+    assert caplog.messages.count("the keys can be read again") == 1
 
 
 def test_a_service_that_starts_without_its_file_of_keys_but_with_the_secret_answers_nobody(

@@ -102,7 +102,7 @@ async def test_a_probe_that_breaks_is_said_once_and_made_again(caplog: pytest.Lo
 @pytest.mark.anyio
 async def test_a_call_under_way_when_its_connection_is_closed_leaves_no_probe_behind(killable_store: Any) -> None:
     connection = Connection(killable_store.url, read_timeout_s=0.5, write_timeout_s=0.5, max_connections=4)
-    await connection.ping()
+    await connection.values([b"x"])
     killable_store.pause()
     try:
         call = asyncio.create_task(connection.values([b"x"]))

@@ -331,6 +331,8 @@ def test_events_are_refused_while_a_running_store_is_set_to_less(
     assert (refused.status_code, refused.json()["code"]) == (503, "store_unavailable")
     assert refused.headers["retry-after"] == "1"
     assert "service.batcher" not in {record.name for record in caplog.records}  # a refusal, and no bug
+    said = {r.levelname for r in caplog.records if r.getMessage().startswith("events were not stored: durability is")}
+    assert said == {"ERROR"}
     server.config_set("appendonly", "yes")
     until = time.monotonic() + 20
     while client.post("/events", **asked).status_code != 200:
@@ -338,9 +340,13 @@ def test_events_are_refused_while_a_running_store_is_set_to_less(
         time.sleep(0.02)
 
 
-def test_events_that_no_replica_has_are_refused_over_http(start_service: Callable[..., Any], store_url: str) -> None:
+def test_events_that_no_replica_has_are_refused_over_http(
+    start_service: Callable[..., Any], store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
     client = start_service(store_url, durability="replicated")
     for _ in range(2):
         refused = client.post("/events", json={"user_id": "ada", "item_id": "i1", "timestamp": 1})
         assert (refused.status_code, refused.json()["code"]) == (503, "store_unavailable")
         assert refused.headers["retry-after"] == "1"
+    said = {r.levelname for r in caplog.records if r.getMessage().startswith("events were not stored: 0 of 1 replica")}
+    assert said == {"ERROR"}

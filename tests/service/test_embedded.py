@@ -195,6 +195,15 @@ def test_a_server_that_reads_a_long_log_back_is_waited_for(folder: Path, monkeyp
     assert time.monotonic() - began > embedded.READY_TIMEOUT_S
 
 
+def test_a_folder_that_cannot_be_made_is_named_with_its_setting(folder: Path) -> None:
+    folder.joinpath("file").write_text("")
+    with pytest.raises(EmbeddedStoreError, match=r"file/store cannot be the folder .*--data or RECSERVE_DATA"):
+        EmbeddedStore(folder / "file" / "store").__enter__()
+    folder.joinpath("store", "server.log").mkdir(parents=True)
+    with pytest.raises(EmbeddedStoreError, match=r"store cannot be the folder .*Is a directory"):
+        EmbeddedStore(folder / "store").__enter__()
+
+
 def test_a_binary_that_is_not_there_is_named(folder: Path) -> None:
     with pytest.raises(EmbeddedStoreError, match="/nowhere/redis-server"):
         EmbeddedStore(folder, binary=Path("/nowhere/redis-server")).__enter__()

@@ -78,6 +78,15 @@ def test_a_model_that_gives_no_numbers_is_an_error(make_bundle: Callable[..., Pa
         engine.rank([query([5], k=1)])
 
 
+def test_a_score_beyond_what_a_number_can_hold_is_an_error(make_bundle: Callable[..., Path]) -> None:
+    items, affinities = np.zeros((13, 1), np.int32), np.zeros((13, 1), np.float32)
+    items[5:7], affinities[5:7] = 9, 3e38
+    engine = engine_over(make_bundle("v1", neighbours=Neighbours(items, affinities)))
+    assert engine.rank([query([5], k=1)])[0].scores == [pytest.approx(3e38)]
+    with pytest.raises(EngineError, match="not finite"):
+        engine.rank([query([6, 5], k=1)])
+
+
 def test_no_queries_are_no_rankings(make_bundle: Callable[..., Path]) -> None:
     assert engine_over(make_bundle("v1")).rank([]) == []
 

@@ -384,13 +384,17 @@ def test_a_store_that_refuses_for_long_does_not_fill_the_log_of_the_service(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     make_bundle("v1")
-    client = start_service(store_url, log_min_days=1, log_max_events=16)  # one a partition
-    assert client.post("/events", json=event()).status_code == 200
+    client = start_service(store_url, log_min_days=1, log_max_events=17_600)  # 1,100 a partition
+    for numbers in (range(1000), range(1000, 1100)):
+        bodies = [event(event_id=f"e{number}") for number in numbers]
+        assert client.post("/events", json={"events": bodies}).status_code == 200
     began = time.monotonic()
-    refused = [client.post("/events", json=event(event_id=f"e{number}")) for number in range(30)]
+    refused = [client.post("/events", json=event(event_id=f"f{number}")) for number in range(30)]
     assert {answer.status_code for answer in refused} == {503}
-    said = [line for line in caplog.messages if "LOGFULL" in line]
+    said = [record.levelname for record in caplog.records if "LOGFULL" in record.getMessage()]
     assert 1 <= len(said) <= 1 + (time.monotonic() - began)  # once a second
+    assert set(said) == {"ERROR"}
+    assert refused[0].json()["title"] == "The sequence store cannot be used now"
     assert 'recserve_store_errors_total{call="write"} 30.0' in client.get("/metrics").text
 
 

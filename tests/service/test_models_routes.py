@@ -116,6 +116,19 @@ def test_a_version_that_is_not_there_is_a_404(two: httpx.Client) -> None:
         assert two.post(f"/models/{name}/promote").status_code == 404
 
 
+def test_where_current_cannot_be_read_promotion_and_rollback_are_conflicts_that_say_how_it_is_written(
+    two: httpx.Client, artifacts: Path
+) -> None:
+    (artifacts / "CURRENT").write_bytes(b"\xff\xfe")
+    for path in ("/models/v2/promote", "/models/rollback"):
+        response = two.post(path)
+        assert (response.status_code, response.json()["code"]) == (409, "conflict")
+        assert "one a line: the champion first, the one before it second" in response.json()["detail"]
+    assert two.post("/models/v3/promote").status_code == 404
+    (artifacts / "CURRENT").write_text("v1\nv3\n")
+    assert two.post("/models/rollback").status_code == 409  # the one before is there no more
+
+
 def test_a_promotion_in_the_folder_is_noticed_soon(two: httpx.Client, artifacts: Path) -> None:
     Registry(artifacts).promote("v2")
     assert until(lambda: first(two) == "i2") < 3  # it takes a quarter of a second where the machine has nothing else
@@ -289,6 +302,55 @@ async def test_a_current_that_cannot_be_opened_is_told_once_and_the_old_one_serv
         current.write_text("v2\n")
         await slot.refresh()
         assert slot.engine.version == "v2"
+        assert slot.refused is None
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("empty", [False, True])
+async def test_a_current_that_is_gone_while_a_version_serves_is_told_once_and_heals_when_it_is_back(
+    artifacts: Path, make_bundle: Callable[..., Path], caplog: pytest.LogCaptureFixture, empty: bool
+) -> None:
+    make_bundle("v1")
+    current = artifacts / "CURRENT"
+    refused: list[Refused] = []
+    async with Slot(artifacts, device="cpu", cpus=1, poll_s=60, on_refuse=refused.append) as slot:
+        for again in range(2):
+            if empty:
+                current.write_text("")
+            else:
+                current.unlink()
+            for _ in range(3):
+                await slot.refresh()
+            assert slot.engine is not None
+            assert slot.refused == refused[-1]
+            assert (slot.engine.version, slot.refused.version) == ("v1", "CURRENT")
+            assert f"{current} is missing or empty; promote v1 again" in slot.refused.reason
+            if again:
+                await slot.promote("v1")
+            else:
+                current.write_text("v1\n")
+                await slot.refresh()
+            assert slot.refused is None
+    assert len(refused) == [record.levelname for record in caplog.records].count("ERROR") == 2
+    assert current.read_text() == "v1\n"
+
+
+def test_a_current_that_is_gone_is_shown_and_counted_beside_the_versions(two: httpx.Client, artifacts: Path) -> None:
+    (artifacts / "CURRENT").unlink()
+    until(lambda: two.get("/models").json()["refused"] is not None)
+    found = two.get("/models").json()
+    assert (found["champion"], found["loaded"]["version"], found["refused"]["version"]) == (None, "v1", "CURRENT")
+    assert "missing or empty" in found["refused"]["reason"]
+    assert "recserve_refused_versions_total 1.0" in two.get("/metrics").text
+    assert two.get("/readyz").status_code == 200
+    assert two.post("/models/v1/promote").json() == {"champion": "v1", "before": None}
+    assert two.get("/models").json()["refused"] is None
+
+
+@pytest.mark.anyio
+async def test_without_a_version_that_serves_there_is_nothing_to_refuse(artifacts: Path) -> None:
+    async with Slot(artifacts, device="cpu", cpus=1, poll_s=60) as slot:
+        await slot.refresh()
         assert slot.refused is None
 
 

@@ -15,6 +15,7 @@ import redis
 
 from models.neighbours import Neighbours
 from models.runtime import Runtime
+from service import recommender
 
 READS = {"cmdstat_get", "cmdstat_mget", "cmdstat_hget", "cmdstat_evalsha", "cmdstat_lrange", "cmdstat_zrange"}
 
@@ -356,3 +357,21 @@ def test_an_explanation_encodes_all_that_it_leaves_out_together(
     monkeypatch.setattr(Runtime, "encode", encoded)
     recommend(client, history=["i1", "i2", "i3", "i4"], explain=True)
     assert sizes == [1, 4]
+
+
+@pytest.mark.parametrize(("events", "sizes"), [(50, [3]), (2, [2, 1]), (1, [1, 1, 1])])
+def test_explanations_of_many_events_are_ranked_one_after_the_other(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch, events: int, sizes: list[int]
+) -> None:
+    monkeypatch.setattr("service.recommender._LEFT_OUT", events)
+    together: list[int] = []
+    ranked = recommender._ranked
+
+    def counted(engine: Any, wishes: Any, queries: Any) -> Any:
+        together.append(len(wishes))
+        return ranked(engine, wishes, queries)
+
+    monkeypatch.setattr(recommender, "_ranked", counted)
+    queries = [{"history": [f"i{number}" for number in range(1, 7)], "explain": True}] * 3
+    assert client.post("/recommend/batch", json={"queries": queries}).status_code == 200
+    assert together == sizes

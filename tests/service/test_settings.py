@@ -62,11 +62,37 @@ def test_variables_that_do_not_exist_are_errors(monkeypatch: pytest.MonkeyPatch)
         ({**STORE, "colour": "red"}, "colour"),
         ({**STORE, "allowed_hosts": ["rec.example"]}, "allowed_hosts"),
         ({**STORE, "receive_s": 0}, "receive_s"),
+        ({**STORE, "sequence_types": [""]}, "sequence_types"),
+        ({**STORE, "sequence_types": ["view", ""]}, "sequence_types"),
+        ({**STORE, "log_min_days": 0.1, "log_max_events": 17_599}, "log_max_events is 17599.*give 17600"),
     ],
 )
 def test_wrong_settings_are_named(options: dict[str, Any], named: str) -> None:
     with pytest.raises(BadSettings, match=named):
         load(options)
+
+
+def test_a_log_that_keeps_young_events_has_room_for_a_request_and_another_may_be_as_small_as_one_event() -> None:
+    assert load({**STORE, "log_min_days": 0.1, "log_max_events": 17_600}).log_max_events == 17_600
+    assert load({**STORE, "log_max_events": 1}).log_max_events == 1
+
+
+@pytest.mark.parametrize("name", ["artifacts", "keys", "data"])
+def test_a_folder_that_is_a_file_or_below_one_is_named_by_its_setting(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    for path in (file, file / "below" / "it"):
+        with pytest.raises(BadSettings, match=rf"^setting {name} is .*{path}.*: {file} is a file; name a folder$"):
+            load({"embedded": True, name: path})
+    monkeypatch.setenv(f"RECSERVE_{name.upper()}", str(file))
+    assert main(["serve", "--embedded"]) == 2
+    assert f"error: setting {name} is '{file}': " in capsys.readouterr().err
+    if name != "data":
+        assert main(["keys", "list"]) == 2
+        assert f"error: setting {name} is '{file}': " in capsys.readouterr().err
+    assert load({"embedded": True, name: tmp_path / "made" / "later"}).embedded
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.1", "example.org"])

@@ -316,7 +316,7 @@ def test_told_to_stop_a_worker_leaves_a_ranking_behind_that_does_not_end_and_the
         pids = workers_of(service)
         assert service.stop() == 1
         assert not any(map(running, pids))
-    eventually(lambda: any("a ranking is stuck" in line for line in service.lines))
+    eventually(lambda: any("a ranking has not ended" in line for line in service.lines))
 
 
 def test_a_signal_to_the_whole_group_of_processes_is_an_ordinary_stop(two: Process) -> None:
