@@ -25,24 +25,35 @@ Found = dict[tuple[str, str], dict[str, Any]]
 def compare_activations(spec: RunSpec, prepared: Prepared, folder: Path, console: Console) -> Found:
     """Fit a model for every pair (encoder, decoder), each in a folder of `folder`, and write `folder/activations.md`.
 
-    Gives the figures of metrics.json by pair. Raises ConfigError if the configuration is of another model.
+    Gives the figures of metrics.json by pair. Raises ConfigError if the configuration is of another model, RunError if
+    a training is at work in the folder or in one of the pairs'.
     """
     if not isinstance(spec.config, AutoRecRunConfig):
         raise ConfigError(f"{spec.config.model.name} has no encoder and decoder activation to compare; give an AutoRec")
     found: Found = {}
-    for encoder, decoder in product(get_args(Activation), repeat=2):
-        model = spec.config.model.model_copy(update={"encoder": encoder, "decoder": decoder})
-        config = spec.config.model_copy(update={"model": model})
-        one = spec.model_copy(update={"config": config, "name": f"{spec.name}-{encoder}-{decoder}"})
-        run = RunFolder(folder / f"{one.name}-{spec.seed}")  # by which the results page tells records apart
-        run.begin(one, prepared)
-        task, fitted = fitted_autorec(one, config, prepared, run, console=console)
-        figures = judge_model(task, prepared, ranked=spec.split in RANKED)
-        found[encoder, decoder] = {**figures, "baselines": {}, "left_out": prepared.split.left_out, **course(fitted)}
-        run.finish(found[encoder, decoder])
-        console.print(f"{encoder}, {decoder}: {fitted.epochs} epochs in {fitted.seconds:.0f} s")
-    (folder / "activations.md").write_text(_markdown(found), encoding="utf-8")
+    with RunFolder(folder).held():
+        for encoder, decoder in product(get_args(Activation), repeat=2):
+            model = spec.config.model.model_copy(update={"encoder": encoder, "decoder": decoder})
+            config = spec.config.model_copy(update={"model": model})
+            one = spec.model_copy(update={"config": config, "name": f"{spec.name}-{encoder}-{decoder}"})
+            run = RunFolder(folder / f"{one.name}-{spec.seed}")  # by which the results page tells records apart
+            found[encoder, decoder] = _fitted_pair(one, config, prepared, run, console)
+        (folder / "activations.md").write_text(_markdown(found), encoding="utf-8")
     return found
+
+
+def _fitted_pair(
+    spec: RunSpec, config: AutoRecRunConfig, prepared: Prepared, run: RunFolder, console: Console
+) -> dict[str, Any]:
+    """The figures of one pair, of which the run is finished then."""
+    with run.held():
+        run.begin(spec, prepared)
+        task, fitted = fitted_autorec(spec, config, prepared, run, console=console)
+        figures = judge_model(task, prepared, ranked=spec.split in RANKED)
+        figures |= {"baselines": {}, "left_out": prepared.split.left_out, **course(fitted)}
+        run.finish(figures)
+    console.print(f"{config.model.encoder}, {config.model.decoder}: {fitted.epochs} epochs in {fitted.seconds:.0f} s")
+    return figures
 
 
 def compared_name(spec: RunSpec) -> str | None:

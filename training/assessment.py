@@ -8,12 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from models.bundle import read_bundle
 from models.manifest import MANIFEST, DataWindow
 from models.runtime import Runtime
+from models.vocabulary import Ids
 from training.baselines import baselines
 from training.config import AutoRecRunConfig, DataConfig, RunConfig, parse_config, reads_values
-from training.dataset import Dataset, Vocabulary
+from training.dataset import Dataset, Vocabulary, popularity_of
 from training.evaluate import (
     ALONE,
     Evaluation,
@@ -23,6 +27,7 @@ from training.evaluate import (
     differences_from,
     evaluate_test,
     evaluate_test_sampled,
+    require_test_negatives,
 )
 from training.interactions import Columns, Interactions
 from training.measures import METRIC, Difference
@@ -37,14 +42,18 @@ from training.splits import Split
 class Subject:
     """A run or a bundle as something to judge: what it was made from, its recorded figures, and its scorer.
 
-    `over` gives the scorer over the items of any data, `alone` that without its blend, None where there is none;
-    reads_values: whether it reads what an interaction was worth. `run` is None for a bundle, `config` for one that
-    names none.
+    popularity float32 (items + 1,): how often it learned each of `ids`. split: what it was judged by, None for a
+    bundle, which does not say. `over` gives the scorer over the items of any data, `alone` that without its blend, None
+    where there is none; reads_values: whether it reads what an interaction was worth. `run` is None for a bundle,
+    `config` for one that names none.
     """
 
     name: str
     config: RunConfig | None
     data: DataWindow
+    split: SplitName | None
+    ids: Ids
+    popularity: NDArray[np.float32]
     figures: Mapping[str, Any]
     over: Callable[[Vocabulary], Scorer]
     alone: Callable[[Vocabulary], Scorer] | None
@@ -83,6 +92,9 @@ def open_subject(path: Path) -> Subject:
             name=manifest.version,
             config=parse_config(manifest.config) if manifest.config else None,
             data=manifest.data,
+            split=None,
+            ids=runtime.bundle.ids,
+            popularity=runtime.bundle.popularity,
             figures=manifest.metrics,
             over=lambda vocabulary: BundleScorer(runtime, vocabulary),
             alone=None
@@ -97,6 +109,9 @@ def open_subject(path: Path) -> Subject:
         name=spec.name,
         config=spec.config,
         data=spec.data,
+        split=spec.split,
+        ids=run.ids(),
+        popularity=run.popularity(),
         figures=run.metrics(),
         over=run_scorer(run),
         alone=None if run.neighbours() is None else run_scorer(run, alone=True),
@@ -117,21 +132,23 @@ def assess(
     """Judge a run or a bundle on the test part of data, and if asked for among sampled negatives and against another.
 
     data: interaction files; without them the run's own. split: by default that of the run, and leave-one-out for a
-    bundle. Raises EvaluationError if a bundle comes without data or a run's own data is to be split otherwise, and
-    whatever reading the subject and the data raises.
+    bundle. Raises EvaluationError if a bundle comes without data, a run's own data is to be split otherwise or a user
+    has fewer items to sample from, and whatever reading the subject and the data raises.
     """
     subject = open_subject(path)
     other = open_subject(against) if against is not None else None
     rated = other is not None and other.reads_values
     interactions, dataset, parts, chosen = _data(subject, data, columns or Columns(), split, values=rated)
     items = dataset.vocabulary.items
+    if sampled is not None:
+        require_test_negatives(parts, items, sampled)
     scorer = subject.over(dataset.vocabulary)
     evaluation = evaluate_test(scorer, parts, items)
-    own = _is_own(subject, interactions, dataset, parts)
-    recorded = subject.figures.get("baselines")
+    own = _is_own(subject, interactions, dataset, parts, chosen)
+    recorded = subject.figures.get("baselines", {}) if own else {}
+    beside = {name: figures["test"] for name, figures in recorded.items() if METRIC in figures["test"]}
     # On the data it was made from the baselines stand as they were recorded: they are fitted without chance.
-    if own and recorded:
-        beside = {name: figures["test"] for name, figures in recorded.items() if METRIC in figures["test"]}
+    if beside:
         differences = subject.figures["test"].get("differences", {})
     else:
         ranking = {
@@ -143,7 +160,7 @@ def assess(
     found = None
     if other is not None:
         found = difference(evaluation, evaluate_test(other.over(dataset.vocabulary), parts, items))
-        if not _is_own(other, interactions, dataset, parts):
+        if not _is_own(other, interactions, dataset, parts, chosen):
             notes.append(_caution(other, interactions))
         if rated and interactions.frame["value"].is_null().all():
             notes.append(
@@ -205,14 +222,23 @@ def _data(
     return interactions, dataset, parts, chosen
 
 
-def _is_own(subject: Subject, interactions: Interactions, dataset: Dataset, split: Split) -> bool:
-    """Whether the subject was made from the train part of just this data."""
-    times = split.train.timestamps
-    return (
-        set(interactions.sha256) == set(subject.data.files.values())
-        and (len(dataset.users), dataset.vocabulary.items) == (subject.data.users, subject.data.items)
-        and (None if times is None else int(times.max())) == subject.data.trained_until_ms
-    )
+def _is_own(subject: Subject, interactions: Interactions, dataset: Dataset, parts: Split, split: SplitName) -> bool:
+    """Whether the subject was made from the train part of just this data.
+
+    Files, sizes and the newest event learned may be the same although another part of the files was learned, or all of
+    them; how often each item was learned is then not.
+    """
+    times, vocabulary = parts.train.timestamps, dataset.vocabulary
+    if (
+        set(interactions.sha256) != set(subject.data.files.values())
+        or subject.split not in (None, split)
+        or (len(dataset.users), vocabulary.items) != (subject.data.users, subject.data.items)
+        or (None if times is None else int(times.max())) != subject.data.trained_until_ms
+    ):
+        return False
+    learned = dict(zip(subject.ids, subject.popularity.tolist(), strict=True))
+    found = popularity_of(parts.train, vocabulary.items).tolist()
+    return learned == dict(zip(vocabulary.ids, found, strict=True))
 
 
 def _drift(subject: Subject, evaluation: Evaluation) -> list[str]:

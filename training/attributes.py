@@ -108,8 +108,8 @@ def number_attributes(attributes: Attributes, columns: Sequence[str] | None = No
     if not names:
         raise AttributesError(
             f"no attribute of {', '.join(chosen) or 'the file'} is shared by two items of the data (titles, and "
-            "columns of numbers with a fraction, are none unless pretraining.columns names them); leave --attributes "
-            "out, or give such as genres, brands or categories"
+            "columns of numbers with a fraction, are none unless pretraining.columns names them); give such as "
+            "genres, brands or categories, or train without --attributes"
         )
     number_of = {attribute: number for number, attribute in enumerate(names)}
     numbered = sorted((row, number_of[name, value]) for row, name, value in pairs if (name, value) in number_of)

@@ -1,6 +1,7 @@
 """A training run on disk, in one safetensors file: weights, best weights, optimiser, generator state and progress.
 
-One file replaced by rename is a checkpoint or none; no pickle, so that a stranger's file cannot run code.
+One file that is synced and replaced by rename is a checkpoint or none, after a loss of power too; no pickle, so that a
+stranger's file cannot run code.
 """
 
 import json
@@ -12,6 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from models.durable import sync
 
 
 class CheckpointError(ValueError):
@@ -66,12 +69,14 @@ def save(
             draft,
             metadata={"progress": json.dumps(asdict(progress))},
         )
-    except SafetensorError as error:  # its word for a full disk
+        sync(draft)
+    except (SafetensorError, OSError) as error:  # the first is its word for a full disk
         draft.unlink(missing_ok=True)
         raise CheckpointError(
             f"{path}: cannot be written ({error}); free space there, and the same command goes on from the epoch before"
         ) from error
     draft.replace(path)
+    sync(path.parent)
 
 
 def read_progress(path: Path) -> Progress:
@@ -80,7 +85,7 @@ def read_progress(path: Path) -> Progress:
         with safe_open(path, framework="pt") as file:
             return Progress(**json.loads(file.metadata()["progress"]))
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: is not a checkpoint of a training run: {error}") from error
+        raise _unreadable(path, error) from error
 
 
 def restore(
@@ -121,8 +126,17 @@ def _tensors(path: Path) -> dict[str, dict[str, Tensor]]:
                 part, _, rest = name.partition("/")
                 parts[part][rest] = file.get_tensor(name)
     except (SafetensorError, OSError, KeyError) as error:
-        raise CheckpointError(f"{path}: is not a checkpoint of a training run: {error}") from error
+        raise _unreadable(path, error) from error
     return parts
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    if isinstance(error, FileNotFoundError):
+        return CheckpointError(f"{path}: is not there; the same train command trains anew")
+    return CheckpointError(
+        f"{path}: is damaged or not a checkpoint of a training run ({error}); delete it, and the same train command "
+        "begins anew, or give another --output"
+    )
 
 
 def _load(path: Path, model: nn.Module, weights: dict[str, Tensor]) -> None:

@@ -1,8 +1,8 @@
 """How well items are placed that were not trained on: some are hidden from training and placed as the service does it.
 
 A user who met a hidden item stops there: what came before is learned from, without the hidden items, and the last
-hidden item the user met is to be found among all of them. So nothing later than a target speaks for its user. Where
-events place a hidden item, they are its first ones that are nobody's target.
+hidden item that was new to the user is to be found among all of them. So nothing later than a target speaks for its
+user, and nobody has met it before. Where events place a hidden item, they are its first ones that are nobody's target.
 """
 
 from collections.abc import Mapping
@@ -18,8 +18,8 @@ from rich.table import Table
 
 from models.cold import CONTEXT, FEW, FULL, Learned, Placing, typical_norm
 from models.sasrec import SASRec
-from training.attributes import Attributes, read_attributes
-from training.config import AutoRecRunConfig, ConfigError, load_config
+from training.attributes import Attributes, learnable, read_attributes
+from training.config import AutoRecRunConfig, Config, ConfigError, S3RecRunConfig, load_config
 from training.dataset import PADDING_ID, Dataset, DatasetError, Sequences, Vocabulary, build_dataset, popularity_of
 from training.evaluate import mask_seen
 from training.interactions import Columns, Interactions
@@ -101,7 +101,7 @@ def evaluate_cold(
     """Hide items, train on the rest as `train` does, and judge where attributes put the hidden ones.
 
     name: of the configuration. The same call continues a run that was interrupted. Raises ConfigError for an AutoRec,
-    and as `hide`, `train` and `judge_cold`.
+    DatasetError if the attributes place none of the hidden items, and as `hide` and `train`.
     """
     loaded = load_config(name)
     if isinstance(loaded, AutoRecRunConfig):
@@ -114,16 +114,39 @@ def evaluate_cold(
     spec = spec_of(
         loaded, prepared, name=name, files=files, columns=columns, split="loo", seed=seed, attributes=attributes
     )
-    run = train(spec, prepared, output or Path("runs") / f"{spec.name}-cold-{seed}", console)
     told = read_attributes(attributes, Vocabulary((PADDING_ID, *split.hidden)), item_column=columns.item)
+    if not _can_place(loaded, prepared, told, len(split.hidden)):
+        raise DatasetError(
+            f"the attributes place none of {len(split.hidden):,} hidden items, so that there is nothing to judge; give "
+            "some that these share with other items, such as genres, brands or categories"
+        )
+    run = train(spec, prepared, output or Path("runs") / f"{spec.name}-cold-{seed}", console)
     return judge_cold(cast(SASRec, run.model()), split, prepared, told, seed=seed, learned=run.learned())
 
 
+def _can_place(config: Config | S3RecRunConfig, prepared: Prepared, told: Attributes, hidden: int) -> bool:
+    """Whether attributes will place any hidden item, which can be told before hours of fitting: all vectors are one."""
+    attributes = prepared.attributes
+    learned = None
+    if attributes is not None and isinstance(config, S3RecRunConfig) and config.model.item_attributes:
+        known = learnable(attributes, config.pretraining.columns, chosen=False)
+        learned = None if known is None else Learned(known.names, np.ones((known.count, 1), np.float32))
+    vocabulary = prepared.dataset.vocabulary
+    placing = Placing(
+        np.ones((vocabulary.rows, 1), np.float32),
+        {} if attributes is None else attributes.columns,
+        popularity_of(prepared.split.train, vocabulary.items),
+        norm=None,
+        learned=learned,
+    )
+    return any(placing.vector(own) is not None for own in _each(told, hidden))
+
+
 def hide(dataset: Dataset, interactions: Interactions, *, share: float, seed: int) -> ColdSplit:
-    """Hide a share of the items, drawn with the seed, and all that follows each user's last one.
+    """Hide a share of the items, drawn with the seed, and all that follows the last of them that was new to each user.
 
     interactions: those the data set was made of. A user who met none of the hidden items, or no other item before the
-    last of them, is learned from whole and not judged. Raises DatasetError if nobody can be judged.
+    last new one of them, is learned from whole and not judged. Raises DatasetError if nobody can be judged.
     """
     items, generator = dataset.vocabulary.items, np.random.default_rng([seed, 3])  # a stream of its own
     rows = np.sort(generator.permutation(items)[: round(share * items)]) + 1
@@ -136,12 +159,13 @@ def hide(dataset: Dataset, interactions: Interactions, *, share: float, seed: in
     meetings: list[tuple[int, int, tuple[str, ...]]] = []  # when, which hidden item, and what came just before
     for begin, end in zip(whole.starts, whole.ends, strict=True):
         places = place[whole.items[begin:end]]
-        last = int(np.flatnonzero(places >= 0).max(initial=-1))
-        for at in np.flatnonzero(places[: max(last, 0)] >= 0):
+        known, firsts = np.unique(places, return_index=True)
+        last = int(firsts[known >= 0].max(initial=0))  # the target: one that was met before is no find
+        for at in np.flatnonzero(places[:last] >= 0):
             earlier = whole.items[begin : begin + at][places[:at] < 0][-CONTEXT:]
             when = 0 if whole.timestamps is None else int(whole.timestamps[begin + at])
             meetings.append((when, int(places[at]), tuple(ids[row] for row in earlier)))
-        before = whole.items[begin : begin + max(last, 0)][places[: max(last, 0)] < 0]
+        before = whole.items[begin : begin + last][places[:last] < 0]
         if not before.size:
             continue
         kept[begin + last : end] = False
@@ -174,14 +198,13 @@ def judge_cold(
     attributes and first events place them.
 
     prepared: the data that the model was trained on, with attributes; told: those of the hidden items, in their order
-    behind padding; learned: what the model knows of attributes by themselves. Raises DatasetError if they place none of
-    the hidden items.
+    behind padding; learned: what the model knows of attributes by themselves.
     """
     known = {} if prepared.attributes is None else prepared.attributes.columns
     items: NDArray[np.float32] = model.item_matrix().detach().float().cpu().numpy()
     popularity = popularity_of(prepared.split.train, model.items)
     placing = Placing(items, known, popularity, norm=typical_norm(items), learned=learned)
-    own = [_of(told, row) for row in range(1, len(split.hidden) + 1)]
+    own = _each(told, len(split.hidden))
     contexts = [
         [row[row > 0].tolist() for row in map(prepared.dataset.vocabulary.encode, map(list, those))]
         for those in split.contexts
@@ -196,8 +219,6 @@ def judge_cold(
         f"attributes and {FULL} events": [placing.vector(one, those) for one, those in zip(own, contexts, strict=True)],
     }
     placed = sum(vector is not None for vector in by["attributes"])
-    if not placed:
-        raise DatasetError(f"the attributes place none of {len(own):,} hidden items; give some that items share")
     histories = _sequences(prepared.dataset.vocabulary, split.histories)
     vectors = ModelScorer(model).vectors(histories)
     chance = np.zeros(len(own), np.float32)
@@ -281,5 +302,6 @@ def _sequences(vocabulary: Vocabulary, histories: list[list[str]]) -> Sequences:
     return Sequences(np.concatenate(rows), ends - lengths, ends)
 
 
-def _of(attributes: Attributes, row: int) -> dict[str, object]:
-    return {name: column[row] for name, column in attributes.columns.items()}
+def _each(attributes: Attributes, items: int) -> list[dict[str, object]]:
+    """What is known of each item by itself."""
+    return [{name: column[row] for name, column in attributes.columns.items()} for row in range(1, items + 1)]

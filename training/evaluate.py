@@ -189,10 +189,9 @@ def evaluate_sampled(
 
     The target is none of them. A figure so made is several times that of the whole catalogue and orders models
     otherwise (Krichene & Rendle, KDD 2020): for comparison with papers that report nothing else.
-    Raises EvaluationError as `evaluate`, or if a user has fewer items to draw from.
+    Raises EvaluationError as `evaluate`, or before any scoring if a user has fewer items to draw from.
     """
-    if negatives < 1:
-        raise EvaluationError(f"{negatives} sampled negatives: give at least 1")
+    _require_negatives(holdout, items, negatives)
     generator = np.random.default_rng(seed)
     ranks = np.empty(len(holdout), np.int64)
     for rows, scores, histories in scored(scorer, holdout, items):
@@ -200,11 +199,6 @@ def evaluate_sampled(
         order = generator.random(scores.shape, np.float32)  # the smallest keys are the sample
         mask_seen(order, histories, mask=np.inf)
         order[np.arange(len(rows)), targets] = np.inf
-        fewest = int((order < np.inf).sum(axis=1).min())
-        if fewest < negatives:
-            raise EvaluationError(
-                f"a user has only {fewest} items outside the history to draw {negatives} negatives from; draw fewer"
-            )
         drawn = np.argpartition(order, negatives - 1, axis=1)[:, :negatives]
         own = np.take_along_axis(scores, targets[:, None], axis=1)
         beaten_by = (np.take_along_axis(scores, drawn, axis=1) >= own).sum(axis=1)
@@ -220,6 +214,11 @@ def evaluate_test(scorer: Scorer | UserScorer, split: Split, items: int) -> Eval
 def evaluate_test_sampled(scorer: Scorer, split: Split, items: int, *, negatives: int) -> SampledEvaluation:
     """`evaluate_sampled` on the sealed test part."""
     return evaluate_sampled(scorer, open_test(split), items, negatives=negatives)
+
+
+def require_test_negatives(split: Split, items: int, negatives: int) -> None:
+    """Raise EvaluationError if `evaluate_test_sampled` will: to be told before hours of anything else."""
+    _require_negatives(open_test(split), items, negatives)
 
 
 def evaluate_ratings(predict: RatingPredictor, holdout: Holdout, train: Sequences, items: int) -> RatingEvaluation:
@@ -289,6 +288,24 @@ def scored(
             raise EvaluationError(f"scores of users {rows[0]} to {rows[-1]} hold NaN or inf; the model has diverged")
         mask_seen(scores, histories)
         yield rows, scores, histories
+
+
+def _require_negatives(holdout: Holdout, items: int, negatives: int) -> None:
+    """Raise EvaluationError if a user has fewer items outside history and target than are to be drawn."""
+    if negatives < 1:
+        raise EvaluationError(f"{negatives} sampled negatives: give at least 1")
+    histories = holdout.histories
+    owners = np.concatenate((histories.owners, np.arange(len(holdout))))
+    met = np.unique(owners * (items + 1) + np.concatenate((histories.compact().items, holdout.targets)))
+    left = items - np.bincount(met // (items + 1), minlength=len(holdout))
+    few = int((left < negatives).sum())
+    if few:
+        fewest = int(left.min())
+        most = f"at most {fewest} can be drawn for each" if fewest else "some have none, so that there is no sampling"
+        raise EvaluationError(
+            f"{few:,} of {len(holdout):,} users have fewer than {negatives} items besides history and target to draw "
+            f"negatives from; {most}"
+        )
 
 
 def _slices(holdout: Holdout, popularity: NDArray[np.floating] | None) -> dict[str, NDArray[np.bool_]]:

@@ -14,17 +14,20 @@ from rich.console import Console
 
 from models.autorec import AutoRecConfig
 from models.neighbours import Neighbours
-from training.assessment import assess, open_subject
-from training.config import AutoRecRunConfig, ReconstructionConfig, RunConfig
+from training.assessment import Assessment, assess, open_subject
+from training.baselines import baselines
+from training.config import AutoRecRunConfig, DataConfig, ReconstructionConfig, RunConfig
 from training.dataset import Sequences
-from training.evaluate import EvaluationError
+from training.evaluate import EvaluationError, evaluate_test
+from training.export import export
 from training.interactions import Columns
 from training.measures import intervals
-from training.preparation import prepare, read_for, spec_of
+from training.preparation import prepare, read_for, spec_of, split_data
 from training.report import print_assessment
 from training.run import RunError, RunFolder
 from training.scorers import Translated
-from training.train import train
+from training.spec import SplitName
+from training.train import refit, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -113,6 +116,46 @@ def test_another_split_of_the_same_data_is_pointed_out(published: Path, log: Pat
     assert "trained on another split" in note
 
 
+def _is_judged_as_another_split(found: Assessment, log: Path) -> None:
+    """The baselines are fitted to the data's own train part, and a note says that its test may have been learned."""
+    dataset, parts = split_data(read_for(None, [log], Columns()), DataConfig(), split="loo")
+    items = dataset.vocabulary.items
+    expected = {name: evaluate_test(one, parts, items) for name, one in baselines(parts.train, items).items()}
+    assert found.baselines == {name: judged.report() for name, judged in expected.items()}
+    assert found.differences.keys() == expected.keys()
+    assert "trained on another split or selection of this very data" in found.notes[0]
+
+
+def test_a_model_of_everything_is_not_judged_as_one_of_the_train_part(
+    tmp_path: Path, walks: Callable[..., pl.DataFrame], tiny_config: Callable[..., Any]
+) -> None:
+    """The newest event is somebody's only one, so that both were trained until then."""
+    log = tmp_path / "log.csv"
+    known = walks(60, 20)
+    newcomer = known.tail(1).with_columns(user_id=pl.lit("newcomer"), timestamp=pl.lit(1_700_000_000_000))
+    pl.concat([known, newcomer]).write_csv(log)
+    config = tiny_config(epochs=2)
+    judged = RunFolder(_run(config, log, tmp_path / "judged", split="time"))
+    whole = refit(judged, prepare(read_for(config, [log], Columns()), config, split="time"), _silent())
+    found = assess(export(whole, tmp_path / "artifacts"), data=[log])
+    assert open_subject(whole.path).data.trained_until_ms == 1_700_000_000_000
+    _is_judged_as_another_split(found, log)
+
+
+@pytest.mark.parametrize("times", [True, False])
+def test_a_model_of_ratings_is_judged_by_ranking_beside_baselines_and_told_what_it_may_have_learned(
+    tmp_path: Path, walks: Callable[..., pl.DataFrame], times: bool
+) -> None:
+    log = tmp_path / "rated.csv"
+    rated = walks(60, 20).with_columns(value=pl.int_range(pl.len()) * 7 % 5 + 1)
+    newest = rated.tail(1).with_columns(user_id=pl.lit("newcomer"), timestamp=pl.lit(1_700_000_000_000))
+    (pl.concat([rated, newest]) if times else rated.drop("timestamp")).write_csv(log)
+    run = RunFolder(_run(_of_ratings(), log, tmp_path / "autorec", split="random"))
+    assert (open_subject(run.path).data.trained_until_ms is None) is not times
+    for subject in (run.path, export(run, tmp_path / "artifacts")):
+        _is_judged_as_another_split(assess(subject, data=[log]), log)
+
+
 def test_a_folder_that_is_neither_is_named(tmp_path: Path, published: Path) -> None:
     with pytest.raises(RunError, match=f"{tmp_path} is not the folder of a training run"):
         open_subject(tmp_path)
@@ -143,16 +186,23 @@ def sequential_and_rating(
     """A log with a column of values, and the runs of a SASRec and of an AutoRec of ratings on it."""
     log = tmp_path / "rated.csv"
     walks(60, 20).with_columns(value=pl.int_range(pl.len()) * 7 % 5 + 1).write_csv(log)
-    rating = AutoRecRunConfig(
+    return log, _run(tiny_config(epochs=2), log, tmp_path / "sasrec"), _run(_of_ratings(), log, tmp_path / "autorec")
+
+
+def _of_ratings() -> AutoRecRunConfig:
+    return AutoRecRunConfig(
         model=AutoRecConfig(hidden=(8,)), training=ReconstructionConfig(batch=16, epochs=3, learning_rate=0.02)
     )
-    return log, _run(tiny_config(epochs=2), log, tmp_path / "sasrec"), _run(rating, log, tmp_path / "autorec")
 
 
-def _run(config: RunConfig, log: Path, folder: Path) -> Path:
-    prepared = prepare(read_for(config, [log], Columns()), config, split="loo")
-    spec = spec_of(config, prepared, name=folder.name, files=[log], columns=Columns(), split="loo", seed=1)
-    return train(spec, prepared, folder, Console(file=io.StringIO())).path
+def _run(config: RunConfig, log: Path, folder: Path, *, split: SplitName = "loo") -> Path:
+    prepared = prepare(read_for(config, [log], Columns()), config, split=split, seed=1)
+    spec = spec_of(config, prepared, name=folder.name, files=[log], columns=Columns(), split=split, seed=1)
+    return train(spec, prepared, folder, _silent()).path
+
+
+def _silent() -> Console:
+    return Console(file=io.StringIO())
 
 
 def test_a_model_of_ratings_reads_them_whichever_of_two_is_judged_against_the_other(
@@ -229,6 +279,19 @@ def test_of_a_blend_the_model_alone_is_ranked_among_the_same_sample(tmp_path: Pa
         == assess(finished_run.path, sampled=9).sampled["sampled, 9 negatives"]
     )
     assert found["sampled, 9 negatives"]["mrr"] < found["sampled, 9 negatives, the model alone"]["mrr"]
+
+
+def test_a_sample_that_some_users_cannot_give_is_refused_before_anything_is_scored(
+    finished_run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("scored although nothing can come of it")
+
+    monkeypatch.setattr("training.assessment.evaluate_test", never)
+    histories = finished_run.data().dataset.sequences.lengths.tolist()  # a walk meets nothing twice
+    few = sum(40 - length < 30 for length in histories)
+    with pytest.raises(EvaluationError, match=f"{few} of 150 users .* at most {40 - max(histories)} can be drawn"):
+        assess(finished_run.path, sampled=30)
 
 
 def test_figures_among_a_sample_are_kept_with_the_run_they_are_of(

@@ -276,6 +276,6 @@ def test_attributes_that_cannot_teach_are_refused_with_what_there_is() -> None:
     with pytest.raises(AttributesError, match="no attribute column 'size'; there are brand, colour"):
         number_attributes(attributes, ["size"])
     with pytest.raises(
-        AttributesError, match=r"no attribute of brand, colour is shared by two items.*leave --attributes out"
+        AttributesError, match=r"no attribute of brand, colour is shared by two items.*or train without --attributes"
     ):
         number_attributes(attributes)

@@ -20,7 +20,12 @@ def read(folder: Path, *rows: str) -> tuple[Dataset, Interactions]:
     return build_dataset(interactions), interactions
 
 
-def test_what_follows_a_users_last_hidden_item_and_all_hidden_items_are_not_learned(tmp_path: Path) -> None:
+def last_new(items: list[str], hidden: set[str]) -> int:
+    """Where a user meets the last hidden item not met before; -1 for none."""
+    return max((items.index(item) for item in hidden.intersection(items)), default=-1)
+
+
+def test_what_follows_a_users_last_new_hidden_item_and_all_hidden_items_are_not_learned(tmp_path: Path) -> None:
     rows = ("u a b c d e f", "v f e d c b a a", "w a a", "x b c d e f b c d e f")
     dataset, interactions = read(tmp_path, *rows)
     split = hide(dataset, interactions, share=0.34, seed=0)  # two of six
@@ -30,7 +35,7 @@ def test_what_follows_a_users_last_hidden_item_and_all_hidden_items_are_not_lear
     judged = []
     for row in rows:
         user, *items = row.split()
-        last = max((place for place, item in enumerate(items) if item in hidden), default=-1)
+        last = last_new(items, hidden)
         before = [item for item in items[: max(0, last)] if item not in hidden]
         kept = before if before else [item for item in items if item not in hidden]
         learned |= {user: " ".join(kept)} if kept else {}
@@ -46,12 +51,30 @@ def test_what_follows_a_users_last_hidden_item_and_all_hidden_items_are_not_lear
         expected: dict[tuple[str, ...], None] = {}
         for row in rows:  # one user's events after another's
             _, *items = row.split()
-            last = max((place for place, one in enumerate(items) if one in hidden), default=-1)
+            last = last_new(items, hidden)
             for place, one in enumerate(items[: max(0, last)]):
                 context = tuple(other for other in items[:place] if other not in hidden)[-3:]
                 if one == item and context:
                     expected[context] = None
         assert contexts == list(expected)
+
+
+def test_nobody_is_judged_by_an_item_met_before_nor_places_it(tmp_path: Path) -> None:
+    """Of a user who returns to hidden items, one of two, the first meeting with the last of them is the target."""
+    users = [f"u{n} a{n % 3} b{n % 4} h a{(n + 1) % 3} g b{n % 2} h g" for n in range(12)]
+    dataset, interactions = read(tmp_path, *users, *(f"v{n} h a0 h" for n in range(3)))
+    split = next(
+        found
+        for seed in range(500)
+        if set((found := hide(dataset, interactions, share=2 / 9, seed=seed)).hidden) == {"h", "g"}
+    )
+    assert [split.hidden[target] for target in split.targets] == ["g"] * 12  # and none of v0 to v2
+    assert all(target not in met for target, met in zip(split.targets, split.met, strict=True))
+    assert split.histories[0] == ["a0", "b0", "a1"]
+    contexts = dict(zip(split.hidden, split.contexts, strict=True))
+    assert (contexts["g"], contexts["h"][0]) == ([], ("a0", "b0"))  # g is in everybody's way as the target alone
+    learned = split.learned.frame.filter(user_id="v0")["item_id"].to_list()
+    assert learned == ["a0"]
 
 
 def test_what_is_hidden_follows_from_the_seed(tmp_path: Path) -> None:
@@ -79,6 +102,31 @@ def kinds(tmp_path: Path) -> tuple[Path, Path]:
     kinds = pl.DataFrame({"item_id": [f"i{n}" for n in range(40)], "kind": [f"k{n % 4}" for n in range(40)]})
     kinds.write_csv(tmp_path / "kinds.csv")
     return tmp_path / "log.csv", tmp_path / "kinds.csv"
+
+
+@pytest.mark.parametrize("model", ["", 'name = "s3rec"\nitem_attributes = true\n'])
+def test_attributes_that_place_no_hidden_item_are_refused_before_anything_is_fitted(
+    tmp_path: Path, kinds: tuple[Path, Path], model: str
+) -> None:
+    """Each item has a colour of its own, so that none tells of another."""
+    import io
+
+    from rich.console import Console
+
+    from training.cold import evaluate_cold
+    from training.interactions import Columns
+
+    pl.read_csv(kinds[1]).select("item_id", colour="item_id").write_csv(tmp_path / "colours.csv")
+    (tmp_path / "tiny.toml").write_text(f"[model]\n{model}")
+    with pytest.raises(DatasetError, match=r"attributes place none of 16 hidden items.*share with other items"):
+        evaluate_cold(
+            *(str(tmp_path / "tiny.toml"), [kinds[0]], Columns(), tmp_path / "colours.csv"),
+            share=0.4,
+            seed=1,
+            output=tmp_path / "run",
+            console=Console(file=io.StringIO()),
+        )
+    assert not (tmp_path / "run").exists()
 
 
 def test_attributes_place_hidden_items_far_above_chance(

@@ -280,11 +280,17 @@ def test_sampled_ranks_repeat_with_the_seed_and_change_with_it() -> None:
     assert ranks[0] == ranks[1] != ranks[2]
 
 
+def _never(histories: Sequences) -> np.ndarray:
+    raise AssertionError("scored although nothing can come of it")
+
+
 def test_too_few_items_to_draw_from_is_an_error() -> None:
     part = holdout([[1], [1, 2]], [3, 3])
     evaluate_sampled(fixed(np.zeros((2, 5))), part, 4, negatives=1)
-    with pytest.raises(EvaluationError, match="only 1 items outside the history to draw 2 negatives"):
-        evaluate_sampled(fixed(np.zeros((2, 5))), part, 4, negatives=2)
+    with pytest.raises(EvaluationError, match=r"1 of 2 users have fewer than 2 items .*; at most 1 can be drawn"):
+        evaluate_sampled(_never, part, 4, negatives=2)
+    with pytest.raises(EvaluationError, match=r"2 of 3 users .* some have none, so that there is no sampling"):
+        evaluate_sampled(_never, holdout([[1], [1, 2, 2, 3], [2, 1, 3, 4]], [4, 4, 4]), 4, negatives=2)
     with pytest.raises(EvaluationError, match="at least 1"):
         evaluate_sampled(fixed(np.zeros((2, 5))), part, 4, negatives=0)
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import resource
 import shutil
 import signal
@@ -340,12 +341,19 @@ def test_data_without_a_second_interaction_teaches_nothing(tiny_config: Callable
 
 
 @pytest.mark.parametrize("damage", [b"", b"not a checkpoint", b"\x02\0\0\0\0\0\0\0{}"])
-def test_a_file_that_is_no_checkpoint_is_named(
+def test_a_file_that_is_no_checkpoint_is_named_and_without_it_the_run_begins_anew(
     tmp_path: Path, run: Callable[..., Any], tiny_config: Callable[..., Config], damage: bytes
 ) -> None:
-    (tmp_path / "checkpoint.safetensors").write_bytes(damage)
-    with pytest.raises(CheckpointError, match=r"checkpoint\.safetensors: is not a checkpoint"):
+    whole, _, _ = run(tmp_path, tiny_config(epochs=1))
+    path = tmp_path / "checkpoint.safetensors"
+    path.write_bytes(damage)
+    with pytest.raises(CheckpointError, match=r"checkpoint\.safetensors: is damaged or not a checkpoint.*; delete it"):
         run(tmp_path, tiny_config(epochs=1))
+    path.unlink()
+    with pytest.raises(CheckpointError, match=r"is not there; the same train command trains anew"):
+        checkpoint.load_best(path, whole)
+    anew, _, _ = run(tmp_path, tiny_config(epochs=1))
+    assert same(anew, whole)
 
 
 def test_best_weights_of_another_shape_are_refused(
@@ -364,6 +372,27 @@ def test_a_checkpoint_is_replaced_whole(
     _, fitted, _ = run(tmp_path, tiny_config(epochs=1))
     assert fitted.epochs == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.safetensors", "metrics.jsonl"]
+
+
+def test_a_checkpoint_is_on_disk_before_it_has_its_name_and_then_its_name_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[list[str]] = []
+    fsync = os.fsync
+
+    def told(descriptor: int) -> None:
+        fsync(descriptor)
+        synced.append(
+            [str(Path(f"/proc/self/fd/{descriptor}").readlink()), *sorted(path.name for path in tmp_path.iterdir())]
+        )
+
+    model = torch.nn.Linear(2, 2)
+    progress = checkpoint.Progress("x", 1, 1, 0.5, 1.0, 1, finished=False)
+    states, optimiser = checkpoint.generators(), torch.optim.AdamW(model.parameters())
+    monkeypatch.setattr("os.fsync", told)
+    checkpoint.save(tmp_path / "checkpoint.safetensors", progress, model, optimiser, best={}, average={}, states=states)
+    draft = tmp_path / "checkpoint.draft"
+    assert synced == [[str(draft), draft.name], [str(tmp_path), "checkpoint.safetensors"]]
 
 
 def test_a_disk_without_room_for_a_checkpoint_is_named_and_the_last_one_kept(tmp_path: Path) -> None:

@@ -289,6 +289,14 @@ def test_a_bundle_takes_as_many_unusable_rows_as_its_own_data_could_have(command
     command("evaluate", "artifacts/v1", *rated, "--split", "random")
 
 
+def test_two_comparisons_in_one_folder_are_kept_apart(command: Command, log: Path) -> None:
+    words = "activations", "user.toml", "--data", str(log), "--value-column", "rating", "--output", "pairs"
+    for folder in ("pairs", "pairs/user-identity-identity-0"):
+        with RunFolder(Path(folder)).held():
+            refusal = " ".join(command(*words, status=1).split())
+        assert f"another training is at work in {folder}; wait for it" in refusal
+
+
 def test_all_pairs_of_activations_are_compared_and_validation_chooses(command: Command, log: Path) -> None:
     out = command("activations", "user.toml", "--data", str(log), "--value-column", "rating", "--output", "pairs")
     lines = [line.strip("| ").split(" | ") for line in Path("pairs/activations.md").read_text().splitlines()[4:]]
