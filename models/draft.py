@@ -1,12 +1,11 @@
 """Writing a bundle: as a draft that is synced and renamed, so that a bundle is complete or absent."""
 
-import fcntl
 import json
-import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +43,8 @@ from models.manifest import (
 from models.neighbours import Neighbours
 from models.quantised import Quantised
 from models.vocabulary import MAPPED_FROM, Ids, laid_out
+
+_DEAD_S = 24 * 3600  # since the newest file of a draft, after which nobody is writing it
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,35 +125,15 @@ def write_bundle(artifacts: Path, content: Content) -> Path:
 @contextmanager
 def _drafted(artifacts: Path) -> Iterator[Path]:
     """A new folder to write in, gone at the end if it was not renamed; what writers left who were killed goes too."""
-    with ExitStack() as stack:
-        with _locked(artifacts):  # so that none is taken for left between its making and its lock
-            for left in artifacts.glob(".draft-*"):
-                with _locked(left, fcntl.LOCK_NB) as free:
-                    if free:
-                        shutil.rmtree(left, ignore_errors=True)
-            draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=artifacts))
-            stack.enter_context(_locked(draft))
-        try:
-            yield draft
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)  # does nothing after the rename
-
-
-@contextmanager
-def _locked(folder: Path, wait: int = 0) -> Iterator[bool]:
-    """Whether a folder could be locked, until the end or that of the process; some file systems have no locks.
-
-    wait: LOCK_NB not to wait for another.
-    """
-    with ExitStack() as stack:
-        try:
-            descriptor = os.open(folder, os.O_RDONLY)
-            stack.callback(os.close, descriptor)
-            fcntl.flock(descriptor, fcntl.LOCK_EX | wait)
-        except OSError:
-            yield False
-        else:
-            yield True
+    for left in artifacts.glob(".draft-*"):
+        with suppress(OSError):  # another may be taking it away
+            if time.time() - max(path.stat().st_mtime for path in (left, *left.iterdir())) > _DEAD_S:
+                shutil.rmtree(left)
+    draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=artifacts))
+    try:
+        yield draft
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)  # does nothing after the rename
 
 
 def _write_vocabulary(draft: Path, ids: Ids) -> None:

@@ -82,7 +82,7 @@ def _check_place(parts: SplitResult) -> None:
             raise ValueError("unix:// takes the path of a socket, with three slashes: unix:///PATH")
     elif not parts.hostname:
         raise ValueError(f"{parts.scheme}:// names no host; write {parts.scheme}://HOST:PORT")
-    elif not re.fullmatch(r"/?|/[0-9]+", parts.path, re.ASCII):
+    elif not re.fullmatch(r"/?|/[0-9]+/?", parts.path, re.ASCII):
         raise ValueError(f"what stands behind the host of {parts.scheme}:// is the number of a database, such as /0")
 
 

@@ -18,6 +18,7 @@ from models.eventlog import (
     START,
     Entry,
     EventLogError,
+    EventLogRefusedError,
     LoggedEvent,
     Tombstone,
     acknowledge,
@@ -67,10 +68,12 @@ class Archiver:
                 write(self._folder, [entry for _, entry in batch])
                 logged = [(partition, entry.id) for partition, entry in batch if entry.id != START]
                 for partition, last in dict(logged).items():
-                    if self._acknowledge(partition, last) is None:
-                        refused.pop(partition, None)
-                    else:
+                    error = self._acknowledge(partition, last)
+                    if isinstance(error, EventLogRefusedError):
                         refused[partition] = last
+                    else:
+                        refused.pop(partition, None)
+                        self._failure = self._failure or error
                 for partition, entry in batch:
                     if isinstance(entry.what, Tombstone) and entry.id == START:  # those in the log tell no more
                         erased.setdefault(partition, []).append(entry.what)

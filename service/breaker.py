@@ -34,8 +34,10 @@ class Breaker:
 
     async def aclose(self) -> None:
         """Stop probing, and let calls be refused for good: one under way would begin it again."""
-        await ended(self._watching)
-        self.reason = "the connections to it are closed"
+        try:
+            await ended(self._watching)
+        finally:
+            self.reason = "the connections to it are closed"
 
     async def _watch(self) -> None:
         said = False

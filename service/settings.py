@@ -29,7 +29,8 @@ class BadSettings(Exception):  # noqa: N818 - the message is the whole of it
 
 def _free_of_files(folder: Path) -> Path:
     for path in (folder, *folder.parents):
-        if path.exists() and not path.is_dir():
+        # os.path says no where this user may not look, and pathlib raises: what is opened later says more of that.
+        if os.path.exists(path) and not os.path.isdir(path):  # noqa: PTH110, PTH112
             raise ValueError(f"{path} is a file; name a folder")
     return folder
 

@@ -132,7 +132,7 @@ def _tensors(path: Path) -> dict[str, dict[str, Tensor]]:
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
     if isinstance(error, FileNotFoundError):
-        return CheckpointError(f"{path}: is not there; the same train command trains anew")
+        return CheckpointError(f"{path}: is not there: of a retraining the bundle has the weights, else train anew")
     return CheckpointError(
         f"{path}: is damaged or not a checkpoint of a training run ({error}); delete it, and the same train command "
         "begins anew, or give another --output"

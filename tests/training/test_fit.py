@@ -350,7 +350,7 @@ def test_a_file_that_is_no_checkpoint_is_named_and_without_it_the_run_begins_ane
     with pytest.raises(CheckpointError, match=r"checkpoint\.safetensors: is damaged or not a checkpoint.*; delete it"):
         run(tmp_path, tiny_config(epochs=1))
     path.unlink()
-    with pytest.raises(CheckpointError, match=r"is not there; the same train command trains anew"):
+    with pytest.raises(CheckpointError, match=r"is not there: of a retraining the bundle has the weights"):
         checkpoint.load_best(path, whole)
     anew, _, _ = run(tmp_path, tiny_config(epochs=1))
     assert same(anew, whole)
