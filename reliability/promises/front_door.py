@@ -84,10 +84,11 @@ def check(full: bool, folder: Path) -> Sequence[Finding]:
             service.lines("a bug |Exception in ASGI|Traceback"),
         )
     sent = statuses.total()
+    failures = [str(status) for status in statuses.elements() if status >= 500]
     findings = [
         Finding("poisonous and mutated requests", sent, least=attacks),
         Finding("of them answered", sent - statuses[0], least=sent // 4),
-        Finding("answers of 5xx", sum(count for status, count in statuses.items() if status >= 500), most=0),
+        Finding(f"answers of 5xx{_named(failures)}", len(failures), most=0),
         Finding(f"poison not refused as documented{_named(surprises)}", len(surprises), most=0),
         Finding("worker restarts", restarts, most=0),
         Finding("bugs in the log", bugs, most=0),
