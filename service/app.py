@@ -99,6 +99,7 @@ async def running(settings: Settings, store_url: str, metrics: Metrics | None = 
             threads=settings.threads,
             cpus=max(1, cpu_quota() // settings.workers),
             poll_s=settings.poll_s,
+            max_batch=settings.max_batch,
             cold_share=settings.cold_share,
             prepare=items.prepare,  # placing new items takes a while where the catalogue is large
             on_load=on_load,

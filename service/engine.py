@@ -81,7 +81,8 @@ class Engine:
         self.catalogue = Catalogue(runtime.bundle, cold_share=cold_share, scanned=runtime.scans)
         self._norms: NDArray[np.float32] | None = None
         popularity = self.bundle.popularity[1:]
-        self.batch_s = float("inf")  # what the warm-up measured for its largest batch
+        self.batch_s = float("inf")  # what the warm-up measured for its largest batch,
+        self._tried = 0  # and how many queries that had
         by_popularity = np.argsort(-popularity, kind="stable") + 1  # ties in item order
         self._by_popularity = by_popularity.astype(np.int32)
 
@@ -250,7 +251,7 @@ class Engine:
         """Whether that is so of these queries: none asks for more than the warm-up tried."""
         return (
             self.brief
-            and len(queries) <= _WARM_UP_BATCHES[-1]
+            and len(queries) <= self._tried
             and all(
                 query.k <= _BRIEF_K
                 and len(query.excluded) <= _BRIEF_WIDTH
@@ -264,11 +265,15 @@ class Engine:
     def on_cpu(self) -> bool:
         return self.provider == CPU
 
-    def warm_up(self) -> None:
-        """Run every path at several batch sizes, so that the first request finds memory and kernels ready; time it."""
+    def warm_up(self, most: int = _WARM_UP_BATCHES[-1]) -> None:
+        """Run every path at several batch sizes, so that the first request finds memory and kernels ready; time it.
+
+        most: the largest batch that will come; onnxruntime keeps memory for what it has once computed.
+        """
         items, length = self.bundle.manifest.items, self.bundle.manifest.length
         excluded = np.full(_WARM_UP_WIDTH, PADDING, np.int64)
-        for batch in _WARM_UP_BATCHES:
+        for batch in sorted({min(batch, most) for batch in _WARM_UP_BATCHES}):
+            self._tried = batch
             lengths = np.linspace(length, 0, batch).round().astype(int)
             sequences = [(np.arange(row_length) + row) % items + 1 for row, row_length in enumerate(lengths)]
             queries = [Query(sequence, excluded, 10) for sequence in sequences]

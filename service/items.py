@@ -28,9 +28,11 @@ from service.tasks import ended
 logger = logging.getLogger(__name__)
 
 MAX_KEPT = 1_000_000  # items with a state of their own
-_KEYS = (b"recserve:{items}:states", b"recserve:{items}:changes", b"recserve:{items}:version")
-_CONTEXT_KEYS = (b"recserve:{items}:contexts", b"recserve:{items}:met", *_KEYS[1:])
-_PAGE = 2000  # changes read at once; more than one write can make, so that a page holds a whole one
+_STATES_KEY, _CONTEXTS_KEY, _CHANGES_KEY, *_STANDING_KEYS = _KEYS = tuple(
+    b"recserve:{items}:" + name for name in (b"states", b"contexts", b"changes", b"floor", b"version")
+)
+_MET_KEY = b"recserve:{items}:met"
+_PAGE = 5000  # changes read at once; more than one write can make, so that a page holds a whole one
 _STATES = 200  # states read at once: at most a megabyte
 
 
@@ -46,9 +48,11 @@ class ItemStore:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._put = Script(Path(__file__).with_name("put_items.lua").read_bytes(), keys=len(_KEYS))
-        met = Path(__file__).with_name("meet_items.lua").read_bytes()
-        self._meet = Script(met, keys=len(_CONTEXT_KEYS), durable=False)  # a context that is lost costs little
+        forget, put, meet = (
+            Path(__file__).with_name(f"{name}.lua").read_bytes() for name in ("forget_items", "put_items", "meet_items")
+        )
+        self._put = Script(forget + put, keys=len(_KEYS))
+        self._meet = Script(forget + meet, keys=len(_KEYS) + 1, durable=False)  # a context that is lost costs little
 
     async def put(self, states: Mapping[str, ItemState]) -> None:
         """Store states by item id, at most 1,000, in one step. Raises TooManyItems, and nothing is stored then."""
@@ -63,20 +67,25 @@ class ItemStore:
         One that is stored already, or one more than FULL of an item, changes nothing.
         """
         packed = [(item, msgpack.packb(context)) for item, context in contexts]
-        call = (*_CONTEXT_KEYS, MAX_COLD, FULL, MAX_KEPT, msgpack.packb(packed, use_bin_type=False))
+        call = (*_KEYS, _MET_KEY, MAX_COLD, FULL, MAX_KEPT, msgpack.packb(packed, use_bin_type=False))
         await self._connection.run_one(self._meet, call)
 
-    async def version(self) -> int:
-        """Number of the last write, 0 before the first."""
-        found: Any = await self._connection.read(_KEYS[2], lambda client: client.get(_KEYS[2]), large=True)
-        return int(found or 0)
+    async def standing(self) -> tuple[int, int]:
+        """Up to which write `since` may have forgotten changes, and the number of the last write; 0 before the first.
+
+        It forgets items that are as in their bundle again, so that whoever has not come so far must read from 0.
+        """
+        keys = _STANDING_KEYS
+        found: Any = await self._connection.read(keys[0], lambda client: client.mget(keys), large=True)
+        floor, version = (int(number or 0) for number in found)
+        return floor, version
 
     async def since(self, version: int) -> tuple[int, dict[str, ItemState]]:
         """States that have changed since a write, or the first of them, and up to which write these are all."""
         changes: Any = await self._connection.read(
-            _KEYS[1],
+            _CHANGES_KEY,
             lambda client: client.zrange(
-                _KEYS[1], f"({version}", "+inf", byscore=True, offset=0, num=_PAGE, withscores=True
+                _CHANGES_KEY, f"({version}", "+inf", byscore=True, offset=0, num=_PAGE, withscores=True
             ),
             large=True,
         )
@@ -89,7 +98,11 @@ class ItemStore:
         states: dict[str, ItemState] = {}
         for begin in range(0, len(changes), _STATES):
             items = [item for item, _ in changes[begin : begin + _STATES]]
-            put, met = await self._connection.read(_KEYS[0], lambda client, ids=items: _both(client, ids), large=True)  # type: ignore[misc]
+            put, met = await self._connection.read(
+                _STATES_KEY,
+                lambda client, ids=items: _both(client, ids),
+                large=True,  # type: ignore[misc]
+            )
             states |= {item.decode(): _unpacked(*raw) for item, *raw in zip(items, put, met, strict=True)}
         return upto, states
 
@@ -143,11 +156,11 @@ class LiveItems:
     async def refresh(self) -> None:
         """Take over what has changed, as one change: each costs a catalogue much. Raises StoreUnavailable."""
         async with self._reading:
-            version = await self._store.version()
-            emptied = version < self._version
-            if emptied:  # or it is another one
+            floor, version = await self._store.standing()
+            if version < self._version:  # or it is another one
                 logger.warning("the states of items have been set back; reading all of them again")
-            at = 0 if emptied else self._version
+            anew = not floor <= self._version <= version
+            at = 0 if anew else self._version
             found: dict[str, ItemState] = {}
             try:
                 while at < version:
@@ -156,27 +169,38 @@ class LiveItems:
                         found.pop(item, None)  # what was said last comes last
                     found |= states
                     at = max(upto, at + 1) if states else version
+                forgotten, _ = await self._store.standing() if found else (floor, version)
             except StoreUnavailable:
-                if not emptied:  # then none is given up before all are read
+                if not anew:  # then none is given up before all are read
                     await self._apply(found, at)
                 raise
-            gone = self._states.keys() - found.keys() if emptied else ()
+            gone = self._states.keys() - found.keys() if anew else ()
+            if forgotten > (floor if anew else self._version):  # while this was reading: the next look reads all
+                at = self._version
             await self._apply(dict.fromkeys(gone, AS_IN_BUNDLE) | found, at)
 
     async def _apply(self, states: Mapping[str, ItemState], version: int) -> None:
         """Take over states, up to a write."""
         states = {item: state for item, state in states.items() if self._states.get(item, AS_IN_BUNDLE) != state}
         if states:
-            with self._noting:
-                for item, state in states.items():
-                    self._states.pop(item, None)  # here too
-                    if state != AS_IN_BUNDLE:
-                        self._states[item] = state
-                for untold in self._untold.values():
-                    untold.append(states)
-            for engine in list(self._engines()):  # one that starts to serve from here on is told by `catch_up`
-                await asyncio.to_thread(engine.catalogue.change, states)
+            before = {item: self._states.get(item, AS_IN_BUNDLE) for item in states}
+            self._note(states)
+            try:
+                for engine in list(self._engines()):  # one that starts to serve from here on is told by `catch_up`
+                    await asyncio.to_thread(engine.catalogue.change, states)
+            except Exception:
+                self._note(before)  # or the next look would find no change to tell of
+                raise
         self._version = version
+
+    def _note(self, states: Mapping[str, ItemState]) -> None:
+        with self._noting:
+            for item, state in states.items():
+                self._states.pop(item, None)  # what was said last comes last, here too
+                if state != AS_IN_BUNDLE:
+                    self._states[item] = state
+            for untold in self._untold.values():
+                untold.append(states)
 
     async def _look(self) -> None:
         try:
@@ -211,8 +235,8 @@ def _packed(state: ItemState) -> bytes:
 async def _both(client: Any, items: Sequence[bytes]) -> list[Any]:
     """What was put of each item and its contexts, in one round trip."""
     pipeline = client.pipeline(transaction=False)
-    pipeline.hmget(_KEYS[0], items)
-    pipeline.hmget(_CONTEXT_KEYS[0], items)
+    pipeline.hmget(_STATES_KEY, items)
+    pipeline.hmget(_CONTEXTS_KEY, items)
     return await pipeline.execute()  # type: ignore[no-any-return]
 
 

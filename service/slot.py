@@ -48,8 +48,8 @@ class Slot:
     """The bundle that serves, kept equal to the champion while entered.
 
     threads: of one ranking; by default 1 where that is brief, else `cpus`, this process's share of the machine.
-    float16: see Runtime; cold_share: see Catalogue. `prepare` is called, on a thread, with every engine that passed,
-    before it serves.
+    float16: see Runtime; max_batch: the most queries that come together; cold_share: see Catalogue.
+    `prepare` is called, on a thread, with every engine that passed, before it serves.
     `on_load` is told of every engine that starts to serve, `on_refuse` of every one that may not.
     """
 
@@ -62,6 +62,7 @@ class Slot:
         threads: int | None = None,
         cpus: int,
         poll_s: float,
+        max_batch: int = 64,
         cold_share: float = 0.0,
         prepare: Callable[[Engine], None] = lambda engine: None,
         on_load: Callable[[Engine], None] = lambda engine: None,
@@ -76,6 +77,7 @@ class Slot:
         self._threads = threads
         self._cpus = cpus
         self._poll_s = poll_s
+        self._max_batch = max_batch
         self._cold_share = cold_share
         self._prepare = prepare
         self._on_load = on_load
@@ -204,7 +206,7 @@ class Slot:
         try:
             runtime.replay_golden()
             engine = Engine(runtime, cold_share=self._cold_share)
-            engine.warm_up()
+            engine.warm_up(self._max_batch)
         except (BundleError, EngineError):
             raise
         except Exception as error:  # onnxruntime's own errors share no other base class

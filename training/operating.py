@@ -58,14 +58,17 @@ def backfill_command(
 
 def retrain_command(
     *,
-    data: Data,
+    data: Annotated[
+        list[Path] | None, typer.Option("--data", metavar="FILE", help="Interactions, as `train` takes them. Repeat.")
+    ] = None,
     config: Annotated[str, typer.Option("--config", help="A name under training/configs/, or a TOML file.")] = "sasrec",
     events_from: Annotated[
         list[str] | None,
         typer.Option(
             metavar="URL|DIR",
             envvar="RETRAIN_EVENTS_FROM",  # everybody on the machine can see a command line and the password in it
-            help="Also train on a store's event log, or on an archive of it. Repeat; in the variable, spaces between.",
+            help="A store's event log, or an archive of it, to learn from beside --data or without it. Repeat; in the "
+            "variable, spaces between.",
         ),
     ] = None,
     event_types: Annotated[
@@ -85,7 +88,7 @@ def retrain_command(
     """
     columns = Columns(user=user_column, item=item_column, timestamp=timestamp_column, value=value_column)
     retrain(
-        data,
+        data or [],
         load_config(config),
         name=config,
         artifacts=output,

@@ -21,7 +21,7 @@ from training.evaluate import Evaluation, Scorer, evaluate_test
 from training.export import export
 from training.gate import compare
 from training.interactions import Columns, Interactions, InteractionsError
-from training.logged import logged_interactions, without_erased, without_known
+from training.logged import Logged, logged_interactions, without_erased, without_known
 from training.preparation import Prepared, prepare, read_for, spec_of
 from training.run import RunError, RunFolder
 from training.scorers import BundleScorer, run_scorer
@@ -38,7 +38,7 @@ class NotPromoted(Exception):  # noqa: N818 - an outcome, not an error
 
 
 def retrain(
-    data: list[Path],
+    data: Sequence[Path],
     config: RunConfig,
     *,
     name: str,
@@ -52,7 +52,8 @@ def retrain(
 ) -> str:
     """Train a challenger, publish it, promote it unless the champion ranks the held-out window better.
 
-    events_from: stores (URLs) and archives (folders) of logged events; nobody erased there is learned from.
+    events_from: stores (URLs) and archives (folders) of logged events, beside files of data or without any; nobody
+    erased there is learned from.
     Returns the new champion's version. Raises NotPromoted if the champion stays, RegistryError if another has become
     the champion meanwhile, which stays too, and whatever reading, training and export raise.
     """
@@ -65,16 +66,17 @@ def retrain(
     current = registry.current()
     champion = Runtime(read_bundle(registry.folder(current)), device="cpu") if current else None
     rated = champion is not None and champion.reads_values
-    interactions = read_for(config, data, columns, values=rated)
+    files = read_for(config, data, columns, values=rated) if data else None
     if events_from:
         logged = logged_interactions(events_from, event_types, console)
-        if logged.interactions is not None:
-            if not interactions.has_timestamps:
-                names = ", ".join(map(str, data))
-                raise InteractionsError(f"{names}: no times, which logged events have; name their --timestamp-column")
-            interactions = interactions.extended(without_known(logged.interactions, interactions))
-        # Of logged events too: a user's past from before the erasure may have been sent anew after it.
-        interactions = without_erased(interactions, logged.tombstones)
+        if files is not None and logged.interactions is not None and not files.has_timestamps:
+            names = ", ".join(map(str, data))
+            raise InteractionsError(f"{names}: no times, which logged events have; name their --timestamp-column")
+        interactions = _with_logged(files, logged)
+    elif files is not None:
+        interactions = files
+    else:
+        raise InteractionsError("nothing to learn from: name interactions by --data, or logged events by --events-from")
     console.print(str(interactions.report))
     if rated and interactions.frame["value"].is_null().all():
         console.print("note: the champion reads ratings and is judged without any; name their --value-column")
@@ -104,6 +106,17 @@ def retrain(
     registry.promote(folder.name, instead_of=(current,))
     console.print(f"champion is {folder.name} (before: {current or 'none'})")
     return folder.name
+
+
+def _with_logged(files: Interactions | None, logged: Logged) -> Interactions:
+    """What files, if there are any, and logs have together, without erased users."""
+    both = logged.interactions if files is None else files
+    if both is None:
+        raise InteractionsError("no event of a type that is learned from has been logged yet; give --data too")
+    if files is not None and logged.interactions is not None:
+        both = files.extended(without_known(logged.interactions, files))
+    # Of logged events too: a user's past from before the erasure may have been sent anew after it.
+    return without_erased(both, logged.tombstones)
 
 
 def _publish(run: RunFolder, artifacts: Path) -> Path:

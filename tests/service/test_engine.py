@@ -135,6 +135,10 @@ def test_a_slow_model_is_warmed_up_with_full_batches_too(
     monkeypatch.setattr(engine, "_timed", timed)
     engine.warm_up()
     assert sizes == [1, 8, 64]
+    sizes.clear()
+    engine.warm_up(6)  # a larger one, which never comes, would cost memory for good
+    assert sizes == [1, 6]
+    assert not engine.brief_for([query([3], k=10)] * 7)
 
 
 def test_only_events_that_the_model_reads_are_told_as_reasons(make_bundle: Callable[..., Path]) -> None:

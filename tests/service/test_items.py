@@ -193,29 +193,77 @@ async def test_changes_are_read_in_pages_and_each_once(store_url: str, monkeypat
     connection = Connection(store_url, read_timeout_s=1, write_timeout_s=1, max_connections=4)
     store = ItemStore(connection)
     expected: dict[str, ItemState] = {}
-    for write in range(5):
+    for write in range(9):
         states = {f"x{n}": ItemState({"write": write}) for n in range(write * 600, write * 600 + 1000)}
         await store.put(states)
         expected |= states
     found: dict[str, ItemState] = {}
     version, pages = 0, 0
-    while version < await store.version():
+    while version < (await store.standing())[1]:
         version, states = await store.since(version)
         found |= states
         pages += 1
-    assert (found, version, pages) == (expected, 5, 2)
-    assert await store.since(version) == (5, {})
+    assert (found, version, pages) == (expected, 9, 2)
+    assert await store.since(version) == (9, {})
     monkeypatch.setattr("service.items.MAX_KEPT", len(expected))
     gone = ItemState(available=False)
     await store.put({"x0": gone})  # known already
     with pytest.raises(TooManyItems):
         await store.put({"y": gone})
-    assert await store.version() == 6
+    assert await store.standing() == (0, 10)
     await store.put({"x0": ItemState()})  # which makes room
     await store.put({"y": gone})
-    assert await store.since(6) == (8, {"x0": ItemState(), "y": gone})
+    assert await store.since(10) == (12, {"x0": ItemState(), "y": gone})
     await connection.aclose()
     assert MAX_KEPT >= 1_000_000
+
+
+@pytest.mark.anyio
+async def test_items_that_came_and_went_take_no_room_from_new_ones(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And who was away meanwhile reads all again, so that it misses none that was taken back and forgotten."""
+    monkeypatch.setattr("service.items.MAX_KEPT", 20)
+    monkeypatch.setattr("service.items.MAX_COLD", 10)
+    connection = Connection(store_url, read_timeout_s=1, write_timeout_s=1, max_connections=4)
+    store, told = ItemStore(connection), Noted()
+    away = LiveItems(store, lambda: [told], poll_s=60)  # type: ignore[list-item]
+    gone = ItemState(available=False)
+    await store.put({"stays": gone, "back soon": gone})
+    await away.refresh()
+    await store.put({"back soon": ItemState()})
+    for number in range(100):
+        await store.meet([(f"met{number}", ("i1",))])
+        await store.put({f"x{number}": gone, f"y{number}": gone})
+        await store.put({f"x{number}": ItemState(), f"y{number}": ItemState()})
+    with redis.Redis.from_url(store_url) as client:
+        assert client.zcard("recserve:{items}:changes") < 100
+    floor, version = await store.standing()
+    assert 1 < floor <= version
+    await away.refresh()
+    assert "stays" not in told.told[-1]
+    assert told.told[-1]["back soon"] == ItemState()
+    late = Noted()
+    await LiveItems(store, lambda: [late], poll_s=60).refresh()  # type: ignore[list-item]
+    (everything,) = late.told
+    assert everything.pop("stays") == gone
+    assert everything == {f"met{number}": ItemState(contexts=(("i1",),)) for number in range(90, 100)}
+    assert everything.items() <= told.told[-1].items()
+    await connection.aclose()
+
+
+@pytest.mark.anyio
+async def test_a_change_that_an_engine_could_not_take_over_is_told_again(store_url: str) -> None:
+    connection = Connection(store_url, read_timeout_s=1, write_timeout_s=1, max_connections=4)
+    store, engine = ItemStore(connection), Refusing()
+    items = LiveItems(store, lambda: [engine], poll_s=60)  # type: ignore[list-item]
+    await store.put({"i1": ItemState(available=False)})
+    with pytest.raises(MemoryError):
+        await items.refresh()
+    engine.full = False
+    await items.refresh()
+    assert engine.told == [{"i1": ItemState(available=False)}]
+    await connection.aclose()
 
 
 class Noted:
@@ -227,6 +275,15 @@ class Noted:
 
     def change(self, states: dict[str, ItemState]) -> None:
         self.told.append(states)
+
+
+class Refusing(Noted):
+    full = True
+
+    def change(self, states: dict[str, ItemState]) -> None:
+        if self.full:
+            raise MemoryError
+        super().change(states)
 
 
 @pytest.mark.anyio

@@ -49,10 +49,12 @@ class Desk:
 
     def retrain(self, config: str, *options: str) -> tuple[int, str, str]:
         """Exit status, standard output, and standard error."""
+        return self.retrain_without_files(config, "--data", self.folder / "log.csv", *options)
+
+    def retrain_without_files(self, config: str, *options: str | Path) -> tuple[int, str, str]:
         path = self.folder / "mine.toml"
         path.write_text(config)
-        files = "--data", self.folder / "log.csv", "--output", self.folder / "artifacts"
-        return self.command("retrain", "--config", path, *files, *options)
+        return self.command("retrain", "--config", path, "--output", self.folder / "artifacts", *options)
 
     @property
     def registry(self) -> Registry:
@@ -143,6 +145,33 @@ def test_the_first_model_is_promoted_and_has_learned_from_the_live_events_too(
     assert isinstance(test["hr@10"], float)
     assert test["hr@10"] > 0.5  # of walks that follow a rule
     assert not list((desk.folder / "artifacts" / "runs").glob("*/checkpoint*"))  # nightly runs must not fill the disk
+
+
+def test_logged_events_are_enough_to_learn_from(desk: Desk, store: tuple[str, redis.Redis]) -> None:
+    url, client = store
+    log = pl.read_csv(desk.folder / "log.csv")
+    status, _, error = desk.retrain_without_files(GOOD, "--events-from", url)
+    assert (status, error) == (
+        1,
+        "error: no event of a type that is learned from has been logged yet; give --data too\n",
+    )
+    for number, (user, item, moment) in enumerate(log["user_id", "item_id", "timestamp"].rows()):
+        add(client, user, f"e{number}", item_id=item, timestamp_ms=moment)
+    status, _, error = desk.retrain_without_files(GOOD, "--events-from", url)
+    assert (status, error) == (0, "")
+    champion = desk.registry.current()
+    assert champion is not None
+    manifest = read_bundle(desk.registry.folder(champion)).manifest
+    assert set(manifest.data.files) == {"events"}
+    assert manifest.data.interactions == len(log)
+
+
+def test_a_retraining_on_nothing_is_refused(desk: Desk) -> None:
+    status, _, error = desk.retrain_without_files(GOOD)
+    assert (status, error) == (
+        1,
+        "error: nothing to learn from: name interactions by --data, or logged events by --events-from\n",
+    )
 
 
 def test_a_worse_challenger_is_kept_and_the_champion_stays(desk: Desk, champion: str) -> None:
