@@ -274,7 +274,7 @@ def test_keys_lie_on_a_volume_that_only_the_service_has_and_its_user_may_write()
     assert "/keys" in last_stage(dockerfile, "VOLUME")[0].split()
 
 
-def test_plain_up_starts_store_bootstrap_and_service_in_this_order() -> None:
+def test_up_starts_store_bootstrap_archiver_and_then_the_service_on_either_device() -> None:
     assert {name for name, container in SERVICES.items() if "profiles" not in container} == {
         "valkey",
         "bootstrap",
@@ -285,6 +285,7 @@ def test_plain_up_starts_store_bootstrap_and_service_in_this_order() -> None:
         assert SERVICES[name]["depends_on"] == {
             "valkey": {"condition": "service_healthy"},
             "bootstrap": {"condition": "service_completed_successfully"},
+            "archive": {"condition": "service_started"},
         }
     assert SERVICES["retrain"]["profiles"] == ["train"]
     assert SERVICES["service-gpu"]["profiles"] == ["gpu"]
