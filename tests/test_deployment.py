@@ -233,6 +233,16 @@ def test_a_container_has_no_rights_it_does_not_need(service: str) -> None:
     assert container["deploy"]["resources"]["limits"]["memory"]
 
 
+def test_the_page_for_operators_tells_the_memory_of_each_container() -> None:
+    page = (ROOT / "docs" / "operating.md").read_text()
+    told = {
+        name: f"{size}g"
+        for names, size in re.findall(r"^\| (`[^|]+`) \| (\d+) GB \|", page, re.MULTILINE)
+        for name in re.findall(r"`([a-z-]+)`", names)
+    }
+    assert told == {name: container["deploy"]["resources"]["limits"]["memory"] for name, container in SERVICES.items()}
+
+
 def test_the_store_is_published_nowhere_and_reached_by_service_archive_and_retraining_alone() -> None:
     assert COMPOSE["networks"]["store"] == {"internal": True}
     assert SERVICES["valkey"]["networks"] == ["store"]
