@@ -272,5 +272,7 @@ def load_polars() -> ModuleType:
     try:
         import polars  # noqa: PLC0415
     except ImportError as error:
-        raise ArchiveError("the archive needs polars: pip install 'recserve[archive]'") from error
+        raise ArchiveError(
+            "the archive needs polars: run './run setup serve', or in containers let the service 'archive' do it"
+        ) from error
     return polars

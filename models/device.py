@@ -22,7 +22,7 @@ def check_installation() -> None:
         state = "both are" if found else "neither is"
         raise DeviceError(
             f"exactly one of onnxruntime and onnxruntime-gpu must be installed, {state}: "
-            "make a fresh environment with either recserve[service-cpu] or recserve[service-gpu]"
+            "delete .venv and run './run setup cpu' or './run setup gpu'"
         )
 
 
@@ -52,8 +52,8 @@ def open_session(graph: Path, device: Device, threads: int) -> Any:
         raise BundleError(f"{graph}: onnxruntime cannot load it: {error}") from error
     if device == "cuda" and session.get_providers()[0] != CUDA:
         raise DeviceError(
-            f"device is cuda, but onnxruntime runs on {session.get_providers()[0]}: install recserve[service-gpu] with "
-            "its CUDA and cuDNN libraries (onnxruntime's log above names the one it missed), or set device to cpu"
+            f"device is cuda, but onnxruntime runs on {session.get_providers()[0]}: run './run setup gpu', which has "
+            "CUDA and cuDNN (onnxruntime's log above names the library it missed), or set device to cpu"
         )
     return session
 

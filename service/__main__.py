@@ -39,7 +39,8 @@ _EPILOG = """examples:
   python -m service archive --redis redis://127.0.0.1:6379 --to artifacts/archive
   python -m service keys create shop --scope recommend --scope events        a key, for listening beyond this machine
 
-every option is also a variable, RECSERVE_PORT=9000 for example; the option wins"""
+every option is also a variable, RECSERVE_PORT=9000 for example; the option wins
+every other setting is a variable alone; docs/settings.md has them all"""
 
 
 class StartError(Exception):

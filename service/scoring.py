@@ -94,7 +94,7 @@ class ScoringThread(Executor):
         finally:
             self._ended = True  # before the look at who is open: whoever comes after that look is told by `submit`
             if not ordered:
-                logger.critical("the scoring thread ends, which it never should; restart the service")
+                logger.error("the scoring thread ends, which it never should; restart the service")
             self._fail()
 
     def _fail(self) -> None:

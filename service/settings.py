@@ -53,7 +53,7 @@ class Folders(BaseSettings):
 
 
 class Settings(Folders):
-    """Everything that can be set, each as RECSERVE_<NAME> or `--<name>`."""
+    """Everything that can be set, each as RECSERVE_<NAME>, and some as an option of `serve` too."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", env_ignore_empty=True)
 

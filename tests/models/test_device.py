@@ -41,10 +41,10 @@ def test_a_quota_that_cannot_be_read_is_none(tmp_path: Path, limit: str) -> None
 @pytest.mark.parametrize(
     ("names", "said"),
     [
-        ((), ["neither is", "service-cpu"]),
+        ((), ["neither is", "./run setup cpu"]),
         (("onnxruntime",), []),
         (("onnxruntime-gpu",), []),
-        (("onnxruntime", "onnxruntime-gpu"), ["both are", "service-cpu"]),
+        (("onnxruntime", "onnxruntime-gpu"), ["both are", "./run setup cpu"]),
     ],
 )
 def test_one_onnxruntime_is_right_and_none_or_both_are_told(

@@ -265,7 +265,7 @@ def test_what_keeps_an_archiver_from_starting_is_one_sentence(tmp_path: Path) ->
     assert "cannot be written" in refused("archive", "--redis", away[1], "--to", str(tmp_path / "file"))
 
 
-@pytest.mark.parametrize(("package", "status", "said"), [("onnxruntime", 0, ""), ("polars", 2, "recserve[archive]")])
+@pytest.mark.parametrize(("package", "status", "said"), [("onnxruntime", 0, ""), ("polars", 2, "./run setup serve")])
 def test_an_archiver_needs_polars_and_nothing_that_ranks(
     store_url: str, tmp_path: Path, package: str, status: int, said: str
 ) -> None:

@@ -221,7 +221,7 @@ except EmbeddedStoreError as error:
     print(error)
 """
     said = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert "pip install 'recserve[embedded]'" in said
+    assert "./run setup serve" in said
 
 
 def test_an_end_that_nobody_asked_for_is_told_and_one_that_was_is_not(folder: Path) -> None:

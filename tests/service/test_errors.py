@@ -8,6 +8,8 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from service.errors import TABLE
+
 PROBLEM = {"type", "title", "status", "detail", "code", "errors", "request_id"}
 
 
@@ -180,6 +182,15 @@ def test_the_description_says_what_every_route_answers(client: httpx.Client) -> 
     said = description["components"]["schemas"]["Filter"]
     assert said["properties"]["not"] == {"$ref": "#/components/schemas/Filter"}
     assert all(str(limit) in said["description"] for limit in (16, 256, 1000, 5000))
+
+
+def test_the_description_lists_the_codes_of_problems_with_their_statuses_and_titles(client: httpx.Client) -> None:
+    schemas = client.get("/openapi.json").json()["components"]["schemas"]
+    code = schemas["ProblemResponse"]["properties"]["code"]
+    assert code["enum"] == list(TABLE)
+    assert "- `overloaded` (503): The service is overloaded" in code["description"].splitlines()
+    assert len(code["description"].splitlines()) == len(TABLE) + 2
+    assert "429 or 503 may be sent again after the seconds of `Retry-After`" in code["description"]
 
 
 def test_the_description_says_what_numbers_and_times_may_be(client: httpx.Client) -> None:

@@ -313,7 +313,7 @@ def test_it_does_not_start_without_the_device_it_was_told_to_use(
         pytest.skip("this onnxruntime has CUDA")
     make_bundle("v1")
     options = ("--port", "0", "--redis", "redis://127.0.0.1:1", "--artifacts", str(artifacts), "--device", "cuda")
-    assert "recserve[service-gpu]" in refused("serve", *options)
+    assert "./run setup gpu" in refused("serve", *options)
     monkeypatch.setenv("RECSERVE_FLOAT16", "true")
     assert "float16 is for a GPU and onnxruntime runs on CPU" in refused("serve", *options[:-2])
 

@@ -43,10 +43,11 @@ def test_calls_are_made_in_their_order_and_an_error_is_its_callers() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_when_the_thread_ends_whoever_waits_is_told_and_so_is_who_comes_later() -> None:
+def test_when_the_thread_ends_whoever_waits_is_told_and_so_is_who_comes_later(caplog: pytest.LogCaptureFixture) -> None:
     scoring = ScoringThread()
     end(scoring)
     assert not scoring.alive
+    assert [record.levelname for record in caplog.records] == ["ERROR"]  # the one that operators are to watch for
     with pytest.raises(ScoringStopped):
         scoring.submit(int).result(10)
     scoring.shutdown()

@@ -212,6 +212,34 @@ def test_a_version_that_exists_is_not_exported_again(
     )
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("export", "RUN", "--version", "walks-1"), "walks-1 exists already"),
+        (("recommend", "v9", "--data", "log.csv", "--output", "top.csv"), "in {folder} (versions here: walks-1)"),
+        (("retrain", "--data", "log.csv"), "{folder}/CURRENT is not a list of versions"),
+        (("bootstrap",), "{folder}/CURRENT is not a list of versions"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_the_folder_of_bundles_is_the_services_unless_it_is_named(
+    command: Callable[..., tuple[int, str, str]],
+    *,
+    finished_run: RunFolder,
+    published: Path,
+    log: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+    said: str,
+) -> None:
+    folder = tmp_path / "served"
+    shutil.copytree(published, folder / "walks-1")
+    (folder / "CURRENT").write_bytes(b"\xff")
+    monkeypatch.setenv("RECSERVE_ARTIFACTS", str(folder))
+    one_sentence(command(*(finished_run.path if word == "RUN" else word for word in words)), said.format(folder=folder))
+
+
 def test_columns_can_be_called_anything(
     command: Callable[..., tuple[int, str, str]], log: Path, tiny: Path, tmp_path: Path
 ) -> None:
