@@ -135,7 +135,11 @@ def read_interactions(
         except (formats.FormatError, OSError) as error:
             raise InteractionsError(str(error)) from error
         parts.append((str(path), raw))
-    return _assembled(parts, tuple(digests), max_dropped)
+    found = _assembled(parts, tuple(digests), max_dropped)
+    if not found.frame.height:
+        names = ", ".join(source for source, _ in parts)
+        raise InteractionsError(f"{names}: no interaction is left to learn from.\n{found.report}")
+    return found
 
 
 def interactions_from_frame(
@@ -143,7 +147,8 @@ def interactions_from_frame(
 ) -> Interactions:
     """The same checks for rows that are already in memory; `source` names them in errors.
 
-    The digest is that of the kept rows written as CSV. Raises InteractionsError as `read_interactions` does.
+    The digest is that of the kept rows written as CSV. Raises InteractionsError as `read_interactions` does, but not
+    where no row is left.
     """
     raw = _chosen(frame, frame.columns, columns, source=source, value_name="value")
     checked = _assembled([(source, raw)], (), max_dropped)
@@ -272,8 +277,6 @@ def _assembled(parts: Sequence[tuple[str, pl.DataFrame]], digests: tuple[str, ..
             + (", or raise data.max_dropped in the configuration" if report.rows_kept else "")
             + f".\n{report}"
         )
-    if not frame.height:
-        raise InteractionsError(f"{names}: no interaction is left to learn from.\n{report}")
     return Interactions(_in_time_order(frame), report, any(timed.values()), digests)
 
 

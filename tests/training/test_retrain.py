@@ -255,19 +255,22 @@ def test_a_log_of_newcomers_alone_is_learned_from_all_the_same(desk: Desk, store
     assert "note:" in out
 
 
+@pytest.mark.parametrize("good", [True, False])
 def test_what_training_cannot_use_of_the_log_is_counted_and_stops_nothing(
-    desk: Desk, store: tuple[str, redis.Redis]
+    desk: Desk, store: tuple[str, redis.Redis], *, good: bool
 ) -> None:
     url, client = store
     for number in range(200):
         add(client, "blank", f"e{number}", item_id=" ", timestamp_ms=5 + number)
-    add(client, "old", "e", item_id="i1", timestamp_ms=17, value=1e300)  # milliseconds, although they look like seconds
-    status, out, _ = desk.retrain(GOOD, "--events-from", url)
-    assert status == 0
+    if good:  # milliseconds, although they look like seconds
+        add(client, "old", "e", item_id="i1", timestamp_ms=17, value=1e300)
+    status, out, error = desk.retrain(USELESS, "--events-from", url)
+    assert (status, error) == (0, "")
     assert "200 item id empty" in " ".join(out.split())
     champion = desk.registry.current()
     assert champion is not None
-    assert desk.registry.manifest(champion).data.first_ms == 17
+    first = pl.read_csv(desk.folder / "log.csv")["timestamp"].min()
+    assert desk.registry.manifest(champion).data.first_ms == (17 if good else first)
 
 
 def test_titles_survive_a_retraining_without_attributes(desk: Desk) -> None:
