@@ -121,7 +121,8 @@ def evaluate_cold(
             "some that these share with other items, such as genres, brands or categories"
         )
     run = train(spec, prepared, output or Path("runs") / f"{spec.name}-cold-{seed}", console)
-    return judge_cold(cast(SASRec, run.model()), split, prepared, told, seed=seed, learned=run.learned())
+    model, learned = run.fitted()
+    return judge_cold(cast(SASRec, model), split, prepared, told, seed=seed, learned=learned)
 
 
 def _can_place(config: Config | S3RecRunConfig, prepared: Prepared, told: Attributes, hidden: int) -> bool:
