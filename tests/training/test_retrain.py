@@ -372,6 +372,21 @@ def test_a_verdict_of_chance_is_called_one(desk: Desk, champion: str) -> None:
     assert "it is not known until when the champion has learned" in said
 
 
+def test_a_window_that_few_judge_is_better_than_a_wider_one_that_nobody_does(desk: Desk) -> None:
+    """Thirty users whose past was imported with one time: a window of three tenths would leave nothing before it."""
+    imported = [(f"u{user}", f"i{(user + step) % 9}", 1_700_000_000) for user in range(30) for step in range(5)]
+    since = [
+        (f"u{user}", f"i{(user * 3 + step) % 9}", 1_700_001_000 + user * 40 + step)
+        for user in range(30)
+        for step in range(4)
+    ]
+    rows = pl.DataFrame(imported + since, schema=["user_id", "item_id", "timestamp"], orient="row")
+    rows.write_csv(desk.folder / "log.csv")
+    status, out, error = desk.retrain(USELESS)
+    assert (status, error) == (0, "")
+    assert re.search(r"note: only \d+ users judge", " ".join(out.split()))
+
+
 def test_the_gate_compares_the_same_users_and_lets_a_draw_pass() -> None:
     from training.evaluate import Evaluation
     from training.gate import compare
