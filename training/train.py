@@ -29,7 +29,16 @@ from training.parallel import ALONE, Processes, own_device
 from training.preparation import Prepared
 from training.pretrain import Pretrain
 from training.rating_run import course, refit_autorec, train_autorec
-from training.report import SPLITS, describe_data, describe_stop, epoch_bar, plot_curves, results_table, similar_table
+from training.report import (
+    SPLITS,
+    describe_data,
+    describe_stop,
+    epoch_bar,
+    judging_bar,
+    plot_curves,
+    results_table,
+    similar_table,
+)
 from training.run import RunFolder
 from training.scorers import Blended
 from training.similar import Similar, similar_items, well_known
@@ -67,7 +76,10 @@ def _train(spec: RunSpec, prepared: Prepared, run: RunFolder, console: Console, 
         blend = choose_blend(ModelScorer(model), prepared.split.train, prepared.split.validation, items)
         console.print(str(blend))
         run.keep_neighbours(blend.neighbours)
-    metrics = judge(ModelScorer(model), blend, beside, prepared) | course(fitted)
+    scorers = len(beside) + (1 if blend is None or blend.neighbours is None else 2)
+    with judging_bar(console, scorers * (len(prepared.split.validation) + prepared.split.judges)) as watched:
+        moving = {name: watched(baseline) for name, baseline in beside.items()}
+        metrics = judge(watched(ModelScorer(model)), blend, moving, prepared) | course(fitted)
     if before is not None:  # the rate stays that of fitting alone
         metrics |= {"seconds": fitted.seconds + before.seconds, "pretraining": _pretraining_course(before)}
     run.finish(metrics)
