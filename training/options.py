@@ -1,12 +1,13 @@
 """What a person types for training, as types that typer reads, and the run that is made from it."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from training.config import load_config
+from training.config import ConfigError, load_config
 from training.interactions import Columns
 from training.preparation import Prepared, default_split, prepare, read_for, spec_of
 from training.presets import describe
@@ -99,6 +100,14 @@ def run_of(
     if left := describe(loaded, spec.config):
         console.print(f"by the data: {left}")
     return spec, prepared
+
+
+def refuse_columns(columns: Columns, why: str) -> None:
+    """Raise ConfigError for the first column that was named: for where no file is read, and why none is."""
+    usual = asdict(Columns())
+    for role, name in asdict(columns).items():
+        if name != usual[role]:
+            raise ConfigError(f"--{role}-column {name!r} names nothing here: {why}; leave it out")
 
 
 def spread(arguments: list[str]) -> list[str]:

@@ -144,6 +144,10 @@ def test_mistakes_are_one_sentence_on_standard_error(
     one_sentence(command("fetch", "netflix"), "'netflix'", "ml-100k")
     one_sentence(command("bench", "everything"), "'everything'", "data, training or catalogue")
     one_sentence(command("bench", "data", "--peers"), "--peers goes with training")
+    for what in ("training", "catalogue"):
+        one_sentence(
+            command("bench", what, "--interactions", "1000"), f"--interactions goes with data, not with {what}"
+        )
     one_sentence(command("bench", "training", "--items", "100"), "--items", "go with catalogue")
     one_sentence(command("bench", "catalogue", "--run", "nowhere"), "nowhere is not the folder of a training run")
     one_sentence(command("bench", "training", "--peers", "--peers-python", "no/python"), "there is no no/python")
@@ -190,6 +194,10 @@ def test_a_run_from_training_to_evaluation_is_quiet_outside_a_terminal(
     assert run.metrics() == metrics
     one_sentence(command("train", tiny, "--data", log, "--output", "first"), "first holds another run", "--output")
 
+    for option in ("--user-column", "--item-column", "--timestamp-column", "--value-column"):
+        one_sentence(
+            command("evaluate", "first", option, "what"), f"{option} 'what'", "first is judged on its own data"
+        )
     status, out, error = command("evaluate", "first")
     assert (status, error) == (0, "")
     assert f"{metrics['test']['hr@10']:.4f}" in out
