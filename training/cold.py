@@ -113,7 +113,7 @@ def evaluate_cold(
     prepared = prepare(split.learned, loaded, split="loo", attributes=attributes, item_column=columns.item)
     spec = spec_of(
         loaded, prepared, name=name, files=files, columns=columns, split="loo", seed=seed, attributes=attributes
-    )
+    ).model_copy(update={"hidden": share})
     told = read_attributes(attributes, Vocabulary((PADDING_ID, *split.hidden)), item_column=columns.item)
     if not _can_place(loaded, prepared, told, len(split.hidden)):
         raise DatasetError(

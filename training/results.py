@@ -311,7 +311,7 @@ def _command(specs: Sequence[RunSpec], recorded: Sequence[Mapping[str, Any]] = (
     compared = compared_name(spec)
     config = compared or spec.name
     known = (CONFIGS / f"{config}.toml").is_file()
-    verb = "activations" if compared else "train"
+    verb = "activations" if compared else "cold" if spec.hidden else "train"
     words = ["python", "-m", "training", verb, config if known else f"{config}.toml"]
     for path in spec.files:
         words += ["--data", _relative(path)]
@@ -329,6 +329,8 @@ def _command(specs: Sequence[RunSpec], recorded: Sequence[Mapping[str, Any]] = (
         words += ["--test", _relative(path)]
     if spec.split not in (default_split(spec.config), "file"):
         words += ["--split", spec.split]
+    if spec.hidden:
+        words += ["--share", f"{spec.hidden:g}"]
     command = f"`{shlex.join(words)} --seed {spec.seed if len(specs) == 1 else 'SEED'}`"
     changed = [f"{name} {before!r}, now {now!r}" for name, (before, now) in spec.changed_since().items()]
     command += f" of an earlier {spec.name} ({'; '.join(changed)})" if changed else ""

@@ -182,6 +182,11 @@ class RunFolder:
         spec = self.spec()
         if "events" in spec.data.files:
             raise RunError(f"{self.path} was trained on events of a live store, which cannot be read a second time")
+        if spec.hidden:
+            raise RunError(
+                f"{self.path} was trained by `cold`, with {spec.hidden:.0%} of the items hidden, on data that no file "
+                "holds; the same cold command judges it again"
+            )
         log = read_for(spec.config, spec.files, spec.columns, values=values)
         test = read_for(spec.config, spec.test, spec.columns) if spec.test else None
         prepared = prepare(log, spec.config, split=spec.split, held_out=spec.held_out, seed=spec.seed, test=test)

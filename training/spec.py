@@ -43,6 +43,7 @@ class RunSpec(BaseModel):
     columns: Columns
     attributes: Path | None
     attributes_sha256: str | None = None
+    hidden: float = 0.0  # share of the items that `cold` hid from it
     data: DataWindow
 
     @property

@@ -140,6 +140,7 @@ def test_attributes_place_hidden_items_far_above_chance(
     from training.cold import evaluate_cold
     from training.interactions import Columns
     from training.measures import summarise
+    from training.run import RunFolder
 
     config = tmp_path / "tiny.toml"
     config.write_text(
@@ -158,6 +159,7 @@ def test_attributes_place_hidden_items_far_above_chance(
         assert (found.hidden, found.placed) == (16, 16)
         assert 0 < found.shown <= 1
         assert found.table().row_count == 6
+        assert RunFolder(tmp_path / "run").spec().hidden == 0.4
         return {name: summarise(ranks)["mrr"] for name, ranks in found.ranks.items()}
 
     figures = judged(kinds[1])
