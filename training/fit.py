@@ -196,8 +196,8 @@ def _epoch(
     bfloat16 = config.precision == "bfloat16" or (config.precision == "auto" and device.type == "cuda")
     rate = config.learning_rate * config.decay ** (epoch - 1)
     total, targets, taken = 0.0, 0, 0
-    for batch in task.batches(epoch):
-        step = _steps(optimiser) + 1
+    before = _steps(optimiser)  # once: on a GPU it waits for all that was asked for
+    for step, batch in enumerate(task.batches(epoch), before + 1):
         for group in optimiser.param_groups:
             group["lr"] = rate * min(1.0, step / max(1, config.warmup_steps))
         sequences, count = task.sizes(batch)
