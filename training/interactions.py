@@ -105,11 +105,12 @@ def read_interactions(
     without a header ("user item" or "user item item ..." a line, oldest first), .base, .test and .data as
     MovieLens-100K has them (user, item, rating, time, no header), each also with .gz; and .parquet.
 
-    Ids are kept as written; integers become their decimal digits, and so do numbers with a fraction of zero in a
-    Parquet column of floats (there 3.0 is item "3"; any other fraction is a wrong type). Timestamps are RFC 3339 or
-    ISO dates (UTC unless they say otherwise) or numbers: dates where most of the file are such (20240131), else seconds
-    where their median is below 1e11, milliseconds below 1e14, nanoseconds from 9.4e17 on, and microseconds between.
-    Without a timestamp column the order of the rows counts.
+    Ids are kept as written, but for white space around them where the name in the header has some too; integers become
+    their decimal digits, and so do numbers with a fraction of zero in a Parquet column of floats (there 3.0 is item
+    "3"; any other fraction is a wrong type). Timestamps are RFC 3339 or ISO dates (UTC unless they say otherwise) or
+    numbers: dates where most of the file are such (20240131), else seconds where their median is below 1e11,
+    milliseconds below 1e14, nanoseconds from 9.4e17 on, and microseconds between. Without a timestamp column the order
+    of the rows counts.
 
     Dropped and counted: ids that are empty, blank, over 256 UTF-8 bytes or of a wrong type; timestamps that are
     missing, unreadable, in another unit than most, before 1970 or after 2100; values that are not a finite number (NaN
