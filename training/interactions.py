@@ -17,6 +17,8 @@ from training.fields import MAX_TIMESTAMP_MS
 from training.quotes import swallowed_rows
 
 _ONE_COLUMN = "If that is several, part them by commas in a .csv (;, tabs or | do too, one of them), by tabs in a .tsv"
+_UNREADABLE = "timestamp unreadable"
+_TIMES = "times are such as 2024-01-31T10:00:00+01:00, 2024-01-31 10:00, 2024-01-31, 20240131, or numbers since 1970"
 MAX_ID_BYTES = 256  # the limit of the HTTP contract: a longer id could never be asked for
 
 
@@ -275,6 +277,7 @@ def _assembled(parts: Sequence[tuple[str, pl.DataFrame]], digests: tuple[str, ..
         raise InteractionsError(
             f"{names}: {unusable:,} of {report.rows_read:,} rows are unusable, more than the share of "
             f"{max_dropped:g} allowed; mend the rows"
+            + (f" ({_TIMES})" if _UNREADABLE in report.dropped else "")
             + (", or raise data.max_dropped in the configuration" if report.rows_kept else "")
             + f".\n{report}"
         )
@@ -308,7 +311,7 @@ def _checked(source: str, raw: pl.DataFrame) -> tuple[pl.DataFrame, Report]:
         ]
     if timed:
         tests += [
-            ("timestamp unreadable", unreadable),
+            (_UNREADABLE, unreadable),
             ("timestamp missing", timestamp.is_null()),
             ("timestamp in another unit than most, as seconds among milliseconds", other_unit),
             (
