@@ -149,7 +149,8 @@ def hide(dataset: Dataset, interactions: Interactions, *, share: float, seed: in
     interactions: those the data set was made of. A user who met none of the hidden items, or no other item before the
     last new one of them, is learned from whole and not judged. Raises DatasetError if nobody can be judged.
     """
-    items, generator = dataset.vocabulary.items, np.random.default_rng([seed, 3])  # a stream of its own
+    # As the third epoch orders windows, which tells of no item.
+    items, generator = dataset.vocabulary.items, np.random.default_rng([seed, 3])
     rows = np.sort(generator.permutation(items)[: round(share * items)]) + 1
     ids = dataset.vocabulary.ids
     place = np.full(items + 1, -1, np.int64)

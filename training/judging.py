@@ -37,7 +37,7 @@ def evaluate(
     ] = None,
     test: TestFiles = None,
     split: Annotated[
-        SplitName | None, typer.Option(help="As in train.  \\[default: the run's; for a bundle loo]")
+        SplitName | None, typer.Option(help="As in train.  \\[default: the run's; for a bundle loo, file with --test]")
     ] = None,
     sampled: Annotated[
         int | None, typer.Option(metavar="N", help="Also rank among N sampled negatives, as some papers do.", min=1)

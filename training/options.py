@@ -30,14 +30,21 @@ Split = Annotated[
     typer.Option(
         "--split",
         help="loo: each user's last item is the test. time: everything after a moment. random: a tenth of the ratings, "
-        "for AutoRec. file: what --test names.  \\[default: loo; random for explicit ratings]",
+        "for AutoRec. file: what --test names.  \\[default: loo; random for explicit ratings, file with --test]",
     ),
 ]
 TestFiles = Annotated[
     list[Path] | None,
     typer.Option("--test", metavar="FILE", help="Ratings to test on, for AutoRec: as u1.test beside --data u1.base."),
 ]
-Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of weights, dropout, data order and negatives.")]
+Seed = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        max=2**32 - 1,
+        help="Of weights, dropout, data order, negatives, the ratings of a random split and the items that cold hides.",
+    ),
+]
 User = Annotated[str, typer.Option("--user-column", help="Column with the user's id.")]
 Item = Annotated[str, typer.Option("--item-column", help="Column with the item's id.")]
 Time = Annotated[

@@ -66,7 +66,11 @@ def test_help_tells_of_every_option_what_it_is_and_its_default(
     for name, told in get_command(app).commands.items():  # type: ignore[attr-defined]
         assert [option.name for option in told.params if not option.help] == [], name
     plain = " ".join(re.sub(r"\x1b\[[0-9;]*m|│", "", command("train", "--help")[1]).split())
-    for default in ("loo; random for explicit ratings", "runs/CONFIG-SEED", "timestamp, if there is one"):
+    for default in (
+        "loo; random for explicit ratings, file with --test",
+        "runs/CONFIG-SEED",
+        "timestamp, if there is one",
+    ):
         assert f"[default: {default}]" in plain
 
 
