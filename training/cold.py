@@ -231,7 +231,8 @@ def judge_cold(
         scores = {name: _scores(vectors[some], those) for name, those in by.items()}
         beside = vectors[some] @ items.T
         mask_seen(beside, histories.take(np.arange(len(vectors))[some]))
-        tenth = np.partition(beside, -_SHOWN, axis=1)[:, -_SHOWN]
+        last = -min(_SHOWN, beside.shape[1])  # of fewer items all are shown
+        tenth = np.partition(beside, last, axis=1)[:, last]
         shown += int((scores["attributes"].max(axis=1) > tenth).sum())
         for ranks, those in zip(found.values(), (chance, split.counts, *scores.values()), strict=True):
             generator = np.random.default_rng([seed, 4, begin])

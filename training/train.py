@@ -95,13 +95,17 @@ def _train(spec: RunSpec, prepared: Prepared, run: RunFolder, console: Console, 
 def refit(judged: RunFolder, prepared: Prepared, console: Console) -> RunFolder:
     """The model of a judged run once more, now on everything: what judged it is the newest there is to learn.
 
-    It takes the epochs that the judged one took to its best, and carries that one's figures.
+    It takes the epochs that the judged one took to its best, and carries that one's figures. Raises as `train`.
     """
-    spec, metrics = judged.spec(), judged.metrics()
+    spec, run = judged.spec(), RunFolder(judged.path / "refit")
     whole = replace(prepared, split=unsplit(prepared.dataset))
     spec = spec.model_copy(update={"data": spec.data.model_copy(update={"trained_until_ms": spec.data.last_ms})})
-    run = RunFolder(judged.path / "refit")
-    run.begin(spec, whole)
+    with run.held():
+        run.begin(spec, whole)
+        return _refit(spec, judged.metrics(), whole, run, console)
+
+
+def _refit(spec: RunSpec, metrics: dict[str, Any], whole: Prepared, run: RunFolder, console: Console) -> RunFolder:
     if isinstance(spec.config, AutoRecRunConfig):
         refit_autorec(spec, spec.config, whole, run, epochs=metrics["best_epoch"], console=console)
         run.finish(metrics)
