@@ -187,7 +187,7 @@ def _fitted(
                 objectives,
                 config.pretraining,
                 folder=run.pretraining.path,
-                identity=spec.checkpoint_identity,
+                identity=spec.identity,
                 watcher=bar,
                 processes=processes,
             )
@@ -200,7 +200,7 @@ def _fitted(
             task,
             config.training,
             folder=run.path,
-            identity=spec.checkpoint_identity,
+            identity=spec.identity,
             watcher=bar,
             processes=processes,
         )

@@ -196,10 +196,6 @@ def test_other_columns_of_the_same_file_make_another_run(
     ((role, name),) = column.items()
     with pytest.raises(RunError, match=rf"holds another run \(columns\.{role} .* there, '{name}' here"):
         run.begin(other, prepared)
-    assert (
-        other.checkpoint_identity == spec.checkpoint_identity
-    )  # as in checkpoints from before; begin tells them apart
-    assert other.model_copy(update={"seed": 1}).checkpoint_identity != other.checkpoint_identity
 
 
 def _digest(attributes: Attributes | None) -> str:
