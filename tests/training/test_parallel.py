@@ -173,7 +173,6 @@ class Task:
     part = staticmethod(lambda batch, number, of: batch[number::of])
     sizes = staticmethod(lambda batch: (len(batch), len(batch)))
     validate = staticmethod(lambda: {"figure": 0.5})
-    score = staticmethod(lambda figures: figures["figure"])
 
     def __init__(self, model):
         self.loss = lambda batch: model(batch).mean()
