@@ -112,7 +112,9 @@ class AutoRec(nn.Module):
 
         ratings (batch, columns); where observed (batch, columns), bool, is False they are not read, whatever they are.
         """
-        return self.read(ratings, observed) @ self.item_matrix()[1:].T
+        vectors = self.read(ratings, observed)
+        with torch.autocast(vectors.device.type, enabled=False):  # bfloat16 has a rating to the nearest 1/64
+            return vectors.float() @ self.item_matrix()[1:].T
 
     def read(self, ratings: Tensor, observed: Tensor, seen: Tensor | None = None) -> Tensor:
         """Vectors of rows, as `encode` gives them of histories: (batch, columns) each -> (batch, dim).

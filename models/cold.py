@@ -108,7 +108,7 @@ class Placing:
         """The mean of the vectors that were learned of the item's own attributes, as an item was made of them."""
         if self._learned is None:
             return None
-        names = ((name, _text(key)) for name, entry in attributes.items() for key in keys_of(entry))
+        names = ((name, text_of(key)) for name, entry in attributes.items() for key in keys_of(entry))
         rows = [self._learned_at[name] for name in names if name in self._learned_at]
         return self._scaled(self._learned.vectors[rows].mean(axis=0, dtype=np.float64)) if rows else None
 
@@ -147,10 +147,10 @@ def _sum(one: NDArray[np.float64] | None, two: NDArray[np.float64] | None) -> ND
     return one + two
 
 
-def _text(key: Key) -> str:
-    """A value as training names it: 1995.0 as 1995."""
-    value = key[0] if isinstance(key, tuple) else key
-    return str(int(value) if isinstance(value, float) else value)
+def text_of(value: object) -> str:
+    """A value, or its key, as training names it: 1995.0 as 1995, which it is where a column has gaps."""
+    value = value[0] if isinstance(value, tuple) else value
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 def typical_norm(items: NDArray[np.float32]) -> float:

@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from models.cold import text_of
 from training import fields, formats
 from training.dataset import Vocabulary
 
@@ -84,9 +85,9 @@ class ItemAttributes:
 def number_attributes(attributes: Attributes, columns: Sequence[str] | None = None) -> ItemAttributes:
     """Number the attributes that can teach something: those that two items or more have.
 
-    columns: which ones count, by default all that are neither titles nor hold numbers with a fraction. An entry is an
-    attribute, or each element of a list is one. Raises AttributesError for a column that is not there, or if no
-    attribute is shared by two items.
+    columns: which ones count, by default all that are neither titles nor hold a number with a fraction. An entry is an
+    attribute, or each element of a list is one, and is named as `text_of` says. Raises AttributesError for a column
+    that is not there, or if no attribute is shared by two items.
     """
     missing = [name for name in columns or () if name not in attributes.columns]
     if missing:
@@ -95,27 +96,32 @@ def number_attributes(attributes: Attributes, columns: Sequence[str] | None = No
         name
         for name, entries in attributes.columns.items()
         if name not in TITLE_COLUMNS
-        and not any(isinstance(value, float) for entry in entries for value in _each(entry))
+        and not any(isinstance(value, float) and not value.is_integer() for entry in entries for value in _each(entry))
     ]
-    pairs = {
-        (row, name, str(value))
-        for name in chosen
-        for row, entry in enumerate(attributes.columns[name])
-        for value in _each(entry)
-    }
-    owners = Counter((name, value) for _, name, value in pairs)
-    names = tuple(sorted(attribute for attribute, count in owners.items() if count >= 2))
+    code_of: dict[tuple[str, str], int] = {}
+    codes: list[int] = []
+    owners: list[int] = []  # numbers, since a tuple for each of ten million pairs would take gigabytes
+    for name in chosen:
+        for row, entry in enumerate(attributes.columns[name]):
+            for value in _each(entry):
+                codes.append(code_of.setdefault((name, text_of(value)), len(code_of)))
+                owners.append(row)
+    pairs = np.unique(np.array(owners, np.int64) * len(code_of) + np.array(codes, np.int64))  # a list may repeat itself
+    rows, found = np.divmod(pairs, max(1, len(code_of)))
+    shared = np.bincount(found, minlength=len(code_of)) >= 2
+    names = tuple(sorted(attribute for attribute, code in code_of.items() if shared[code]))
     if not names:
         raise AttributesError(
             f"no attribute of {', '.join(chosen) or 'the file'} is shared by two items of the data (titles, and "
             "columns of numbers with a fraction, are none unless pretraining.columns names them); give such as "
             "genres, brands or categories, or train without --attributes"
         )
-    number_of = {attribute: number for number, attribute in enumerate(names)}
-    numbered = sorted((row, number_of[name, value]) for row, name, value in pairs if (name, value) in number_of)
-    rows, flat = np.array(numbered, np.int64).T
+    number_of = np.zeros(len(code_of), np.int64)
+    number_of[[code_of[attribute] for attribute in names]] = np.arange(len(names))
+    kept = shared[found]
+    rows, flat = np.divmod(np.sort(rows[kept] * len(names) + number_of[found[kept]]), len(names))
     counts = np.bincount(rows, minlength=len(attributes.columns[chosen[0]]))
-    return ItemAttributes(names, np.concatenate(([0], np.cumsum(counts))), flat.copy(), counts > 0)
+    return ItemAttributes(names, np.concatenate(([0], np.cumsum(counts))), flat, counts > 0)
 
 
 def learnable(attributes: Attributes | None, columns: Sequence[str] | None, *, chosen: bool) -> ItemAttributes | None:

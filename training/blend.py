@@ -10,6 +10,7 @@ dividing either part by its deviation or maximum for each user, and costs a quer
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,8 +19,8 @@ from scipy import sparse
 from models.neighbours import DECAY, RECENT, Neighbours
 from training.baselines import ItemKNN, recent
 from training.dataset import Sequences
-from training.evaluate import Scorer, affordable, evaluate, rank_of, scored
-from training.measures import METRIC, gains
+from training.evaluate import Scorer, affordable, rank_of, rank_targets, scored
+from training.measures import METRIC, gains, summarise
 from training.scorers import Blended
 from training.splits import Holdout
 
@@ -28,6 +29,8 @@ _BACKWARD = (0.0, 0.5)  # tried: what an item counts that stood before, of what 
 _REACH = 10  # positions within which two items belong together
 _WIDTHS = (50, 100, 200)  # neighbours an item keeps; a query costs in proportion
 _LOSS = 0.005  # share of validation NDCG@10 that fewer neighbours may cost
+
+_Candidate = tuple[float, float]  # an item-kNN by what it counts backward, and its weight
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,31 +87,47 @@ def choose_blend(scorer: Scorer, train: Sequences, validation: Holdout, items: i
     more users than `affordable` gives, 40 times.
     """
     validation = affordable(validation, items)
-    partners = [partner(train, items, backward) for backward in _BACKWARD]
-    units = [_best_neighbour(knn, validation) for knn in partners]
-    weights = np.array([[0.0, *(strength / (unit or 1.0) for strength in _STRENGTHS)] for unit in units])
-    total = np.zeros(weights.shape)
-    for rows, scores, histories in scored(scorer, validation, items):
-        targets = validation.targets[rows]
-        for knn, of_knn, found in zip(partners, weights, total, strict=True):
-            bonus = knn(histories)
-            for number, weight in enumerate(of_knn):
-                found[number] += gains(rank_of(scores + np.float32(weight) * bonus, targets), 10).sum()
-    figures = total / max(1, len(validation))
-    best, chosen = np.unravel_index(np.argmax(figures), figures.shape)
-    tried = {float(weight): float(figure) for weight, figure in zip(weights[best], figures[best], strict=True)}
-    backward, weight, matrix = _BACKWARD[best], float(weights[best, chosen]), partners[best].matrix
+    partners = {backward: partner(train, items, backward) for backward in _BACKWARD}
+    candidates: list[_Candidate] = []
+    for backward, knn in partners.items():
+        unit = _best_neighbour(knn, validation) or 1.0
+        candidates += [(backward, weight) for weight in (0.0, *(strength / unit for strength in _STRENGTHS))]
+    figures = _validated(scorer, partners, candidates, validation, items)
+    backward, weight = candidates[int(np.argmax(figures))]
+    tried = {one: figure for (of, one), figure in zip(candidates, figures, strict=True) if of == backward}
     alone = Blend(backward, 0.0, None, tried, tried[0.0])
     if weight == 0:
         return alone
-    for width in _WIDTHS:
-        neighbours = strongest(matrix * weight, width)
-        kept = evaluate(Blended(scorer, neighbours), validation, items).metrics()[METRIC]
-        if kept >= (1 - _LOSS) * tried[weight] or neighbours.width < width:
-            break
-    if kept <= tried[0.0]:  # it was the neighbours that are cut which helped
+    enough = (1 - _LOSS) * tried[weight]
+    neighbours, served = _fewest(scorer, partners[backward].matrix * weight, validation, items, enough=enough)
+    if served <= tried[0.0]:  # it was the neighbours that are cut which helped
         return alone
-    return Blend(backward, weight, neighbours, tried, kept)
+    return Blend(backward, weight, neighbours, tried, served)
+
+
+def _validated(
+    scorer: Scorer, partners: Mapping[float, ItemKNN], candidates: list[_Candidate], validation: Holdout, items: int
+) -> list[float]:
+    """Validation NDCG@10 of the scorer with as much of an item-kNN as each candidate says."""
+    total = np.zeros(len(candidates))
+    for rows, scores, histories in scored(scorer, validation, items):
+        bonus = {backward: knn(histories) for backward, knn in partners.items()}
+        for number, (backward, weight) in enumerate(candidates):
+            ranks = rank_of(scores + np.float32(weight) * bonus[backward], validation.targets[rows])
+            total[number] += gains(ranks, 10).sum()
+    return [float(one) for one in total / max(1, len(validation))]
+
+
+def _fewest(
+    scorer: Scorer, matrix: sparse.csr_array, validation: Holdout, items: int, *, enough: float
+) -> tuple[Neighbours, float]:
+    """The fewest neighbours an item with which validation NDCG@10 is enough, else the most tried; and that figure."""
+    for width in _WIDTHS:
+        neighbours = strongest(matrix, width)
+        figure = summarise(rank_targets(Blended(scorer, neighbours), validation, items))[METRIC]
+        if figure >= enough or neighbours.width < width:
+            return neighbours, figure
+    return neighbours, figure
 
 
 def strongest(matrix: sparse.csr_array, width: int) -> Neighbours:

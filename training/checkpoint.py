@@ -65,7 +65,7 @@ def save(
     draft = path.with_suffix(".draft")
     try:
         save_file(
-            {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()},
+            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
             draft,
             metadata={"progress": json.dumps(asdict(progress))},
         )

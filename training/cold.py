@@ -113,7 +113,7 @@ def evaluate_cold(
     prepared = prepare(split.learned, loaded, split="loo", attributes=attributes, item_column=columns.item)
     spec = spec_of(
         loaded, prepared, name=name, files=files, columns=columns, split="loo", seed=seed, attributes=attributes
-    )
+    ).model_copy(update={"hidden": share})
     told = read_attributes(attributes, Vocabulary((PADDING_ID, *split.hidden)), item_column=columns.item)
     if not _can_place(loaded, prepared, told, len(split.hidden)):
         raise DatasetError(
@@ -121,7 +121,8 @@ def evaluate_cold(
             "some that these share with other items, such as genres, brands or categories"
         )
     run = train(spec, prepared, output or Path("runs") / f"{spec.name}-cold-{seed}", console)
-    return judge_cold(cast(SASRec, run.model()), split, prepared, told, seed=seed, learned=run.learned())
+    model, learned = run.fitted()
+    return judge_cold(cast(SASRec, model), split, prepared, told, seed=seed, learned=learned)
 
 
 def _can_place(config: Config | S3RecRunConfig, prepared: Prepared, told: Attributes, hidden: int) -> bool:
@@ -148,40 +149,37 @@ def hide(dataset: Dataset, interactions: Interactions, *, share: float, seed: in
     interactions: those the data set was made of. A user who met none of the hidden items, or no other item before the
     last new one of them, is learned from whole and not judged. Raises DatasetError if nobody can be judged.
     """
-    items, generator = dataset.vocabulary.items, np.random.default_rng([seed, 3])  # a stream of its own
+    # As the third epoch orders windows, which tells of no item.
+    items, generator = dataset.vocabulary.items, np.random.default_rng([seed, 3])
     rows = np.sort(generator.permutation(items)[: round(share * items)]) + 1
     ids = dataset.vocabulary.ids
     place = np.full(items + 1, -1, np.int64)
     place[rows] = np.arange(len(rows))
     whole = dataset.sequences.compact()
-    kept = place[whole.items] < 0
-    histories, targets, met = [], [], []
-    meetings: list[tuple[int, int, tuple[str, ...]]] = []  # when, which hidden item, and what came just before
-    for begin, end in zip(whole.starts, whole.ends, strict=True):
-        places = place[whole.items[begin:end]]
-        known, firsts = np.unique(places, return_index=True)
-        last = int(firsts[known >= 0].max(initial=0))  # the target: one that was met before is no find
-        for at in np.flatnonzero(places[:last] >= 0):
-            earlier = whole.items[begin : begin + at][places[:at] < 0][-CONTEXT:]
-            when = 0 if whole.timestamps is None else int(whole.timestamps[begin + at])
-            meetings.append((when, int(places[at]), tuple(ids[row] for row in earlier)))
-        before = whole.items[begin : begin + last][places[:last] < 0]
-        if not before.size:
-            continue
-        kept[begin + last : end] = False
-        histories.append([ids[row] for row in before])
-        targets.append(int(places[last]))
-        met.append(np.unique(places[:last][places[:last] >= 0]))
-    if not targets:
+    owners, places = whole.owners, place[whole.items]
+    met = np.flatnonzero(places >= 0)
+    _, firsts = np.unique(owners[met] * len(rows) + places[met], return_index=True)
+    # Where each user's target stands, since one that was met before is no find; where there is none, the beginning.
+    last = whole.starts.copy()
+    np.maximum.at(last, owners[met[firsts]], met[firsts])
+    shown = _Shown([ids[row] for row in whole.items[places < 0]], np.concatenate(([0], np.cumsum(places < 0))))
+    judged = np.flatnonzero(shown.before[last] > shown.before[whole.starts])
+    if not judged.size:
         raise DatasetError(f"no user met one of {len(rows):,} hidden items after another item; hide a larger share")
+    until = whole.ends.copy()
+    until[judged] = last[judged]
+    earlier = met[met < last[owners[met]]]  # no target nor what follows it
+    if whole.timestamps is not None:
+        earlier = earlier[np.argsort(whole.timestamps[earlier], kind="stable")]
+    pasts = [slice(begin, end) for begin, end in zip(whole.starts[judged], last[judged], strict=True)]
     return ColdSplit(
-        learned=_only(dataset, interactions, whole.where(kept)),
+        learned=_only(dataset, interactions, whole.where((places < 0) & (np.arange(len(owners)) < until[owners]))),
         hidden=tuple(ids[row] for row in rows),
-        histories=histories,
-        targets=np.array(targets),
-        met=met,
+        histories=[shown.of(past) for past in pasts],
+        targets=places[last[judged]],
+        met=[np.unique(places[past][places[past] >= 0]) for past in pasts],
         counts=popularity_of(whole, items)[rows],
-        contexts=_first(meetings, len(rows)),
+        contexts=_contexts(earlier, places, whole.starts[owners], shown, hidden=len(rows)),
     )
 
 
@@ -229,7 +227,8 @@ def judge_cold(
         scores = {name: _scores(vectors[some], those) for name, those in by.items()}
         beside = vectors[some] @ items.T
         mask_seen(beside, histories.take(np.arange(len(vectors))[some]))
-        tenth = np.partition(beside, -_SHOWN, axis=1)[:, -_SHOWN]
+        last = -min(_SHOWN, beside.shape[1])  # of fewer items all are shown
+        tenth = np.partition(beside, last, axis=1)[:, last]
         shown += int((scores["attributes"].max(axis=1) > tenth).sum())
         for ranks, those in zip(found.values(), (chance, split.counts, *scores.values()), strict=True):
             generator = np.random.default_rng([seed, 4, begin])
@@ -247,12 +246,30 @@ def _scores(vectors: NDArray[np.float32], placed: list[NDArray[np.float32] | Non
     return scores
 
 
-def _first(meetings: list[tuple[int, int, tuple[str, ...]]], hidden: int) -> list[list[tuple[str, ...]]]:
-    """The first contexts of each hidden item, as the service keeps them: each once, and no empty one."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Shown:
+    """What is not hidden, of one user after another; before (interactions + 1,): how much of it comes before each."""
+
+    ids: list[str]
+    before: NDArray[np.int64]
+
+    def of(self, interactions: slice) -> list[str]:
+        """What is not hidden of these interactions."""
+        return self.ids[self.before[interactions.start] : self.before[interactions.stop]]
+
+
+def _contexts(
+    meetings: NDArray[np.int64], places: NDArray[np.int64], starts: NDArray[np.int64], shown: _Shown, *, hidden: int
+) -> list[list[tuple[str, ...]]]:
+    """What came just before each hidden item, oldest meetings first, as the service keeps it: once, and nothing empty.
+
+    places and starts (interactions,): which hidden item it is, and where its user's history begins.
+    """
     found: list[dict[tuple[str, ...], None]] = [{} for _ in range(hidden)]
-    for _, place, context in sorted(meetings, key=lambda meeting: meeting[0]):
-        if context and len(found[place]) < FULL:
-            found[place][context] = None
+    for at in meetings:
+        context = tuple(shown.of(slice(starts[at], at))[-CONTEXT:])
+        if context and len(found[places[at]]) < FULL:
+            found[places[at]][context] = None
     return [list(those) for those in found]
 
 

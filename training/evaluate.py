@@ -116,9 +116,12 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Judged:
-    """What a scorer is worth on both held-out parts of one split."""
+    """What a scorer is worth on both held-out parts of one split.
 
-    validation: Evaluation
+    Of validation, which is there to choose by, the ranks of the targets are enough: int64 (users,).
+    """
+
+    validation: NDArray[np.int64]
     test: Evaluation
 
     def report(self, beside: Mapping[str, "Judged"] | None = None) -> dict[str, dict[str, object]]:
@@ -126,7 +129,7 @@ class Judged:
         test = self.test.report()
         if beside:
             test["differences"] = differences_from(self.test, {name: other.test for name, other in beside.items()})
-        return {"validation": self.validation.report(), "test": test}
+        return {"validation": summarise(self.validation) | {"intervals": intervals(self.validation)}, "test": test}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -241,12 +244,8 @@ def evaluate_test_ratings(predict: RatingPredictor, split: Split, items: int) ->
 
 
 def evaluate_both(scorer: Scorer | UserScorer, split: Split, items: int) -> Judged:
-    """`evaluate` on both held-out parts."""
-    popularity = popularity_of(split.train, items)
-    return Judged(
-        validation=evaluate(scorer, split.validation, items, popularity=popularity),
-        test=evaluate_test(scorer, split, items),
-    )
+    """`rank_targets` of validation and `evaluate_test`."""
+    return Judged(rank_targets(scorer, split.validation, items), evaluate_test(scorer, split, items))
 
 
 def difference(one: Evaluation, other: Evaluation) -> Difference:

@@ -73,7 +73,7 @@ def export(run: RunFolder, artifacts: Path, *, version: str | None = None, scori
     Raises RunError if the run is not finished, ExportError if the graphs differ from torch or the version is no name,
     BundleError if the version exists.
     """
-    spec, metrics, model, neighbours = run.spec(), run.metrics(), run.model(), run.neighbours()
+    spec, metrics, neighbours, (model, learned) = run.spec(), run.metrics(), run.neighbours(), run.fitted()
     if isinstance(model, AutoRec) and model.config.side == "item":
         raise ExportError(
             f"{run.path} is an item-based AutoRec: it knows only the users it was trained on, so it cannot serve. "
@@ -114,7 +114,7 @@ def export(run: RunFolder, artifacts: Path, *, version: str | None = None, scori
         neighbours=neighbours,
         inputs=model.inputs().detach().numpy() if isinstance(model, AutoRec) else None,
         shortlist=build_shortlist(),
-        learned=run.learned(),
+        learned=learned,
     )
     content = with_scoring(content, scoring)
     certified = content.manifest.model_copy(update={"parity": certify(content, model)})

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from training import checkpoint
 from training.average import Average, copied
 from training.config import FittingConfig
+from training.measures import RMSE
 from training.parallel import ALONE, Processes
 
 Batch = TypeVar("Batch")
@@ -55,7 +56,7 @@ class Task(Protocol[Batch]):
     """What differs between models: the data's batches, their loss, and how good the model is."""
 
     metric: str
-    """Which figure of `validate` steers early stopping, as people call it."""
+    """Which figure of `validate` steers early stopping, as people call it: the higher the better, but for an RMSE."""
 
     def batches(self, epoch: int) -> Iterator[Batch]:
         """The batches of one epoch, a function of the epoch's number alone, so that a run can be resumed."""
@@ -70,13 +71,7 @@ class Task(Protocol[Batch]):
         """Mean loss over the batch's targets."""
 
     def validate(self) -> dict[str, float]:
-        """Figures of the model as it is."""
-
-    def score(self, figures: dict[str, float]) -> float:
-        """One number from these figures, higher is better; of a ranking 0 says that nothing was hit.
-
-        NaN where nothing is validated, then the latest is best.
-        """
+        """Figures of the model as it is; none where there is nothing to validate by, then the latest is best."""
 
 
 def fit(
@@ -127,7 +122,7 @@ def fit(
         )
         with average.instead():
             figures = processes.from_leader(task.validate() if processes.leader else None)
-            score = task.score(figures)
+            score = figures.get(task.metric, math.nan) * (-1 if task.metric == RMSE else 1)
             better = not score <= progress.best  # so written, NaN is better than what was
             if better or score == progress.best == 0:  # nothing was hit so far, and what was learned longer knows more
                 best_weights, best_epoch = copied(model), epoch
@@ -196,8 +191,8 @@ def _epoch(
     bfloat16 = config.precision == "bfloat16" or (config.precision == "auto" and device.type == "cuda")
     rate = config.learning_rate * config.decay ** (epoch - 1)
     total, targets, taken = 0.0, 0, 0
-    for batch in task.batches(epoch):
-        step = _steps(optimiser) + 1
+    before = _steps(optimiser)  # once: on a GPU it waits for all that was asked for
+    for step, batch in enumerate(task.batches(epoch), before + 1):
         for group in optimiser.param_groups:
             group["lr"] = rate * min(1.0, step / max(1, config.warmup_steps))
         sequences, count = task.sizes(batch)

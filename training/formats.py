@@ -71,7 +71,8 @@ def content_of(path: Path) -> bytes:
 def read_delimited(path: Path) -> tuple[pl.DataFrame, dict[str, str]]:
     """CSV with quotes, the others without, parted as `separator_of` says. Every column is String, null if empty.
 
-    Names of columns lose the white space around them.
+    Names of columns lose the white space around them, and so do the cells of a column whose name had some: the file is
+    parted by more than the separator.
     .inter and .item declare types in their header ("user_id:token"): these are taken off the names and come as the
     second value, type by name; it is empty for CSV and TSV. UTF-8, with or without a byte order mark.
     """
@@ -96,7 +97,9 @@ def read_delimited(path: Path) -> tuple[pl.DataFrame, dict[str, str]]:
         if frame.width != len(_RATING_COLUMNS):
             raise FormatError(f"{path}: has {frame.width} columns; a {suffix} file has user, item, rating and time")
         frame.columns = _RATING_COLUMNS
-    frame.columns = _stripped(frame.columns)
+    written, frame.columns = frame.columns, _stripped(frame.columns)
+    padded = [name for name, before in zip(frame.columns, written, strict=True) if name != before]
+    frame = frame.with_columns(frame[name].str.strip_chars().replace("", None) for name in padded)
     if suffix not in (".inter", ".item"):
         return frame, {}
     header = [name.rpartition(":") if ":" in name else (name, ":", "token") for name in frame.columns]

@@ -17,6 +17,8 @@ from training.fields import MAX_TIMESTAMP_MS
 from training.quotes import swallowed_rows
 
 _ONE_COLUMN = "If that is several, part them by commas in a .csv (;, tabs or | do too, one of them), by tabs in a .tsv"
+_UNREADABLE = "timestamp unreadable"
+_TIMES = "times are such as 2024-01-31T10:00:00+01:00, 2024-01-31 10:00, 2024-01-31, 20240131, or numbers since 1970"
 MAX_ID_BYTES = 256  # the limit of the HTTP contract: a longer id could never be asked for
 
 
@@ -105,11 +107,12 @@ def read_interactions(
     without a header ("user item" or "user item item ..." a line, oldest first), .base, .test and .data as
     MovieLens-100K has them (user, item, rating, time, no header), each also with .gz; and .parquet.
 
-    Ids are kept as written; integers become their decimal digits, and so do numbers with a fraction of zero in a
-    Parquet column of floats (there 3.0 is item "3"; any other fraction is a wrong type). Timestamps are RFC 3339 or
-    ISO dates (UTC unless they say otherwise) or numbers: dates where most of the file are such (20240131), else seconds
-    where their median is below 1e11, milliseconds below 1e14, nanoseconds from 9.4e17 on, and microseconds between.
-    Without a timestamp column the order of the rows counts.
+    Ids are kept as written, but for white space around them where the name in the header has some too; integers become
+    their decimal digits, and so do numbers with a fraction of zero in a Parquet column of floats (there 3.0 is item
+    "3"; any other fraction is a wrong type). Timestamps are RFC 3339 or ISO dates (UTC unless they say otherwise) or
+    numbers: dates where most of the file are such (20240131), else seconds where their median is below 1e11,
+    milliseconds below 1e14, nanoseconds from 9.4e17 on, and microseconds between. Without a timestamp column the order
+    of the rows counts.
 
     Dropped and counted: ids that are empty, blank, over 256 UTF-8 bytes or of a wrong type; timestamps that are
     missing, unreadable, in another unit than most, before 1970 or after 2100; values that are not a finite number (NaN
@@ -135,7 +138,11 @@ def read_interactions(
         except (formats.FormatError, OSError) as error:
             raise InteractionsError(str(error)) from error
         parts.append((str(path), raw))
-    return _assembled(parts, tuple(digests), max_dropped)
+    found = _assembled(parts, tuple(digests), max_dropped)
+    if not found.frame.height:
+        names = ", ".join(source for source, _ in parts)
+        raise InteractionsError(f"{names}: no interaction is left to learn from.\n{found.report}")
+    return found
 
 
 def interactions_from_frame(
@@ -143,7 +150,8 @@ def interactions_from_frame(
 ) -> Interactions:
     """The same checks for rows that are already in memory; `source` names them in errors.
 
-    The digest is that of the kept rows written as CSV. Raises InteractionsError as `read_interactions` does.
+    The digest is that of the kept rows written as CSV. Raises InteractionsError as `read_interactions` does, but not
+    where no row is left.
     """
     raw = _chosen(frame, frame.columns, columns, source=source, value_name="value")
     checked = _assembled([(source, raw)], (), max_dropped)
@@ -269,11 +277,10 @@ def _assembled(parts: Sequence[tuple[str, pl.DataFrame]], digests: tuple[str, ..
         raise InteractionsError(
             f"{names}: {unusable:,} of {report.rows_read:,} rows are unusable, more than the share of "
             f"{max_dropped:g} allowed; mend the rows"
+            + (f" ({_TIMES})" if _UNREADABLE in report.dropped else "")
             + (", or raise data.max_dropped in the configuration" if report.rows_kept else "")
             + f".\n{report}"
         )
-    if not frame.height:
-        raise InteractionsError(f"{names}: no interaction is left to learn from.\n{report}")
     return Interactions(_in_time_order(frame), report, any(timed.values()), digests)
 
 
@@ -304,7 +311,7 @@ def _checked(source: str, raw: pl.DataFrame) -> tuple[pl.DataFrame, Report]:
         ]
     if timed:
         tests += [
-            ("timestamp unreadable", unreadable),
+            (_UNREADABLE, unreadable),
             ("timestamp missing", timestamp.is_null()),
             ("timestamp in another unit than most, as seconds among milliseconds", other_unit),
             (

@@ -15,7 +15,7 @@ from training.evaluate import EvaluationError
 from training.export import export
 from training.interactions import Columns
 from training.measures import RMSE
-from training.options import Artifacts, Item, Run, TestFiles, Time, User, Value
+from training.options import Artifacts, Item, Run, TestFiles, Time, User, Value, refuse_columns
 from training.preparation import read_for
 from training.rating_run import is_autorec, judged_again, judged_bundle, print_figures
 from training.recommend import RecommendError, recommend, recommend_run
@@ -37,7 +37,7 @@ def evaluate(
     ] = None,
     test: TestFiles = None,
     split: Annotated[
-        SplitName | None, typer.Option(help="As in train.  \\[default: the run's; for a bundle loo]")
+        SplitName | None, typer.Option(help="As in train.  \\[default: the run's; for a bundle loo, file with --test]")
     ] = None,
     sampled: Annotated[
         int | None, typer.Option(metavar="N", help="Also rank among N sampled negatives, as some papers do.", min=1)
@@ -58,6 +58,8 @@ def evaluate(
             f"{subject} is a run, whose test ratings are those held out when it was trained; leave --test out, or "
             "export it and judge the bundle"
         )
+    if not (data or bundle):
+        refuse_columns(columns, f"without --data {subject} is judged on its own data, whose columns it knows")
     if not (data or sampled or against) and is_autorec(subject):
         spec = RunFolder(subject).spec()
         if split not in (None, spec.split):
@@ -154,16 +156,17 @@ def recommend_command(
 ) -> None:
     """Write the first k items of every user in a log, through onnxruntime, as the bundle would serve them."""
     console, registry = terminal(), Registry(artifacts)
+    columns = Columns(user=user_column, item=item_column, timestamp=timestamp_column, value=value_column)
     if version not in registry.versions() and is_autorec(Path(version)):  # a folder here may have a version's name
         if data:
             raise RecommendError(f"{version} is a run, which scores the users of its own data; leave --data out")
+        refuse_columns(columns, f"{version} is a run, which scores the users of its own data and knows its columns")
         console.print(f"{output}: {recommend_run(RunFolder(Path(version)), output, k=k, console=console)}")
         return
     if not data:
         raise RecommendError(f"{version} is a bundle and holds no histories; name the files with --data")
     runtime = Runtime(read_bundle(registry.folder(version)))
     runtime.replay_golden()
-    columns = Columns(user=user_column, item=item_column, timestamp=timestamp_column, value=value_column)
     interactions = read_for(_config_of(runtime), data, columns)
     console.print(str(interactions.report))
     console.print(f"{output}: {recommend(runtime, interactions, output, k=k, console=console)}")

@@ -64,7 +64,11 @@ def logged_interactions(sources: Sequence[str], event_types: Collection[str], co
         pl.when(value.is_finite()).then(value).alias("value"),
     )
     source = "event log of " + ", ".join(source.rpartition("@")[2] for source in sources)
-    return Logged(interactions_from_frame(frame, source=source, max_dropped=1.0), tombstones)
+    interactions = interactions_from_frame(frame, source=source, max_dropped=1.0)
+    if not len(interactions.frame):
+        console.print(str(interactions.report))
+        return Logged(None, tombstones)
+    return Logged(interactions, tombstones)
 
 
 def without_known(logged: Interactions, known: Interactions) -> Interactions:

@@ -81,7 +81,8 @@ class Difference:
 def paired_difference(one: NDArray[np.float64], other: NDArray[np.float64]) -> Difference:
     """How much better `one` is than `other`: gains (users,) of the same users in the same order.
 
-    p is the share of resamples whose difference, moved to mean 0, is at least as far from 0 as the one found.
+    p is the share of resamples whose difference, moved to mean 0, is at least as far from 0 as the one found, and no
+    less than chance gives n users who differ all one way, 2 / 2^n: resamples of a few alike are nearly all the same.
     Raises ValueError if the two do not have the same number of users, or none.
     Source: Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapter 16.
     """
@@ -92,7 +93,8 @@ def paired_difference(one: NDArray[np.float64], other: NDArray[np.float64]) -> D
     means = _bootstrap(differences, _TEST_SAMPLES, np.random.default_rng(0))
     # A hair's breadth against rounding: a constant difference must not lose against itself.
     further = int((np.abs(means - mean) >= abs(mean) - 1e-12).sum())
-    return Difference(mean, *_interval(means), p=(1 + further) / (1 + _TEST_SAMPLES))
+    least = min(1.0, 0.5 ** (np.count_nonzero(differences) - 1.0))
+    return Difference(mean, *_interval(means), p=max(least, (1 + further) / (1 + _TEST_SAMPLES)))
 
 
 @dataclass(frozen=True, slots=True)

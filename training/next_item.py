@@ -1,6 +1,5 @@
 """Next-item prediction as a training task: every position of a window predicts the item after it."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -101,10 +100,6 @@ class NextItem:
         if not len(self._validation):
             return {}
         return summarise(rank_targets(ModelScorer(self._model), self._validation, self._model.items))
-
-    def score(self, figures: dict[str, float]) -> float:
-        """Validation NDCG@10, NaN without a validation part."""
-        return figures.get(METRIC, math.nan)
 
     def _negatives(self, batch: Batch, generator: np.random.Generator) -> NDArray[np.int64] | None:
         if self._config.loss == "softmax":

@@ -128,7 +128,9 @@ def bench(
     what: Annotated[
         str, typer.Argument(help="data: preparing a log. training: sequences a second. catalogue: ranking.")
     ],
-    interactions: Annotated[int, typer.Option(help="Rows of the synthetic log.", min=1000)] = 10_000_000,
+    interactions: Annotated[
+        int | None, typer.Option(help="Rows of the synthetic log of data.  \\[default: 10000000]", min=1000)
+    ] = None,
     *,
     peers: Annotated[bool, typer.Option("--peers", help="Training beside RecTools and RecBole; six minutes.")] = False,
     peers_python: Annotated[
@@ -154,6 +156,8 @@ def bench(
 
     if what not in ("data", "training", "catalogue"):
         raise ConfigError(f"there is no benchmark {what!r}; give data, training or catalogue")
+    if what != "data" and interactions:
+        raise ConfigError(f"--interactions goes with data, not with {what}")
     if peers and what != "training":
         raise ConfigError(f"--peers goes with training: they are not measured on {what}")
     if what != "catalogue" and (items or run or threads or output):
@@ -166,7 +170,7 @@ def bench(
         return
     console = terminal()
     if what == "data":
-        console.print(str(bench_dataset(interactions=interactions)))
+        console.print(str(bench_dataset(interactions=interactions or 10_000_000)))
         return
     if peers:
         find_python(peers_python)  # before minutes have passed

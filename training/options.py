@@ -1,12 +1,13 @@
 """What a person types for training, as types that typer reads, and the run that is made from it."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from training.config import load_config
+from training.config import ConfigError, load_config
 from training.interactions import Columns
 from training.preparation import Prepared, default_split, prepare, read_for, spec_of
 from training.presets import describe
@@ -29,14 +30,21 @@ Split = Annotated[
     typer.Option(
         "--split",
         help="loo: each user's last item is the test. time: everything after a moment. random: a tenth of the ratings, "
-        "for AutoRec. file: what --test names.  \\[default: loo; random for explicit ratings]",
+        "for AutoRec. file: what --test names.  \\[default: loo; random for explicit ratings, file with --test]",
     ),
 ]
 TestFiles = Annotated[
     list[Path] | None,
     typer.Option("--test", metavar="FILE", help="Ratings to test on, for AutoRec: as u1.test beside --data u1.base."),
 ]
-Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of weights, dropout, data order and negatives.")]
+Seed = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        max=2**32 - 1,
+        help="Of weights, dropout, data order, negatives, the ratings of a random split and the items that cold hides.",
+    ),
+]
 User = Annotated[str, typer.Option("--user-column", help="Column with the user's id.")]
 Item = Annotated[str, typer.Option("--item-column", help="Column with the item's id.")]
 Time = Annotated[
@@ -100,6 +108,14 @@ def run_of(
     if left := describe(loaded, spec.config):
         console.print(f"by the data: {left}")
     return spec, prepared
+
+
+def refuse_columns(columns: Columns, why: str) -> None:
+    """Raise ConfigError for the first column that was named: for where no file is read, and why none is."""
+    usual = asdict(Columns())
+    for role, name in asdict(columns).items():
+        if name != usual[role]:
+            raise ConfigError(f"--{role}-column {name!r} names nothing here: {why}; leave it out")
 
 
 def spread(arguments: list[str]) -> list[str]:

@@ -100,16 +100,20 @@ def own_device() -> torch.device:
 def joined() -> Iterator[Processes]:
     """The processes that torchrun started together, connected while the block runs; ALONE without torchrun.
 
-    They speak NCCL where every one has a GPU of its own, and gloo on CPU.
+    They speak NCCL where every one has a GPU of its own, and gloo on CPU. Raises FitError for fewer GPUs than that.
     """
     if not distributed.is_torchelastic_launched():
         yield ALONE
         return
+    here, gpus = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()  # torchrun's
+    if 0 < gpus < here:
+        from training.fit import FitError  # noqa: PLC0415 - which knows this module
+
+        raise FitError(f"{here} processes here have {gpus} GPUs, and each needs its own; give --nproc-per-node {gpus}")
     distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        here = int(os.environ["LOCAL_WORLD_SIZE"])  # torchrun's
         yield Processes(distributed.get_rank(), distributed.get_world_size(), here)
     finally:
         distributed.destroy_process_group()

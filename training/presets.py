@@ -70,6 +70,8 @@ def describe(before: RunConfig, after: RunConfig) -> str:
     """What was set by the data, in words; empty if nothing was left to it."""
     if isinstance(before, AutoRecRunConfig) or isinstance(after, AutoRecRunConfig):
         return ""
+    found = {name: getattr(after.model, name, None) or getattr(after.training, name) for name in before.from_data}
     return ", ".join(
-        f"{name} {getattr(after.model, name, None) or getattr(after.training, name)}" for name in before.from_data
+        "windows that do not overlap" if name == "stride" and value is None else f"{name} {value}"
+        for name, value in found.items()
     )

@@ -212,10 +212,6 @@ class Pretrain:
             return {}
         return summarise(rank_targets(MaskedItemScorer(self._model), self._validation, self._model.encoder.items))
 
-    def score(self, figures: dict[str, float]) -> float:
-        """Validation NDCG@10, NaN without a validation part."""
-        return figures.get(METRIC, float("nan"))
-
     def _of_items(self, batch: PrefixBatch) -> Tensor:
         """AAP, MIP and MAP, which share one reading of the sequences."""
         model, config = self._model, self._config

@@ -248,7 +248,7 @@ def fitted_autorec(
             task,
             config.training,
             folder=run.path,
-            identity=spec.checkpoint_identity,
+            identity=spec.identity,
             watcher=bar,
             processes=processes,
         )

@@ -4,7 +4,6 @@ On CPU rows are made dense a batch at a time, since two dense products outrun th
 of ratings; the loss sees nothing but observed entries, and for implicit feedback the zeros drawn beside them.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -113,11 +112,6 @@ class Reconstruction:
             "mae": figures["mae"],
             "test_rmse": test[RMSE],
         }
-
-    def score(self, figures: dict[str, float]) -> float:
-        """Validation RMSE turned round, or NDCG@10; NaN without a validation part."""
-        found = figures.get(self.metric, math.nan)
-        return -found if self._explicit else found
 
     def predictor(self, *, vectors: Tensor | None = None, item_matrix: Tensor | None = None) -> "Predictor":
         """Ratings by the model as it is now, or by what another program computed in its place, as `Predictor` says."""

@@ -4,18 +4,28 @@ Bars are for terminals; in a log file or a pipe there is nothing until the table
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
 from training.assessment import Assessment
+from training.dataset import Sequences
+from training.evaluate import Scorer
 from training.fields import EARLY_MS
 from training.fit import Fitted
 from training.measures import METRIC, Difference
@@ -81,6 +91,24 @@ def epoch_bar(console: Console, windows: int, metric: str) -> Iterator[EpochBar]
     )
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
         yield EpochBar(progress, windows, metric)
+
+
+@contextmanager
+def judging_bar(console: Console, users: int) -> Iterator[Callable[[Scorer], Scorer]]:
+    """A progress bar for judging so many users, and what makes a scorer move it; nothing where there is no terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+        task = progress.add_task("judging", total=users)
+
+        def watched(scorer: Scorer) -> Scorer:
+            def score(histories: Sequences) -> NDArray[np.float32]:
+                scores = scorer(histories)
+                progress.advance(task, len(histories))
+                return scores
+
+            return score
+
+        yield watched
 
 
 def describe_data(prepared: Prepared) -> str:

@@ -255,21 +255,15 @@ def _row(
     timed: whether the data has timestamps, without which every target counts as strictly later.
     """
 
-    def over_seeds(read: Callable[[Mapping[str, Any]], float]) -> str:
-        try:
-            return str(spread([read(figure) for figure in figures]))
-        except KeyError:  # recorded before this figure was
-            return "-"
-
     low, high = (spread([figure["intervals"][METRIC][side] for figure in figures]).mean for side in (0, 1))
-    cells = [over_seeds(lambda figure, metric=metric: figure[metric]) for metric in _FIGURES]  # type: ignore[misc]
+    later = [figure["slices"]["strictly later"][METRIC] for figure in figures] if timed else []
     return _Row(
         (
             name,
-            *cells,
+            *(str(spread([figure[metric] for figure in figures])) for metric in _FIGURES),
             f"{low:.4f} to {high:.4f}",
             _ahead(figures),
-            over_seeds(lambda figure: figure["slices"]["strictly later"][METRIC]) if timed else "-",
+            str(spread(later)) if timed else "-",
             ", ".join(str(spec.seed) for spec in specs) or "-",
             _fitting_time(recorded) if recorded else "-",
             _command(specs, recorded) if specs else "-",
@@ -297,8 +291,8 @@ def _fitting_time(recorded: Sequence[Mapping[str, Any]]) -> str:
     shown, longest = _time(spread(seconds).mean), _time(max(seconds))
     if longest != shown:
         shown += f", longest {longest}"
-    places = {metrics["device"] for metrics in recorded if "device" in metrics}
-    return shown + (f" ({', '.join(sorted(places))})" if places else "")
+    places = {metrics["device"] for metrics in recorded}
+    return f"{shown} ({', '.join(sorted(places))})"
 
 
 def _time(seconds: float) -> str:
@@ -311,7 +305,7 @@ def _command(specs: Sequence[RunSpec], recorded: Sequence[Mapping[str, Any]] = (
     compared = compared_name(spec)
     config = compared or spec.name
     known = (CONFIGS / f"{config}.toml").is_file()
-    verb = "activations" if compared else "train"
+    verb = "activations" if compared else "cold" if spec.hidden else "train"
     words = ["python", "-m", "training", verb, config if known else f"{config}.toml"]
     for path in spec.files:
         words += ["--data", _relative(path)]
@@ -329,6 +323,8 @@ def _command(specs: Sequence[RunSpec], recorded: Sequence[Mapping[str, Any]] = (
         words += ["--test", _relative(path)]
     if spec.split not in (default_split(spec.config), "file"):
         words += ["--split", spec.split]
+    if spec.hidden:
+        words += ["--share", f"{spec.hidden:g}"]
     command = f"`{shlex.join(words)} --seed {spec.seed if len(specs) == 1 else 'SEED'}`"
     changed = [f"{name} {before!r}, now {now!r}" for name, (before, now) in spec.changed_since().items()]
     command += f" of an earlier {spec.name} ({'; '.join(changed)})" if changed else ""

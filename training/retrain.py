@@ -25,6 +25,7 @@ from training.logged import Logged, logged_interactions, without_erased, without
 from training.preparation import Prepared, prepare, read_for, spec_of
 from training.run import RunError, RunFolder
 from training.scorers import BundleScorer, run_scorer
+from training.splits import Split
 from training.train import refit, train
 
 _LARGEST_WINDOW = 0.1  # of the interactions: the newest tenth judges, the tenth before it validates
@@ -147,9 +148,9 @@ def _prepare(
     if not interactions.has_timestamps:
         learned_until = None
     newer = 1.0 if learned_until is None else _newer(interactions, config.data, learned_until)
-    shares = [min(newer, _LARGEST_WINDOW)] if newer >= _SMALLEST_WINDOW else []
-    problem: DatasetError | None = None
-    for share in [*shares, *_WIDER_WINDOWS]:
+    problem = DatasetError("there is nothing to judge by")
+    found: tuple[Prepared, float] | None = None
+    for share in _shares(newer):
         try:
             prepared = prepare(
                 interactions, config, split="time", attributes=attributes, item_column=item_column, held_out=share
@@ -157,26 +158,41 @@ def _prepare(
         except DatasetError as error:
             problem = error
             continue
-        if prepared.split.judges >= _FEWEST_JUDGES or share == _WIDER_WINDOWS[-1]:
+        found = prepared, share
+        if prepared.split.judges >= _FEWEST_JUDGES:
             break
-    else:
-        raise problem or DatasetError("there is nothing to judge by")
-    if prepared.split.judges < _FEWEST_JUDGES:
-        console.print(f"note: only {prepared.split.judges:,} users judge, so that who is better is mostly chance")
-    cuts = prepared.split.cuts_ms
-    if champion is not None and learned_until is None:
-        console.print(
-            "note: it is not known until when the champion has learned, so that it may have seen the window it is "
-            "judged by, which favours it"
-        )
-    elif learned_until is not None and cuts is not None and cuts[1] <= learned_until:
-        console.print(
-            f"note: only {newer:.2%} of the interactions are later than what the champion was trained on, so it has "
-            "seen part of the window it is judged by, which favours it"
-        )
+    if found is None:
+        raise problem
+    prepared, share = found  # of those that too few users judge the widest
+    for caution in _cautions(prepared.split, champion, learned_until, newer):
+        console.print(f"note: {caution}")
     if attributes is None and champion is not None and champion.bundle.attributes is not None:
         prepared = replace(prepared, attributes=_inherited(champion.bundle, prepared.dataset.vocabulary))
     return prepared, share
+
+
+def _shares(newer: float) -> list[float]:
+    """Windows to try in turn; newer: share of the interactions that the champion has not learned from."""
+    unseen = [min(newer, _LARGEST_WINDOW)] if newer >= _SMALLEST_WINDOW else []
+    return list(dict.fromkeys([*unseen, *_WIDER_WINDOWS]))
+
+
+def _cautions(split: Split, champion: Runtime | None, learned_until: int | None, newer: float) -> list[str]:
+    """What the verdict of this window does not say by itself."""
+    said = []
+    if split.judges < _FEWEST_JUDGES:
+        said.append(f"only {split.judges:,} users judge, so that who is better is mostly chance")
+    if champion is not None and learned_until is None:
+        said.append(
+            "it is not known until when the champion has learned, so that it may have seen the window it is judged by, "
+            "which favours it"
+        )
+    elif learned_until is not None and split.cuts_ms is not None and split.cuts_ms[1] <= learned_until:
+        said.append(
+            f"only {newer:.2%} of the interactions are later than what the champion was trained on, so it has seen "
+            "part of the window it is judged by, which favours it"
+        )
+    return said
 
 
 def _newer(interactions: Interactions, rules: DataConfig, learned_until: int) -> float:

@@ -29,7 +29,7 @@ from models.neighbours import Neighbours
 from models.sasrec import SASRec
 from models.zoo import Model, build
 from training import checkpoint
-from training.attributes import Attributes, ItemAttributes, learnable
+from training.attributes import Attributes, learnable
 from training.config import S3RecRunConfig
 from training.dataset import popularity_of
 from training.preparation import Prepared, data_window, prepare, read_for
@@ -146,19 +146,10 @@ class RunFolder:
 
     def model(self) -> Model:
         """The model with the run's best weights, in evaluation mode."""
-        model, _ = self._as_trained()
-        if isinstance(model, SASRec):
-            fold(model)
-        return model.eval()
+        return self.fitted()[0]
 
-    def learned(self) -> Learned | None:
-        """The vectors of attributes that `model` has folded into its items; None for a model without them."""
-        model, known = self._as_trained()
-        vectors = attribute_vectors(model) if isinstance(model, SASRec) else None
-        return None if known is None or vectors is None else Learned(known.names, vectors)
-
-    def _as_trained(self) -> tuple[Model, ItemAttributes | None]:
-        """The model as it was trained, and the attributes that its items share."""
+    def fitted(self) -> tuple[Model, Learned | None]:
+        """`model`, and the vectors of attributes that it has folded into its items; None for one without them."""
         spec = self.spec()
         model, known = build(spec.config.model, len(self.ids()) - 1, users=spec.data.users), None
         if isinstance(spec.config, S3RecRunConfig) and isinstance(model, SASRec) and spec.config.model.item_attributes:
@@ -167,7 +158,12 @@ class RunFolder:
             if known is not None:
                 attribute(model, known.starts, known.flat, known.count)
         checkpoint.load_best(self.path / CHECKPOINT, model)
-        return model, known
+        learned = None
+        if isinstance(model, SASRec):
+            vectors = attribute_vectors(model)
+            learned = None if known is None or vectors is None else Learned(known.names, vectors)
+            fold(model)
+        return model.eval(), learned
 
     def ids(self) -> list[str]:
         """External id of every item row; row 0 is padding."""
@@ -186,6 +182,11 @@ class RunFolder:
         spec = self.spec()
         if "events" in spec.data.files:
             raise RunError(f"{self.path} was trained on events of a live store, which cannot be read a second time")
+        if spec.hidden:
+            raise RunError(
+                f"{self.path} was trained by `cold`, with {spec.hidden:.0%} of the items hidden, on data that no file "
+                "holds; the same cold command judges it again"
+            )
         log = read_for(spec.config, spec.files, spec.columns, values=values)
         test = read_for(spec.config, spec.test, spec.columns) if spec.test else None
         prepared = prepare(log, spec.config, split=spec.split, held_out=spec.held_out, seed=spec.seed, test=test)

@@ -43,6 +43,7 @@ class RunSpec(BaseModel):
     columns: Columns
     attributes: Path | None
     attributes_sha256: str | None = None
+    hidden: float = 0.0  # share of the items that `cold` hid from it
     data: DataWindow
 
     @property
@@ -51,17 +52,12 @@ class RunSpec(BaseModel):
 
         Options at their defaults are not in it, so that a new one makes no other run of those from before.
         """
-        return self._digest(self._deciding())
-
-    @property
-    def checkpoint_identity(self) -> str:
-        """The same for a checkpoint, which is continued only by a run with an equal one.
-
-        Without the columns of ids and times, which `RunFolder.begin` compares: checkpoints were written before the
-        identity had them, and still go on.
-        """
         deciding = self._deciding()
-        return self._digest(deciding.model_copy(update={"columns": Columns(value=deciding.columns.value)}))
+        kept = deciding.model_dump(mode="json", exclude_defaults=True, exclude={"name", "files", "columns"})
+        # Two columns of one file may show the same data window.
+        usual = asdict(Columns())
+        kept |= {role: name for role, name in asdict(deciding.columns).items() if name != usual[role]}
+        return hashlib.sha256(json.dumps([deciding.config.model.name, kept]).encode()).hexdigest()
 
     def differences(self, other: "RunSpec") -> dict[str, tuple[Any, Any]]:
         """What decides the result and is not the same in the other, with both values."""
@@ -96,14 +92,6 @@ class RunSpec(BaseModel):
         changes["attributes_sha256"] = self.attributes_sha256 if learns else None
         changes["columns"] = self.columns if reads_values(self.config) else replace(self.columns, value=None)
         return self.model_copy(update=changes)
-
-    @staticmethod
-    def _digest(deciding: "RunSpec") -> str:
-        kept = deciding.model_dump(mode="json", exclude_defaults=True, exclude={"name", "files", "columns"})
-        # Two columns of one file may show the same data window.
-        usual = asdict(Columns())
-        kept |= {role: name for role, name in asdict(deciding.columns).items() if name != usual[role]}
-        return hashlib.sha256(json.dumps([deciding.config.model.name, kept]).encode()).hexdigest()
 
 
 def rules_of(config: RunConfig) -> list[str]:

@@ -18,11 +18,12 @@ _OTHERWISE = "take --split loo, which train and evaluate have"
 class Holdout:
     """One target per user, and what the user did before it.
 
-    users int64 (n,), row numbers of the data set; histories, a sequence per target, never empty; targets int32 (n,),
-    rows of the vocabulary; strictly_later bool (n,), True where the target is later than the last event of the
+    users int64 (n,), row numbers of the data set; histories, a sequence per target; targets int32 (n,), rows of the
+    vocabulary; strictly_later bool (n,), True where the target is later than the last event of the
     history, which a tie in time is not. Without timestamps the order of the file is all there is, and every target
     counts as strictly later. values float32 (n,), the targets' ratings, NaN or None as in Sequences. In a split of
-    ratings a user has as many targets as held-out ratings, and the history is what is left for training.
+    ratings a user has as many targets as held-out ratings, and the history is what is left for training, which may be
+    nothing; elsewhere it never is.
     """
 
     users: NDArray[np.int64]
@@ -38,8 +39,12 @@ class Holdout:
     @property
     def repeats(self) -> int:
         """How many targets are in their own history: no ranking without it can hit them."""
-        owners = self.histories.owners
-        return len(np.unique(owners[self.histories.compact().items == self.targets[owners]]))
+        # One history a user: that of someone with a thousand held-out ratings is not laid out a thousand times.
+        _, firsts, owners = np.unique(self.users, return_index=True, return_inverse=True)
+        histories = self.histories.take(firsts)
+        rows = 1 + max(int(self.histories.items.max(initial=0)), int(self.targets.max(initial=0)))
+        met = histories.owners * rows + histories.compact().items
+        return int(np.isin(owners * rows + self.targets, met).sum())
 
     def take(self, some: NDArray[np.int64]) -> "Holdout":
         """The targets of these places, with their histories."""
@@ -91,7 +96,10 @@ def split_leave_one_out(dataset: Dataset) -> Split:
     split_users = whole.lengths >= 3
     users = np.flatnonzero(split_users)
     if not users.size:
-        raise DatasetError("no user has 3 interactions, so none can be split into train, validation and test")
+        raise DatasetError(
+            "no user has 3 interactions, so none can be split into train, validation and test; if the users stand in "
+            "another column, name it with --user-column"
+        )
     train = Sequences(whole.items, whole.starts, whole.ends - 2 * split_users, whole.timestamps, whole.values).compact()
     test = _holdout(whole, users, whole.ends[users] - 1)
     return Split(
@@ -169,7 +177,7 @@ def split_ratings(dataset: Dataset, *, test: float | NDArray[np.bool_], validati
     to 1, or if a part is empty.
     """
     whole = dataset.sequences.compact()
-    generator = np.random.default_rng([seed, 2])  # another stream than those of the training
+    generator = np.random.default_rng([seed, 2])  # as an AutoRec's second epoch orders rows, which tells of no rating
     if not isinstance(test, np.ndarray):
         held_out = np.zeros(whole.interactions, np.bool_)
         held_out[generator.permutation(whole.interactions)[: _part(test, "test", whole.interactions)]] = True

@@ -29,7 +29,16 @@ from training.parallel import ALONE, Processes, own_device
 from training.preparation import Prepared
 from training.pretrain import Pretrain
 from training.rating_run import course, refit_autorec, train_autorec
-from training.report import SPLITS, describe_data, describe_stop, epoch_bar, plot_curves, results_table, similar_table
+from training.report import (
+    SPLITS,
+    describe_data,
+    describe_stop,
+    epoch_bar,
+    judging_bar,
+    plot_curves,
+    results_table,
+    similar_table,
+)
 from training.run import RunFolder
 from training.scorers import Blended
 from training.similar import Similar, similar_items, well_known
@@ -67,7 +76,10 @@ def _train(spec: RunSpec, prepared: Prepared, run: RunFolder, console: Console, 
         blend = choose_blend(ModelScorer(model), prepared.split.train, prepared.split.validation, items)
         console.print(str(blend))
         run.keep_neighbours(blend.neighbours)
-    metrics = judge(ModelScorer(model), blend, beside, prepared) | course(fitted)
+    scorers = len(beside) + (1 if blend is None or blend.neighbours is None else 2)
+    with judging_bar(console, scorers * (len(prepared.split.validation) + prepared.split.judges)) as watched:
+        moving = {name: watched(baseline) for name, baseline in beside.items()}
+        metrics = judge(watched(ModelScorer(model)), blend, moving, prepared) | course(fitted)
     if before is not None:  # the rate stays that of fitting alone
         metrics |= {"seconds": fitted.seconds + before.seconds, "pretraining": _pretraining_course(before)}
     run.finish(metrics)
@@ -83,13 +95,17 @@ def _train(spec: RunSpec, prepared: Prepared, run: RunFolder, console: Console, 
 def refit(judged: RunFolder, prepared: Prepared, console: Console) -> RunFolder:
     """The model of a judged run once more, now on everything: what judged it is the newest there is to learn.
 
-    It takes the epochs that the judged one took to its best, and carries that one's figures.
+    It takes the epochs that the judged one took to its best, and carries that one's figures. Raises as `train`.
     """
-    spec, metrics = judged.spec(), judged.metrics()
+    spec, run = judged.spec(), RunFolder(judged.path / "refit")
     whole = replace(prepared, split=unsplit(prepared.dataset))
     spec = spec.model_copy(update={"data": spec.data.model_copy(update={"trained_until_ms": spec.data.last_ms})})
-    run = RunFolder(judged.path / "refit")
-    run.begin(spec, whole)
+    with run.held():
+        run.begin(spec, whole)
+        return _refit(spec, judged.metrics(), whole, run, console)
+
+
+def _refit(spec: RunSpec, metrics: dict[str, Any], whole: Prepared, run: RunFolder, console: Console) -> RunFolder:
     if isinstance(spec.config, AutoRecRunConfig):
         refit_autorec(spec, spec.config, whole, run, epochs=metrics["best_epoch"], console=console)
         run.finish(metrics)
@@ -171,7 +187,7 @@ def _fitted(
                 objectives,
                 config.pretraining,
                 folder=run.pretraining.path,
-                identity=spec.checkpoint_identity,
+                identity=spec.identity,
                 watcher=bar,
                 processes=processes,
             )
@@ -184,7 +200,7 @@ def _fitted(
             task,
             config.training,
             folder=run.path,
-            identity=spec.checkpoint_identity,
+            identity=spec.identity,
             watcher=bar,
             processes=processes,
         )

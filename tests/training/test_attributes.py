@@ -2,12 +2,14 @@
 
 import datetime
 import gzip
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 
+from models.cold import Learned, Placing
 from training.attributes import Attributes, AttributesError, number_attributes, read_attributes
 from training.dataset import Vocabulary, build_dataset
 from training.interactions import read_interactions
@@ -267,6 +269,38 @@ def test_attributes_are_numbered_if_two_items_share_them() -> None:
     assert (places.tolist(), attributes.tolist()) == ([0, 0, 3, 3], [0, 1, 0, 1])
     only = number_attributes(Attributes(columns, missing_items=0, unknown_items=0), ["price"])
     assert only.names == (("price", "1.5"),)
+
+
+def test_a_column_of_integers_with_gaps_is_numbered_by_what_a_new_item_says(tmp_path: Path) -> None:
+    """Where a value is missing, pandas writes its integers as floats; one price with a fraction makes a column none."""
+    frame = pl.DataFrame(
+        {
+            "item_id": ["20", "10", "30"],
+            "year": pl.Series([1995, 1995, None], dtype=pl.Float64),
+            "tags": pl.Series([[7.0, 8.0], [8.0], None], dtype=pl.List(pl.Float64)),
+            "price": [2.0, 2.0, 2.5],
+        }
+    )
+    frame.write_parquet(tmp_path / "items.parquet")
+    numbered = number_attributes(read_attributes(tmp_path / "items.parquet", VOCABULARY))
+    assert numbered.names == (("tags", "8"), ("year", "1995"))
+    assert (numbered.starts.tolist(), numbered.flat.tolist()) == ([0, 0, 2, 4, 4], [0, 1, 0, 1])
+    learned = Learned(numbered.names, np.eye(2, dtype=np.float32))
+    placing = Placing(np.zeros((4, 2), np.float32), {}, np.ones(4, np.float32), norm=None, learned=learned)
+    for year in (1995, 1995.0, "1995"):
+        assert np.array(placing.vector({"year": year})).tolist() == [0, 1]
+
+
+def test_numbering_many_attributes_holds_no_python_object_for_each() -> None:
+    values: list[list[object]] = [[f"t{number}" for number in range(200)] for _ in range(500)]
+    tracemalloc.start()
+    try:
+        numbered = number_attributes(Attributes({"tags": [None, *values]}, missing_items=0, unknown_items=0))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(numbered.flat) == 100_000
+    assert peak < 100 * len(numbered.flat)  # bytes; a tuple, its text and a set take twice as many for each
 
 
 def test_attributes_that_cannot_teach_are_refused_with_what_there_is() -> None:

@@ -66,7 +66,11 @@ def test_help_tells_of_every_option_what_it_is_and_its_default(
     for name, told in get_command(app).commands.items():  # type: ignore[attr-defined]
         assert [option.name for option in told.params if not option.help] == [], name
     plain = " ".join(re.sub(r"\x1b\[[0-9;]*m|│", "", command("train", "--help")[1]).split())
-    for default in ("loo; random for explicit ratings", "runs/CONFIG-SEED", "timestamp, if there is one"):
+    for default in (
+        "loo; random for explicit ratings, file with --test",
+        "runs/CONFIG-SEED",
+        "timestamp, if there is one",
+    ):
         assert f"[default: {default}]" in plain
 
 
@@ -144,6 +148,10 @@ def test_mistakes_are_one_sentence_on_standard_error(
     one_sentence(command("fetch", "netflix"), "'netflix'", "ml-100k")
     one_sentence(command("bench", "everything"), "'everything'", "data, training or catalogue")
     one_sentence(command("bench", "data", "--peers"), "--peers goes with training")
+    for what in ("training", "catalogue"):
+        one_sentence(
+            command("bench", what, "--interactions", "1000"), f"--interactions goes with data, not with {what}"
+        )
     one_sentence(command("bench", "training", "--items", "100"), "--items", "go with catalogue")
     one_sentence(command("bench", "catalogue", "--run", "nowhere"), "nowhere is not the folder of a training run")
     one_sentence(command("bench", "training", "--peers", "--peers-python", "no/python"), "there is no no/python")
@@ -177,9 +185,9 @@ def test_a_run_from_training_to_evaluation_is_quiet_outside_a_terminal(
     run = RunFolder(Path("first"))
     metrics = run.metrics()
     assert set(metrics["baselines"]) == {"popularity", "co-visitation", "item-kNN"}
-    for part in ("validation", "test"):
-        for figures in (metrics[part], *(baseline[part] for baseline in metrics["baselines"].values())):
-            assert {"hr@10", "ndcg@10", "mrr", "coverage@10", "novelty@10", "intervals", "slices"} <= set(figures)
+    for figures in (metrics, *metrics["baselines"].values()):
+        assert {"hr@10", "ndcg@10", "mrr", "users", "intervals"} <= set(figures["validation"])
+        assert set(figures["test"]) - set(figures["validation"]) >= {"coverage@10", "novelty@10", "slices"}
     assert (run.spec().seed, run.spec().name) == (4, "tiny")
     assert (Path("first") / "curves.png").read_bytes().startswith(b"\x89PNG")
 
@@ -190,6 +198,10 @@ def test_a_run_from_training_to_evaluation_is_quiet_outside_a_terminal(
     assert run.metrics() == metrics
     one_sentence(command("train", tiny, "--data", log, "--output", "first"), "first holds another run", "--output")
 
+    for option in ("--user-column", "--item-column", "--timestamp-column", "--value-column"):
+        one_sentence(
+            command("evaluate", "first", option, "what"), f"{option} 'what'", "first is judged on its own data"
+        )
     status, out, error = command("evaluate", "first")
     assert (status, error) == (0, "")
     assert f"{metrics['test']['hr@10']:.4f}" in out

@@ -140,6 +140,7 @@ def test_attributes_place_hidden_items_far_above_chance(
     from training.cold import evaluate_cold
     from training.interactions import Columns
     from training.measures import summarise
+    from training.run import RunFolder
 
     config = tmp_path / "tiny.toml"
     config.write_text(
@@ -158,6 +159,7 @@ def test_attributes_place_hidden_items_far_above_chance(
         assert (found.hidden, found.placed) == (16, 16)
         assert 0 < found.shown <= 1
         assert found.table().row_count == 6
+        assert RunFolder(tmp_path / "run").spec().hidden == 0.4
         return {name: summarise(ranks)["mrr"] for name, ranks in found.ranks.items()}
 
     figures = judged(kinds[1])
@@ -166,3 +168,27 @@ def test_attributes_place_hidden_items_far_above_chance(
     assert figures["3 events"] > 1.5 * max(figures["chance"], figures["popularity, an oracle"])
     assert figures["chance"] < 0.3
     assert figures["attributes"] > 1.5 * max(figures["chance"], figures["popularity, an oracle"])
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_of_fewer_than_ten_items_all_are_shown(tmp_path: Path) -> None:
+    import io
+
+    from rich.console import Console
+
+    from training.cold import evaluate_cold
+    from training.interactions import Columns
+
+    generator = np.random.default_rng(0)
+    rows = [f"u{user},i{item},{step}\n" for user in range(30) for step, item in enumerate(generator.permutation(9))]
+    (tmp_path / "log.csv").write_text("user_id,item_id,timestamp\n" + "".join(rows))
+    (tmp_path / "kinds.csv").write_text("item_id,kind\n" + "".join(f"i{n},k{n % 2}\n" for n in range(9)))
+    (tmp_path / "tiny.toml").write_text("[model]\ndim = 8\nblocks = 1\nheads = 1\ninner = 8\n[training]\nepochs = 1\n")
+    found = evaluate_cold(
+        *(str(tmp_path / "tiny.toml"), [tmp_path / "log.csv"], Columns(), tmp_path / "kinds.csv"),
+        share=0.34,
+        seed=0,
+        output=tmp_path / "run",
+        console=Console(file=io.StringIO()),
+    )
+    assert (found.hidden, found.placed, found.shown) == (3, 3, 1.0)

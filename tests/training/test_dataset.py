@@ -1,6 +1,7 @@
 """Numbering, the k-core and both splits, by hand and against slow plain Python; and the seal on the test part."""
 
 import ast
+import tracemalloc
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -169,7 +170,7 @@ def test_without_timestamps_every_target_counts_as_strictly_later() -> None:
 
 
 def test_leave_one_out_needs_a_user_with_three_events() -> None:
-    with pytest.raises(DatasetError, match="3 interactions"):
+    with pytest.raises(DatasetError, match=r"3 interactions.*name it with --user-column"):
         split_leave_one_out(dataset_of([("u", "a", 1), ("u", "b", 2)]))
 
 
@@ -249,6 +250,22 @@ def test_neither_train_nor_validation_holds_the_memory_of_a_test_item() -> None:
         for visible in (split.train.items, split.validation.histories.items, split.validation.targets):
             assert not np.shares_memory(visible, secret)
         assert "_test" not in repr(split)
+
+
+def test_targets_that_their_own_users_met_are_counted_with_one_history_a_user() -> None:
+    """A rater of 2,000 items has 2,000 targets, half of which the history has; another met what the first did not."""
+    items = np.concatenate([np.arange(1, 2001), np.arange(2001, 4001)]).astype(np.int32)
+    whole = Sequences(items, np.array([0, 2000]), np.array([2000, 4000]))
+    users = np.repeat([1, 0], [2, 2000])
+    targets = np.concatenate([[1, 4000], np.arange(1001, 3001)]).astype(np.int32)
+    part = Holdout(users, whole.take(users), targets, np.ones(len(users), np.bool_))
+    tracemalloc.start()
+    try:
+        assert part.repeats == 1001
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2000 * 2000  # bytes: a history beside each of the targets takes many times that
 
 
 def test_nothing_but_evaluation_opens_the_test_part() -> None:

@@ -7,6 +7,8 @@ import polars as pl
 import pytest
 
 from tests.training.logs import SECOND, rows, written
+from training.attributes import read_attributes
+from training.dataset import build_dataset
 from training.interactions import Columns, InteractionsError, read_interactions
 
 CSV = f"user_id,item_id,timestamp,value\n7,a,{SECOND},4\nx,007,{SECOND + 1},\n7,b,{SECOND + 2},1.5\n"
@@ -86,6 +88,16 @@ def test_padding_is_no_part_of_a_columns_name_unless_it_tells_two_apart(tmp_path
     log = written(tmp_path / "log.csv", "user_id, item_id,stars , stars\nu,i,1,2\n")
     for columns in (Columns(value="stars "), Columns(item=" item_id", value="stars ")):
         assert rows(read_interactions([log], columns=columns)) == [("u", "i", None, 1.0)]
+
+
+def test_padding_of_a_whole_column_is_no_part_of_its_ids_and_that_of_a_cell_is(tmp_path: Path) -> None:
+    log = written(tmp_path / "log.csv", "user_id, item_id , value\n u, i , 3\n u, , 1\n u,j,\n")
+    found = read_interactions([log], max_dropped=0.4)
+    assert rows(found) == [(" u", "i", None, 3.0), (" u", "j", None, None)]
+    assert found.report.dropped == {"item id empty": 1}
+    attributes = written(tmp_path / "items.csv", "item_id, genre, year\ni, War, \nj, War,1995\n")
+    known = read_attributes(attributes, build_dataset(found).vocabulary)
+    assert known.columns == {"genre": [None, "War", "War"], "year": [None, None, "1995"]}
 
 
 @pytest.mark.parametrize(

@@ -90,11 +90,19 @@ def test_a_header_of_places_is_one(tmp_path: Path) -> None:
 
 def test_where_no_row_is_usable_nobody_is_told_to_allow_it(tmp_path: Path) -> None:
     path = tmp_path / "log.csv"
-    path.write_text("user_id,item_id,timestamp\nann,book,yesterday\n")
+    path.write_text("user_id,item_id,timestamp\nann,,1\n")
     with pytest.raises(InteractionsError) as caught:
         read_interactions([path])
     assert "mend the rows." in str(caught.value)
     assert "max_dropped" not in str(caught.value)
+
+
+@pytest.mark.parametrize("time", ["01/31/2024 10:00", "2024-01-31 10:00:00 UTC", "yesterday"])
+def test_where_times_are_unreadable_it_is_said_what_is_a_time(tmp_path: Path, time: str) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text(f"user_id,item_id,timestamp\nann,book,{time}\nann,pen,2024-01-31 10:00\n")
+    with pytest.raises(InteractionsError, match=r"mend the rows \(times are such as 2024-01-31T10:00.*\), or raise"):
+        read_interactions([path])
 
 
 GOOD = {"user_id": "u", "item_id": "i", "timestamp": str(SECOND), "value": "1"}

@@ -84,17 +84,25 @@ def test_a_million_users_have_intervals_within_seconds() -> None:
 
 
 def test_a_paired_difference_agrees_with_every_resample_there_is() -> None:
-    """Four users have 4^4 resamples, so that interval and p can be had without drawing."""
-    one, other = np.array([1.0, 0.5, 0.0, 1.0]), np.array([0.0, 0.0, 0.3, 0.0])
-    differences = one - other  # 1, .5, -.3, 1: mean .55
-    means = [np.mean(drawn) for drawn in itertools.product(differences, repeat=4)]
+    """Six users have 6^6 resamples, so that interval and p can be had without drawing."""
+    one, other = np.array([1.0, 0.5, 0.0, 1.0, 0.0, 0.4]), np.array([0.0, 0.0, 0.3, 0.0, 0.2, 0.0])
+    differences = one - other  # 1, .5, -.3, 1, -.2, .4: mean .4
+    means = [np.mean(drawn) for drawn in itertools.product(differences, repeat=6)]
     found = paired_difference(one, other)
-    assert found.mean == pytest.approx(0.55)
+    assert found.mean == pytest.approx(0.4)
     assert found.low == pytest.approx(np.quantile(means, 0.025), abs=0.03)
     assert found.high == pytest.approx(np.quantile(means, 0.975), abs=0.03)
-    assert found.p == pytest.approx(np.mean([abs(mean - 0.55) >= 0.55 - 1e-9 for mean in means]), abs=0.01)
+    assert found.p == pytest.approx(np.mean([abs(mean - 0.4) >= 0.4 - 1e-9 for mean in means]), abs=0.01)
     turned = paired_difference(other, one)
-    assert (turned.mean, turned.low, turned.high) == pytest.approx((-0.55, -found.high, -found.low), abs=0.03)
+    assert (turned.mean, turned.low, turned.high) == pytest.approx((-0.4, -found.high, -found.low), abs=0.03)
+
+
+@pytest.mark.parametrize("differing", [1, 2, 5, 9])
+def test_a_few_users_prove_no_more_than_their_signs_could(differing: int) -> None:
+    """Resamples of differences that are all the same are all the same too, and never far from their mean."""
+    one = np.array([1.0] * differing + [0.5] * 20)
+    assert paired_difference(one, np.array([0.0] * differing + [0.5] * 20)).p >= 2 / 2**differing
+    assert paired_difference(one[:differing], np.zeros(differing)).p == 2 / 2**differing
 
 
 def test_a_paired_difference_sees_what_separate_intervals_cannot() -> None:

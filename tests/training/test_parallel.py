@@ -23,9 +23,10 @@ from models.zoo import build
 from training.__main__ import main
 from training.config import PretrainingConfig, TrainingConfig
 from training.dataset import build_dataset
+from training.fit import FitError
 from training.interactions import interactions_from_frame
 from training.next_item import NextItem
-from training.parallel import Processes
+from training.parallel import Processes, joined
 from training.pretrain import Pretrain
 from training.splits import split_leave_one_out
 
@@ -133,6 +134,14 @@ def test_two_processes_continue_what_two_began_and_one_may_not_be_joined(tmp_pat
     assert all(torch.equal(tensor, continued[name]) for name, tensor in whole.items())
 
 
+def test_more_processes_than_gpus_are_told_how_many_there_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(FitError, match=r"3 processes here have 2 GPUs.*give --nproc-per-node 2"), joined():
+        pass
+
+
 def test_no_two_processes_draw_the_same_whatever_their_seeds() -> None:
     drawn = set()
     for seed, rank in product(range(3), range(4)):
@@ -164,7 +173,6 @@ class Task:
     part = staticmethod(lambda batch, number, of: batch[number::of])
     sizes = staticmethod(lambda batch: (len(batch), len(batch)))
     validate = staticmethod(lambda: {"figure": 0.5})
-    score = staticmethod(lambda figures: figures["figure"])
 
     def __init__(self, model):
         self.loss = lambda batch: model(batch).mean()

@@ -44,7 +44,8 @@ def test_short_and_long_histories_have_presets_of_their_own(
     after = settled(before, histories(*lengths))
     assert (after.model.dim, after.model.dropout, after.training.stride) == (dim, dropout, stride)
     assert after.from_data == []
-    assert describe(before, after) == f"dim {dim}, dropout {dropout}, stride {stride}, batch 16, loss softmax"
+    windows = f"stride {stride}" if stride else "windows that do not overlap"
+    assert describe(before, after) == f"dim {dim}, dropout {dropout}, {windows}, batch 16, loss softmax"
 
 
 @pytest.mark.parametrize(

@@ -192,6 +192,8 @@ def test_an_item_based_run_is_not_exported_but_scores_its_users_in_a_batch(comma
     refusal = command("export", "item", status=1)
     assert "recommend item --output FILE" in refusal
     assert "leave --data out" in command("recommend", "item", "--data", str(log), "--output", "top.csv", status=1)
+    named = command("recommend", "item", "--value-column", "stars", "--output", "top.csv", status=1)
+    assert "--value-column 'stars' names nothing here: item is a run" in named
     command("recommend", "item", "--output", "top.csv", "--k", "5")
     top = pl.read_csv("top.csv")
     assert top.height == 400

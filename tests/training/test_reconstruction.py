@@ -77,7 +77,9 @@ def rmse(predict: Any, prepared: Prepared) -> float:
     return evaluate_test_ratings(predict, prepared.split, prepared.dataset.vocabulary.items).metrics()["rmse"]
 
 
-def test_the_loss_is_the_mean_square_over_observed_entries_and_the_papers_penalty() -> None:
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_the_loss_is_the_mean_square_over_observed_entries_and_the_papers_penalty(bfloat16: bool) -> None:
+    """To five digits in training with bfloat16 too, which has three."""
     rows = [("a", "x", 1), ("a", "y", 5), ("b", "x", 3), ("b", "z", 3), ("c", "y", 2), ("c", "z", 4)] * 1
     rows += [(f"v{n}", item, 3) for n in range(8) for item in "xyz"]  # for validation and test to take from
     frame = pl.DataFrame(rows, schema=["user_id", "item_id", "value"], orient="row")
@@ -89,13 +91,16 @@ def test_the_loss_is_the_mean_square_over_observed_entries_and_the_papers_penalt
             weight.zero_()
         model.decoder.bias.fill_(0.25)
     everything = Rows(np.arange(task.matrix.shape[0]), None)
+
+    def loss() -> float:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            return task.loss(everything).item()
+
     ratings, mean = task.matrix.data, task.matrix.data.mean()
-    assert task.loss(everything).item() == pytest.approx(np.mean((mean + 0.25 - ratings) ** 2), rel=1e-5)
+    assert loss() == pytest.approx(np.mean((mean + 0.25 - ratings) ** 2), rel=1e-5)
     with torch.no_grad():
         model.decoder.weight.fill_(2.0)  # times a hidden unit of 0: predictions stay, the penalty does not
-    assert task.loss(everything).item() == pytest.approx(
-        np.mean((mean + 0.25 - ratings) ** 2) + 7 / (2 * len(ratings)) * 12, rel=1e-5
-    )
+    assert loss() == pytest.approx(np.mean((mean + 0.25 - ratings) ** 2) + 7 / (2 * len(ratings)) * 12, rel=1e-5)
     assert task.sizes(everything) == (len(prepared.dataset.users), len(ratings))
 
 

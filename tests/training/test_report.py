@@ -1,16 +1,22 @@
-"""Before a training, what its data lacks is said where it can still be mended."""
+"""Before a training, what its data lacks is said where it can still be mended; then, how far judging has come."""
 
+import io
+import re
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
+from rich.console import Console
 
 from models.sasrec import SASRecConfig
 from training.config import Config
-from training.interactions import Columns, interactions_from_frame
-from training.preparation import prepare
+from training.interactions import Columns, interactions_from_frame, read_interactions
+from training.preparation import prepare, spec_of
 from training.report import describe_data
 from training.spec import SplitName
+from training.train import train
 
 
 def told(tied: int, *, twice: int = 0, times: str = "timestamp", split: SplitName = "loo", age: int = 0) -> str:
@@ -48,3 +54,18 @@ def test_rows_that_are_there_twice_are_told() -> None:
     assert "note: 3 interactions have the user, item and time of another" in told(0, twice=3)
     assert "of another" not in told(0)
     assert "of another" not in told(0, twice=3, times="")
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("terminal", [True, False])
+def test_who_watches_a_terminal_sees_how_far_judging_has_come(
+    tmp_path: Path, walks: Callable[..., pl.DataFrame], tiny_config: Callable[..., Config], terminal: bool
+) -> None:
+    """Of 30 users validation and test are ranked by the model and by three baselines."""
+    log, config, out = tmp_path / "log.csv", tiny_config(epochs=1), io.StringIO()
+    walks(30, 20).write_csv(log)
+    prepared = prepare(read_interactions([log]), config, split="loo")
+    spec = spec_of(config, prepared, name="tiny", files=[log], columns=Columns(), split="loo", seed=0)
+    train(spec, prepared, tmp_path / "run", Console(file=out, force_terminal=terminal, color_system=None, width=200))
+    assert bool(re.search(r"judging .* 240/240\b", out.getvalue())) is terminal
+    assert ("judging" in out.getvalue()) is terminal

@@ -73,6 +73,15 @@ def test_a_single_run_has_its_command_seed_time_and_digest(finished_run: RunFold
     assert popularity[9:] == ["-", "-", "-"]
 
 
+def test_a_run_with_hidden_items_has_the_command_that_hides_them(another: Callable[..., RunFolder]) -> None:
+    hiding = another("cold", seed=3, hidden=0.25)
+    row = next(row for row in rows(results_page([hiding])) if row[0] == "walks")
+    assert row[11].startswith("`python -m training cold walks.toml --data ")
+    assert row[11].endswith(" --share 0.25 --seed 3`")
+    with pytest.raises(RunError, match="trained by `cold`, with 25% of the items hidden, on data that no file holds"):
+        hiding.data()
+
+
 def test_several_seeds_are_as_far_from_the_best_baseline_as_in_the_mean(another: Callable[..., RunFolder]) -> None:
     found = [
         {"popularity": {"mean": 0.5, "low": 0.4, "high": 0.6}, "item-kNN": {"mean": 0.1, "low": -0.1, "high": 0.3}},

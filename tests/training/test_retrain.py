@@ -284,19 +284,22 @@ def test_a_log_of_newcomers_alone_is_learned_from_all_the_same(desk: Desk, store
     assert "note:" in out
 
 
+@pytest.mark.parametrize("good", [True, False])
 def test_what_training_cannot_use_of_the_log_is_counted_and_stops_nothing(
-    desk: Desk, store: tuple[str, redis.Redis]
+    desk: Desk, store: tuple[str, redis.Redis], *, good: bool
 ) -> None:
     url, client = store
     for number in range(200):
         add(client, "blank", f"e{number}", item_id=" ", timestamp_ms=5 + number)
-    add(client, "old", "e", item_id="i1", timestamp_ms=17, value=1e300)  # milliseconds, although they look like seconds
-    status, out, _ = desk.retrain(GOOD, "--events-from", url)
-    assert status == 0
+    if good:  # milliseconds, although they look like seconds
+        add(client, "old", "e", item_id="i1", timestamp_ms=17, value=1e300)
+    status, out, error = desk.retrain(USELESS, "--events-from", url)
+    assert (status, error) == (0, "")
     assert "200 item id empty" in " ".join(out.split())
     champion = desk.registry.current()
     assert champion is not None
-    assert desk.registry.manifest(champion).data.first_ms == 17
+    first = pl.read_csv(desk.folder / "log.csv")["timestamp"].min()
+    assert desk.registry.manifest(champion).data.first_ms == (17 if good else first)
 
 
 def test_titles_survive_a_retraining_without_attributes(desk: Desk) -> None:
@@ -396,6 +399,21 @@ def test_a_verdict_of_chance_is_called_one(desk: Desk, champion: str) -> None:
     said = " ".join(out.split())
     assert re.search(r"note: only \d+ users judge", said)
     assert "it is not known until when the champion has learned" in said
+
+
+def test_a_window_that_few_judge_is_better_than_a_wider_one_that_nobody_does(desk: Desk) -> None:
+    """Thirty users whose past was imported with one time: a window of three tenths would leave nothing before it."""
+    imported = [(f"u{user}", f"i{(user + step) % 9}", 1_700_000_000) for user in range(30) for step in range(5)]
+    since = [
+        (f"u{user}", f"i{(user * 3 + step) % 9}", 1_700_001_000 + user * 40 + step)
+        for user in range(30)
+        for step in range(4)
+    ]
+    rows = pl.DataFrame(imported + since, schema=["user_id", "item_id", "timestamp"], orient="row")
+    rows.write_csv(desk.folder / "log.csv")
+    status, out, error = desk.retrain(USELESS)
+    assert (status, error) == (0, "")
+    assert re.search(r"note: only \d+ users judge", " ".join(out.split()))
 
 
 def test_the_gate_compares_the_same_users_and_lets_a_draw_pass() -> None:
