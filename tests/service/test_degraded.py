@@ -115,6 +115,28 @@ async def test_a_call_under_way_when_its_connection_is_closed_leaves_no_probe_be
         killable_store.resume()
 
 
+@pytest.mark.anyio
+async def test_waiting_for_a_connection_takes_no_time_from_the_call_and_is_no_silence_of_the_store(
+    store_url: str,
+) -> None:
+    def connected(client: Any) -> Any:
+        return client.client_id()
+
+    def slow(client: Any) -> Any:
+        return client.blpop(["of nothing"], 0.5)  # to a tenth of a second
+
+    connection = Connection(store_url, read_timeout_s=0.8, write_timeout_s=0.8, max_connections=1)
+    try:
+        before = await connection.read(b"", connected)
+        calls = [asyncio.create_task(connection.read(b"", slow)) for _ in range(3)]
+        assert [await call for call in calls[:2]] == [None, None]
+        with pytest.raises(StoreUnavailable, match="all connections were busy for 800 ms"):
+            await calls[2]
+        assert await connection.read(b"", connected) == before
+    finally:
+        await connection.aclose()
+
+
 def test_many_callers_at_once_do_not_wait_for_each_others_timeouts(client: httpx.Client, killable_store: Any) -> None:
     killable_store.pause()
     try:
