@@ -54,6 +54,7 @@ logger = logging.getLogger(__name__)
 
 _ASIDE = 4  # requests with filters, candidates or explanations that are ranked together
 _COLLECT_S = 60.0
+_RARELY = 10_000  # times as long as it takes
 _ALIKE = 100  # calls for similar items that wait: among a million, each takes a tenth of a second
 
 
@@ -175,9 +176,9 @@ async def _collect() -> None:
     pause_s = _COLLECT_S
     while True:
         await asyncio.sleep(pause_s)
-        began = time.perf_counter()
+        began = time.thread_time()  # what else runs on the machine is no reason to collect more rarely
         gc.collect()
-        pause_s = max(_COLLECT_S, 10_000 * (time.perf_counter() - began))  # many items were put since the start
+        pause_s = max(_COLLECT_S, _RARELY * (time.thread_time() - began))  # many items were put since the start
 
 
 def _store_settings(settings: Settings) -> StoreSettings:
