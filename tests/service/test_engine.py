@@ -148,6 +148,6 @@ def test_only_events_that_the_model_reads_are_told_as_reasons(make_bundle: Calla
     engine = engine_over(make_bundle("v1", neighbours=Neighbours(items, affinities)))
     asked = query([3, 5, 6, 7, 8], k=1)
     (ranking,) = engine.rank([asked])
-    ((reasons,),) = engine.explain([asked], [ranking])
+    (reasons,) = engine.reasons(asked, ranking)
     assert ranking.indices == [9]
     assert {reason.place for reason in reasons} <= {1, 2, 3, 4}
