@@ -36,10 +36,6 @@ class EventLogError(Exception):
     """The log cannot be reached, or holds an entry that this version cannot read."""
 
 
-class EventLogRefusedError(EventLogError):
-    """The server has answered, and would not: out of memory, read-only, not permitted."""
-
-
 @dataclass(frozen=True, slots=True)
 class LoggedEvent:
     """One interaction as it was accepted.
@@ -325,5 +321,4 @@ def asking(what: str) -> Iterator[None]:
             f"cannot use the event log ({what}): no sentinel that can be reached names a primary that is up"
         ) from error
     except (redis.RedisError, redis.exceptions.RedisClusterException, OSError) as error:
-        kind = EventLogRefusedError if isinstance(error, redis.ResponseError) else EventLogError
-        raise kind(f"cannot use the event log ({what}): {error}") from error
+        raise EventLogError(f"cannot use the event log ({what}): {error}") from error
