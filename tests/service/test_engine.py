@@ -1,5 +1,7 @@
 """The engine, against rankings worked out by hand and by a slow sort."""
 
+import gc
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 from models.bundle import read_bundle
 from models.neighbours import Neighbours
 from models.runtime import Runtime
+from service.attributes import ItemState
 from service.engine import Engine, EngineError, Query
 
 
@@ -139,6 +142,20 @@ def test_a_slow_model_is_warmed_up_with_full_batches_too(
     engine.warm_up(6)  # a larger one, which never comes, would cost memory for good
     assert sizes == [1, 6]
     assert not engine.brief_for([query([3], k=10)] * 7)
+
+
+def test_an_engine_goes_with_the_last_reference_to_it(make_bundle: Callable[..., Path]) -> None:
+    """Without a collection, which passes over what was frozen while it served."""
+    engine = engine_over(make_bundle("v1", attributes={"genres": [None, *[["a", "b"]] * 12]}))
+    engine.warm_up()
+    engine.catalogue.change({"i1": ItemState({"genres": ["c"]})})
+    gc.disable()
+    try:
+        gone = [weakref.ref(engine), weakref.ref(engine.bundle.items), weakref.ref(engine.catalogue)]
+        del engine
+        assert [reference() for reference in gone] == [None] * 3
+    finally:
+        gc.enable()
 
 
 def test_only_events_that_the_model_reads_are_told_as_reasons(make_bundle: Callable[..., Path]) -> None:
