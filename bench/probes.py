@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import redis.asyncio
 import uvloop
 from numpy.typing import NDArray
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from bench.load import CONNECTIONS, MAX_HISTORY, histories
 from bench.yardsticks import LIST_KEY
 from models.bundle import read_bundle
-from models.device import CPU, cpu_quota
+from models.device import CPU, cpu_quota, load_onnxruntime
 from models.registry import Registry
 from models.runtime import Runtime
 from service.engine import Engine, Query
@@ -83,6 +82,7 @@ class EncoderProbe:
     def __init__(self, artifacts: Path) -> None:
         bundle = read_bundle(Registry(artifacts).champion())
         self._runtime = Runtime(bundle, device="cpu", threads=1)
+        onnxruntime = load_onnxruntime()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.log_severity_level = 3

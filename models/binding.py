@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.device import DeviceError
+from models.device import DeviceError, load_onnxruntime
 
 
 class Resident:
@@ -21,8 +21,7 @@ class Resident:
     """
 
     def __init__(self, device: str, arrays: Iterable[NDArray[Any]]) -> None:
-        import onnxruntime  # noqa: PLC0415 - see models.device
-
+        onnxruntime = load_onnxruntime()
         self._held: dict[int, tuple[NDArray[Any], Any]] = {}  # with the array, so that no other gets its id
         for array in arrays:
             if id(array) in self._held:

@@ -26,13 +26,25 @@ def check_installation() -> None:
         )
 
 
+def load_onnxruntime() -> Any:
+    """The module, by which everything here imports it.
+
+    From 1.31 on, whoever imports it tells its maker by default: it begins a thread, keeps a number of this machine and
+    what is to be sent in a file below the user's cache, and sends that over HTTPS. Here it does so only for whom
+    ORT_DISABLE_TELEMETRY=0 says so.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read once, when it is imported for the first time
+    import onnxruntime  # noqa: PLC0415 - so that check_installation can say first what is wrong with it
+
+    return onnxruntime
+
+
 def open_session(graph: Path, device: Device, threads: int) -> Any:
     """An onnxruntime session over a graph, with so many intra-op threads on the CPU.
 
     Raises DeviceError if `device` is "cuda" and the session runs elsewhere, BundleError if the graph cannot be loaded.
     """
-    import onnxruntime  # noqa: PLC0415 - so that check_installation can say first what is wrong with it
-
+    onnxruntime = load_onnxruntime()
     wanted = [CPU]
     if device == "cuda" or (device == "auto" and CUDA in onnxruntime.get_available_providers()):
         # TF32 rounds to 10 bits, far outside the tolerance that bundles are certified to.

@@ -36,10 +36,6 @@ class EventLogError(Exception):
     """The log cannot be reached, or holds an entry that this version cannot read."""
 
 
-class EventLogRefusedError(EventLogError):
-    """The server has answered, and would not: out of memory, read-only, not permitted."""
-
-
 @dataclass(frozen=True, slots=True)
 class LoggedEvent:
     """One interaction as it was accepted.
@@ -86,17 +82,6 @@ class Entry:
 
     id: str
     what: LoggedEvent | Tombstone
-
-
-@dataclass(frozen=True, slots=True)
-class LogSize:
-    """Entries the streams hold, and entries they once held and no longer do (archived, trimmed or erased).
-
-    Servers before Redis 7.0 count no entries that are gone: there `trimmed` is 0.
-    """
-
-    held: int
-    trimmed: int
 
 
 def partition_of(user_id: str) -> int:
@@ -283,19 +268,18 @@ def forget_tombstones(client: redis.Redis, partition: int, tombstones: Sequence[
             client.zrem(tombstones_key(partition), *members[begin : begin + _PAGE])
 
 
-def log_size(client: redis.Redis) -> LogSize:
-    """How many events `read_events` can give, and how many were accepted but are gone from the log.
+def gone(client: redis.Redis) -> int:
+    """How many entries the log once held and no longer does: archived, trimmed or erased.
 
-    Raises EventLogError if the server fails.
+    Servers before Redis 7.0 do not count them: there it is 0. Raises EventLogError if the server fails.
     """
-    held = added = 0
+    count = 0
     for key in map(log_key, range(PARTITIONS)):
         with asking(key):
             if client.exists(key):
                 info = client.xinfo_stream(key)
-                held += info["length"]
-                added += info.get("entries-added", info["length"])
-    return LogSize(held=held, trimmed=added - held)
+                count += info.get("entries-added", info["length"]) - info["length"]
+    return count
 
 
 def _page(client: redis.Redis, key: str, start: str) -> list[tuple[bytes, dict[bytes, bytes]]]:
@@ -325,5 +309,4 @@ def asking(what: str) -> Iterator[None]:
             f"cannot use the event log ({what}): no sentinel that can be reached names a primary that is up"
         ) from error
     except (redis.RedisError, redis.exceptions.RedisClusterException, OSError) as error:
-        kind = EventLogRefusedError if isinstance(error, redis.ResponseError) else EventLogError
-        raise kind(f"cannot use the event log ({what}): {error}") from error
+        raise EventLogError(f"cannot use the event log ({what}): {error}") from error

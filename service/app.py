@@ -24,7 +24,7 @@ from models.eventlog import PARTITIONS
 from service import durability, errors, filters, users, versions
 from service.auth import Keys
 from service.batcher import Batcher
-from service.engine import Engine
+from service.engine import Engine, Ranking
 from service.erasure import Erasure
 from service.exchange import Route
 from service.hot import HotRoutes
@@ -34,7 +34,7 @@ from service.limits import Limits
 from service.meetings import Meetings
 from service.metrics import Metrics
 from service.page import console
-from service.recommender import Recommendation, Recommender, Wish
+from service.recommender import Likeness, Recommendation, Recommender, Wish
 from service.requests import RequestScope
 from service.routes import Services, router
 from service.schemas import (
@@ -54,6 +54,7 @@ logger = logging.getLogger(__name__)
 
 _ASIDE = 4  # requests with filters, candidates or explanations that are ranked together
 _COLLECT_S = 60.0
+_RARELY = 10_000  # times as long as it takes
 _ALIKE = 100  # calls for similar items that wait: among a million, each takes a tenth of a second
 
 
@@ -78,6 +79,7 @@ async def running(settings: Settings, store_url: str, metrics: Metrics | None = 
         manifest = engine.bundle.manifest
         metrics.model_loaded(engine.version, manifest.model, engine.provider)
         items.catch_up(engine)
+        _freeze()
         if manifest.length > settings.history_length:
             logger.warning(
                 "%s reads %d events and %d are kept for each user; raise RECSERVE_HISTORY_LENGTH",
@@ -113,32 +115,7 @@ async def running(settings: Settings, store_url: str, metrics: Metrics | None = 
             )
         except durability.NotDurable as error:
             raise BadSettings(str(error)) from error
-        scoring = await stack.enter_async_context(ScoringThread())
-        recommender = Recommender(store, lambda: slot.engine, scoring, metrics)
-        recommending = partial(
-            Batcher[Wish, Recommendation],
-            recommender.recommend,
-            max_waiting=settings.max_waiting,
-            stuck_s=settings.stuck_s,
-            on_batch=metrics.batch_size.observe,
-            on_abandoned=metrics.abandoned.inc,
-        )
-        batcher = await stack.enter_async_context(recommending(max_batch=settings.max_batch))
-        # What takes longer, and comes rarely, waits in a queue of its own and a few at a time, so that plain requests
-        # wait behind a few of these at most.
-        aside = await stack.enter_async_context(recommending(max_batch=_ASIDE, weight=recommender.weight))
-        similar = Batcher(
-            recommender.similar,
-            max_batch=1,
-            max_waiting=min(_ALIKE, settings.max_waiting),
-            stuck_s=settings.stuck_s,
-            on_abandoned=metrics.abandoned.inc,
-        )
-        await stack.enter_async_context(similar)
-        batchers = batcher, aside, similar
-        metrics.batcher_started(
-            lambda: sum(one.waiting for one in batchers), lambda: scoring.alive and all(one.alive for one in batchers)
-        )
+        batcher, aside, similar = await stack.enter_async_context(_batchers(settings, store, slot, metrics))
         meetings = Meetings(store, item_store, items, lambda: slot.engine)
         if settings.cold_share:
             await stack.enter_async_context(meetings)
@@ -157,13 +134,57 @@ async def running(settings: Settings, store_url: str, metrics: Metrics | None = 
         )
         services = Services(keys, limits, slot, batcher, aside, similar, intake, items, store, erasure, metrics)
         application = Application(create_app(services), HotRoutes(services).routes)
-        # All this lives as long as the process: no collection need look at it again. Engines come and go, and what
-        # they hold the most of, the ids of large catalogues, is no Python object.
-        gc.collect()
-        gc.freeze()
+        _freeze()
         collecting = asyncio.create_task(_collect(), name="collect")
         stack.callback(collecting.cancel)
         yield application
+
+
+@asynccontextmanager
+async def _batchers(
+    settings: Settings, store: SequenceStore, slot: Slot, metrics: Metrics
+) -> AsyncIterator[tuple[Batcher[Wish, Recommendation], Batcher[Wish, Recommendation], Batcher[Likeness, Ranking]]]:
+    """Those of plain wishes, of others, and of calls for similar items, over the one thread that ranks for all."""
+    async with ScoringThread() as scoring:
+        recommender = Recommender(store, lambda: slot.engine, scoring, metrics)
+        recommending = partial(
+            Batcher[Wish, Recommendation],
+            recommender.recommend,
+            max_waiting=settings.max_waiting,
+            stuck_s=settings.stuck_s,
+            on_batch=metrics.batch_size.observe,
+            on_abandoned=metrics.abandoned.inc,
+        )
+        similar = Batcher(
+            recommender.similar,
+            max_batch=1,
+            max_waiting=min(_ALIKE, settings.max_waiting),
+            stuck_s=settings.stuck_s,
+            on_abandoned=metrics.abandoned.inc,
+        )
+        async with (
+            recommending(max_batch=settings.max_batch) as batcher,
+            # What takes longer, and comes rarely, waits in a queue of its own and a few at a time, so that plain
+            # requests wait behind a few of these at most.
+            recommending(max_batch=_ASIDE, weight=recommender.weight) as aside,
+            similar,
+        ):
+            all_three = batcher, aside, similar
+            metrics.batcher_started(
+                lambda: sum(one.waiting for one in all_three),
+                lambda: scoring.alive and all(one.alive for one in all_three),
+            )
+            yield all_three
+
+
+def _freeze() -> None:
+    """Let no collection look again at what is there: it lives as long as the process, or as an engine.
+
+    An engine and its bundle go with the last reference to them, frozen or not. Attributes that are lists, of 100,000
+    items, kept everything else waiting for 7 ms at every collection.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 async def _collect() -> None:
@@ -175,9 +196,9 @@ async def _collect() -> None:
     pause_s = _COLLECT_S
     while True:
         await asyncio.sleep(pause_s)
-        began = time.perf_counter()
+        began = time.thread_time()  # what else runs on the machine is no reason to collect more rarely
         gc.collect()
-        pause_s = max(_COLLECT_S, 10_000 * (time.perf_counter() - began))  # many items were put since the start
+        pause_s = max(_COLLECT_S, _RARELY * (time.thread_time() - began))  # many items were put since the start
 
 
 def _store_settings(settings: Settings) -> StoreSettings:

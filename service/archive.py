@@ -18,7 +18,6 @@ from models.eventlog import (
     START,
     Entry,
     EventLogError,
-    EventLogRefusedError,
     LoggedEvent,
     Tombstone,
     acknowledge,
@@ -43,7 +42,6 @@ class Archiver:
         """Raises EventLogError if the URL is not one."""
         self._client = connect(url)
         self._folder = folder
-        self._failure: EventLogError | None = None  # the first of a pass
         self._erased: set[Tombstone] = set()  # of the last pass
         self._asked = Asked()  # of the store's servers for these
 
@@ -61,31 +59,24 @@ class Archiver:
         """
         moved = 0
         erased: dict[int, list[Tombstone]] = {}
-        refused: dict[int, str] = {}  # the last entry of each partition that may not forget
-        self._failure = None
+        unforgotten: dict[int, str] = {}  # of partitions whose log still has what is archived, the last such entry
+        failures: list[EventLogError] = []
         with locked(self._folder):
-            for batch in _batches(self._log()):
+            for batch in _batches(self._log(failures)):
                 write(self._folder, [entry for _, entry in batch])
                 logged = [(partition, entry.id) for partition, entry in batch if entry.id != START]
-                for partition, last in dict(logged).items():
-                    error = self._acknowledge(partition, last)
-                    if isinstance(error, EventLogRefusedError):
-                        refused[partition] = last
-                    else:
-                        refused.pop(partition, None)
-                        self._failure = self._failure or error
+                unforgotten |= logged
+                self._acknowledge(unforgotten)
                 for partition, entry in batch:
                     if isinstance(entry.what, Tombstone) and entry.id == START:  # those in the log tell no more
                         erased.setdefault(partition, []).append(entry.what)
                 moved += len(logged)
-            for partition, last in refused.items():  # once more: where memory was short the others have made room
-                error = self._acknowledge(partition, last)
-                self._failure = self._failure or error
+            failures += self._acknowledge(unforgotten)  # once more: where memory was short the others have made room
         if erased and self._rewritten({tombstone for of_one in erased.values() for tombstone in of_one}):
             for partition, tombstones in erased.items():
                 forget_tombstones(self._client, partition, tombstones)
-        if self._failure is not None:
-            raise self._failure
+        if failures:
+            raise failures[0]
         return moved
 
     def compact(self, between: Callable[[], None] = lambda: None) -> Compaction:
@@ -127,13 +118,17 @@ class Archiver:
                     logger.error("the archive is not compacted, and may still hold erased users: %s", error)
             time.sleep(max(0.0, move_at - time.monotonic()))
 
-    def _acknowledge(self, partition: int, last: str) -> EventLogError | None:
-        """What kept the store from taking it, if anything did."""
-        try:
-            acknowledge(self._client, partition, last)
-        except EventLogError as error:
-            return error
-        return None
+    def _acknowledge(self, unforgotten: dict[int, str]) -> list[EventLogError]:
+        """Let the log forget these, and drop those that it has forgotten; what kept it from the others."""
+        failures = []
+        for partition, last in list(unforgotten.items()):
+            try:
+                acknowledge(self._client, partition, last)
+            except EventLogError as error:
+                failures.append(error)
+            else:
+                del unforgotten[partition]
+        return failures
 
     def _rewritten(self, erased: set[Tombstone]) -> bool:
         """Whether nothing more is to be asked of the store, whose files still have what was erased."""
@@ -156,14 +151,14 @@ class Archiver:
             )
         return not waiting
 
-    def _log(self) -> Iterator[tuple[int, Entry]]:
-        """What is not archived yet, with its partition."""
+    def _log(self, failures: list[EventLogError]) -> Iterator[tuple[int, Entry]]:
+        """What is not archived yet, with its partition; failures get what kept partitions from being read."""
         for partition in range(PARTITIONS):
             try:
                 for entry in read_partition(self._client, partition, after=archived(self._client, partition)):
                     yield partition, entry
             except EventLogError as error:
-                self._failure = self._failure or error
+                failures.append(error)
 
 
 def _batches(log: Iterable[tuple[int, Entry]]) -> Iterator[list[tuple[int, Entry]]]:

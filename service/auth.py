@@ -16,7 +16,7 @@ from typing import Self
 from service.errors import Problem, shorten
 from service.keyfile import Key, KeyFileError, KeyFolder, Keyring, Scope
 from service.settings import BadSettings, Settings
-from service.tasks import ended
+from service.tasks import ended, every
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,9 @@ class Keys:
         with contextlib.suppress(KeyFileError):  # which the next line tells
             self._stamp = self._folder.stamp()  # first: what changes meanwhile is read again
         self._ring = valid_keys(self._settings)
-        self._watcher = asyncio.create_task(self._watch(), name="keys")
+        self._watcher = asyncio.create_task(
+            every(self._settings.poll_s, self._look, "looking for changed keys failed"), name="keys"
+        )
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -99,27 +101,24 @@ class Keys:
             self._recognised[digest] = key
         return key
 
-    async def _watch(self) -> None:
-        while True:
-            await asyncio.sleep(self._settings.poll_s)
-            try:
-                ring = await asyncio.to_thread(self._changed)
-                if ring is not None:
-                    self._take(ring)  # not on that thread, where `require` could still remember a key of before
-                elif self._doubted:
-                    self._ring = None  # no key was ever made after all
-                self._doubted = False
-                if self._blind:
-                    logger.info("the keys can be read again")
-                self._blind = False
-            except KeyFileError as error:
-                if not self._blind:  # once, and not four times a second
-                    logger.error("the keys cannot be read and stay as they were: %s", error)
-                self._blind = True
-                if self._ring is None:  # somebody may have made one: the service is open no longer
-                    self._ring, self._doubted = Keyring(), True
-            except Exception:  # a watcher that dies would leave every revoked key valid
-                logger.exception("looking for changed keys failed")
+    async def _look(self) -> None:
+        try:
+            ring = await asyncio.to_thread(self._changed)
+        except KeyFileError as error:
+            if not self._blind:  # once, and not four times a second
+                logger.error("the keys cannot be read and stay as they were: %s", error)
+            self._blind = True
+            if self._ring is None:  # somebody may have made one: the service is open no longer
+                self._ring, self._doubted = Keyring(), True
+            return
+        if ring is not None:
+            self._take(ring)  # not on that thread, where `require` could still remember a key of before
+        elif self._doubted:
+            self._ring = None  # no key was ever made after all
+        self._doubted = False
+        if self._blind:
+            logger.info("the keys can be read again")
+        self._blind = False
 
     def _changed(self) -> Keyring | None:
         """The keys, if they are others than before. Raises KeyFileError, and looks at them again the next time."""

@@ -57,9 +57,9 @@ class Unfit(StoreUnavailable):
 class Connection:
     """Connections to a server or to those of a cluster, made at the first call, so that they may come later.
 
-    Safe for any number of tasks of one event loop. Every call raises StoreUnavailable within two attempts' timeouts, a
-    script within six where the store is vetted before and after it; those after it do at once, and calls work again a
-    moment after the server does.
+    Safe for any number of tasks of one event loop. Every call raises StoreUnavailable within three timeouts, one for a
+    connection that is free and two of attempts, a script within nine where the store is vetted before and after it;
+    those after it do at once, and calls work again a moment after the server does.
     """
 
     def __init__(
@@ -281,14 +281,25 @@ class _Way:
         self.store.forget()
 
     async def call(self, make: Callable[[], Awaitable[T]]) -> T:
+        if self.breaker.reason is not None:  # those who found out may still have all places
+            raise StillUnavailable(self.breaker.reason)
+        try:
+            async with asyncio.timeout(self._timeout_s if self._places.locked() else None):
+                await self._places.acquire()
+        except TimeoutError:  # which says nothing of the store
+            raise StoreUnavailable(f"all connections were busy for {self._timeout_s * 1000:.0f} ms") from None
+        try:
+            return await self._attempted(make)
+        finally:
+            self._places.release()
+
+    async def _attempted(self, make: Callable[[], Awaitable[T]]) -> T:
         failure: Exception | None = None
-        asked = False
         for _ in range(ATTEMPTS):
             if self.breaker.reason is not None:  # another call may have found out meanwhile
                 raise StillUnavailable(self.breaker.reason) from failure
             try:
-                async with asyncio.timeout(self._timeout_s), self._places:
-                    asked = True
+                async with asyncio.timeout(self._timeout_s):
                     return await make()
             except (*CONNECTION_ERRORS, *ELSEWHERE) as error:
                 failure = error
@@ -297,10 +308,6 @@ class _Way:
                 raise Refused(f"Redis refused: {error}") from error
         if isinstance(failure, ELSEWHERE):  # an answer, and nobody has taken over yet
             raise Refused(f"Redis refused: {failure}") from failure
-        if not asked:  # which says nothing of the store
-            raise StoreUnavailable(
-                f"all connections were busy for {ATTEMPTS * self._timeout_s * 1000:.0f} ms"
-            ) from failure
         said = str(failure) or f"no answer within {self._timeout_s * 1000:.0f} ms"
         reason = f"Redis cannot be reached ({ATTEMPTS} attempts): {said}"
         self.breaker.open(reason)

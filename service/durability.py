@@ -13,7 +13,7 @@ from typing import Any
 
 from service.connection import Connection, Refused, StoreUnavailable, Unfit
 from service.settings import Durability
-from service.tasks import ended
+from service.tasks import ended, every
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +52,9 @@ async def checked(connection: Connection, durability: Durability, replicas: int)
 
 async def _watch(connection: Connection, durability: Durability, replicas: int, said: str | None) -> None:
     """Say what is wrong whenever that changes, and have what is written vetted while something is."""
-    while True:
-        await asyncio.sleep(_AGAIN_S)
+
+    async def look() -> None:
+        nonlocal said
         unfit = None
         try:
             await connection.follow()
@@ -61,15 +62,14 @@ async def _watch(connection: Connection, durability: Durability, replicas: int, 
         except NotDurable as error:
             found = unfit = str(error)
         except StoreUnavailable:
-            continue
-        except Exception:  # a watcher that dies would leave every later change unnoticed
-            logger.exception("looking at how the sequence store is set failed")
-            continue
+            return
         connection.refuse(unfit)
         if found != said:
             right = f"the sequence store is set to what durability {durability} promises"
             logger.log(logging.WARNING if unfit is None else logging.ERROR, "%s", found or right)
         said = found
+
+    await every(_AGAIN_S, look, "looking at how the sequence store is set failed")
 
 
 async def check(connection: Connection, durability: Durability, replicas: int) -> str | None:

@@ -181,15 +181,12 @@ class Engine:
                 )
             size *= 8
 
-    def explain(self, queries: Sequence[Query], rankings: Sequence[Ranking]) -> list[list[list[Reason]]]:
-        """For every query and every item it got, the events that moved the item's score most.
+    def reasons(self, query: Query, ranking: Ranking) -> list[list[Reason]]:
+        """For every item that a query got, the events that moved the item's score most; none where it has no history.
 
         An event's effect is what the score loses when that event alone is left out; of the newest events the model
-        reads, each is left out once, those of one query encoded together.
+        reads, each is left out once, all encoded together.
         """
-        return [self._reasons(query, ranking) for query, ranking in zip(queries, rankings, strict=True)]
-
-    def _reasons(self, query: Query, ranking: Ranking) -> list[list[Reason]]:
         length = len(query.sequence)
         places = range(max(0, length - self.bundle.manifest.length), length)
         variants = [_without(query, place) for place in places]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from models.eventlog import digest_of, log_key, partition_of, tombstones_key
+from models.eventlog import START, digest_of, log_key, partition_of, tombstones_key
 from service.connection import Connection, Script
 from service.sequences import history_key, record_key
 
@@ -57,20 +57,20 @@ class Erasure:
         return Erased(history_events, event_ids, logged_events)
 
     async def _last_of(self, user_id: str, log: bytes, upto: bytes) -> str:
-        """Id of the user's last entry up to this one; the sweep need not go further. 0-0 if there is none."""
-        last, after = "0-0", "-"
+        """Id of the user's last entry up to this one; the sweep need not go further. START if there is none."""
+        before = upto
         while True:
             page: Any = await self._connection.read(
                 log,
-                lambda client, after=after: client.xrange(log, after, upto, count=_PAGE),  # type: ignore[misc]
+                lambda client, before=before: client.xrevrange(log, before, count=_PAGE),  # type: ignore[misc]
                 large=True,
             )
-            if not page:
-                return last
             for entry_id, fields in page:
                 if fields.get(b"user_id") == user_id.encode():
-                    last = entry_id.decode()
-            after = "(" + page[-1][0].decode()
+                    return str(entry_id.decode())
+            if not page:
+                return START
+            before = b"(" + page[-1][0]
 
 
 def _pending_key(partition: int) -> bytes:

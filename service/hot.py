@@ -245,6 +245,8 @@ class _Call:
         self._answer(problem.status, _PROBLEM, problem_body(problem, self._request_id))
 
     def _answer(self, status: int, kind: bytes, content: bytes) -> None:
+        if self._exchange.disconnected:  # nobody gets it, and it does not count
+            return
         self._services.metrics.answered(self._name, status, time.perf_counter() - self._began)
         head = b"content-type: %b\r\nx-request-id: %b\r\n" % (kind, self._request_id.encode())
         self._exchange.answer(status, head, content, self._more)

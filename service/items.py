@@ -23,7 +23,7 @@ from service.attributes import AS_IN_BUNDLE, ItemState
 from service.cold import MAX_COLD
 from service.connection import Connection, Script, StoreUnavailable
 from service.engine import Engine
-from service.tasks import ended
+from service.tasks import ended, every
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +125,9 @@ class LiveItems:
 
     async def __aenter__(self) -> Self:
         await self._look()
-        self._watcher = asyncio.create_task(self._watch(), name="items")
+        self._watcher = asyncio.create_task(
+            every(self._poll_s, self._look, "following the states of items failed"), name="items"
+        )
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -211,14 +213,6 @@ class LiveItems:
             self._blind = True
         else:
             self._blind = False
-
-    async def _watch(self) -> None:
-        while True:
-            await asyncio.sleep(self._poll_s)
-            try:
-                await self._look()
-            except Exception:  # a watcher that dies would leave every later change unnoticed
-                logger.exception("following the states of items failed")
 
 
 def _tell(engine: Engine, untold: deque[Mapping[str, ItemState]]) -> None:

@@ -8,14 +8,13 @@ brought, and without any history it gives what is popular.
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.selection import Selection
 from service.connection import StillUnavailable, StoreUnavailable
 from service.engine import Engine, Query, Ranking, Reason
 from service.filters import Filter, UnknownAttribute
@@ -184,7 +183,7 @@ class _Stored:
     values: dict[str, list[float]]
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Ranked:
     """A query with its ranking; reasons only where they were asked for."""
 
@@ -196,36 +195,32 @@ class _Ranked:
 
 def _ranked(engine: Engine, wishes: Sequence[Wish], queries: Sequence[Query]) -> list[_Ranked | Exception]:
     """A ranking of each query, popular items where there is no history; or what is wrong with its filter."""
-    limited: list[Query | Exception] = []
-    for wish, query in zip(wishes, queries, strict=True):
-        candidates = None if wish.candidates is None else engine.bundle.indices(wish.candidates)
-        try:
-            among = engine.catalogue.selection(wish.wanted, candidates)
-        except UnknownAttribute as error:
-            limited.append(error)
-        else:
-            limited.append(_limited(query, among, wish))
-    usable = [query for query in limited if isinstance(query, Query) and len(query.sequence)]
-    rankings = iter(engine.rank(usable))
-    found: list[_Ranked | Exception] = []
-    for one in limited:
-        if isinstance(one, Exception):
-            found.append(one)
-        elif len(one.sequence):
-            found.append(_Ranked(one, True, next(rankings), None))
-        else:
-            found.append(_Ranked(one, False, engine.popular(one), None))
-    asked = [own for wish, own in zip(wishes, found, strict=True) if wish.explain and isinstance(own, _Ranked)]
-    if asked:
-        for own, reasons in zip(asked, _reasons(engine, asked), strict=True):
-            own.reasons = reasons
-    return found
+    limited = [_limited(engine, wish, query) for wish, query in zip(wishes, queries, strict=True)]
+    rankings = iter(engine.rank([one for one in limited if isinstance(one, Query) and len(one.sequence)]))
+    return [
+        one if isinstance(one, Exception) else _one(engine, one, rankings, explain=wish.explain)
+        for wish, one in zip(wishes, limited, strict=True)
+    ]
 
 
-def _reasons(engine: Engine, asked: Sequence[_Ranked]) -> list[list[list[Reason]]]:
-    by_model = [one for one in asked if one.by_model]
-    found = iter(engine.explain([one.query for one in by_model], [one.ranking for one in by_model]))
-    return [next(found) if one.by_model else [[] for _ in one.ranking.indices] for one in asked]
+def _limited(engine: Engine, wish: Wish, query: Query) -> Query | UnknownAttribute:
+    """The query for what the wish leaves of the catalogue and of the cold items, or what is wrong with its filter."""
+    candidates = None if wish.candidates is None else engine.bundle.indices(wish.candidates)
+    try:
+        among = engine.catalogue.selection(wish.wanted, candidates)
+    except UnknownAttribute as error:
+        return error
+    cold = query.cold
+    if cold is not None and not (wish.wanted is None and wish.candidates is None):
+        cold = cold.among(wish.wanted, wish.candidates)
+    return query if among is None and cold is query.cold else replace(query, among=among, cold=cold)
+
+
+def _one(engine: Engine, query: Query, rankings: Iterator[Ranking], *, explain: bool) -> _Ranked:
+    """A query with the next of the rankings if it has a history, else with what is popular."""
+    by_model = len(query.sequence) > 0
+    ranking = next(rankings) if by_model else engine.popular(query)
+    return _Ranked(query, by_model, ranking, engine.reasons(query, ranking) if explain else None)
 
 
 def _told(engine: Engine, history: list[str], ranked: _Ranked, *, degraded: bool) -> Recommendation:
@@ -274,11 +269,3 @@ def _query(engine: Engine, wish: Wish, history: list[str]) -> Query:
         return Query(sequence, excluded, wish.k)
     unwanted = wish.exclude_item_ids + (history if wish.exclude_seen else [])
     return Query(sequence, excluded, wish.k, cold=engine.catalogue.cold.choice(wish.k, unwanted))
-
-
-def _limited(query: Query, among: Selection | None, wish: Wish) -> Query:
-    """The query for a selection of the catalogue, and for what the wish leaves of the cold items."""
-    cold = query.cold
-    if cold is not None and not (wish.wanted is None and wish.candidates is None):
-        cold = cold.among(wish.wanted, wish.candidates)
-    return query if among is None and cold is query.cold else replace(query, among=among, cold=cold)

@@ -19,7 +19,7 @@ from models.registry import CURRENT, Registry, RegistryError
 from models.runtime import Runtime
 from service.engine import Engine, EngineError
 from service.scoring import ScoringThread
-from service.tasks import ended
+from service.tasks import ended, every
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +105,9 @@ class Slot:
                 logger.warning("no version is promoted in %s: nothing is ranked until one is", self.registry.artifacts)
             else:
                 self._swap(engine)
-        self._watcher = asyncio.create_task(self._watch(), name="slot")
+        self._watcher = asyncio.create_task(
+            every(self._poll_s, self.refresh, "looking for a new champion failed"), name="slot"
+        )
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -233,11 +235,3 @@ class Slot:
             *(version, serving, refused.reason),
             exc_info=None if expected else error,
         )
-
-    async def _watch(self) -> None:
-        while True:
-            await asyncio.sleep(self._poll_s)
-            try:
-                await self.refresh()
-            except Exception:  # a watcher that dies would leave every later promotion unnoticed
-                logger.exception("looking for a new champion failed")

@@ -81,7 +81,11 @@ async def models(request: Request) -> Response:
         await admitted(request, "admin")
         slot = services.slot
         champion, unreadable = await asyncio.to_thread(_champion, slot.registry)
-        versions = await asyncio.to_thread(_versions, slot.registry, champion)
+        versions: list[dict[str, Any]] = []
+        try:
+            versions = await asyncio.to_thread(_versions, slot.registry, champion)
+        except OSError as error:  # as where the folder may not be looked into
+            unreadable = unreadable or Refused(CURRENT, str(error))
         refused = unreadable or slot.refused
         loaded = slot.engine and {"version": slot.engine.version, "provider": slot.engine.provider}
         return json_response({"champion": champion, "loaded": loaded, "refused": refused, "versions": versions})

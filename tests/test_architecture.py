@@ -95,6 +95,13 @@ def test_redis_is_known_to_the_connection_what_it_stands_on_the_log_and_its_file
                 assert module.name in known, module
 
 
+def test_onnxruntime_is_imported_in_one_place_which_keeps_it_from_reporting_to_its_maker() -> None:
+    for package in (*PACKAGES, "bench", "reliability", "tests"):
+        for module in modules(package):
+            if "onnxruntime" in roots({name for name, _ in imports(module)}):
+                assert module == ROOT / "models" / "device.py" or "peers" in module.parts, module
+
+
 def test_the_environment_is_read_by_settings_alone() -> None:
     for module in modules("service"):
         text = module.read_text(encoding="utf-8")

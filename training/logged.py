@@ -14,7 +14,7 @@ from rich.console import Console
 
 from models import archive
 from models.archive import Archived
-from models.eventlog import PARTITIONS, Entry, connect, digest_of, log_size, read_partition
+from models.eventlog import PARTITIONS, Entry, connect, digest_of, gone, read_partition
 from training.interactions import Interactions, interactions_from_frame
 
 _PAGE = 10_000  # entries turned into columns together: as Python objects they take ten times the memory
@@ -39,7 +39,7 @@ def logged_interactions(sources: Sequence[str], event_types: Collection[str], co
     """
     stores = [source for source in sources if "://" in source]
     archives = [Path(source) for source in sources if "://" not in source]
-    trimmed = sum(map(_trimmed, stores))
+    older = sum(map(_gone, stores))
     # Stores first: what an archiver moves meanwhile is then found twice, and never missed.
     parts = [part for url in stores for part in _stored(url)] + [archive.read(one, _COLUMNS) for one in archives]
     found = Archived(pl.concat([part.events for part in parts]), pl.concat([part.tombstones for part in parts]))
@@ -49,8 +49,8 @@ def logged_interactions(sources: Sequence[str], event_types: Collection[str], co
     said = f"event log: {len(log):,} events, {len(rows):,} of them of a type that is learned from"
     if others := _by_type(log, event_types):
         said += f", not {others} (--event-type)"
-    if trimmed and not archives:
-        said += f", {trimmed:,} older ones no longer in the store"
+    if older and not archives:
+        said += f", {older:,} older ones no longer in the store"
     if len(tombstones):
         said += f"; {len(tombstones):,} users were erased"
     console.print(said)
@@ -114,10 +114,10 @@ def _stored(url: str) -> list[Archived]:
         client.close()
 
 
-def _trimmed(url: str) -> int:
+def _gone(url: str) -> int:
     client = connect(url)
     try:
-        return log_size(client).trimmed
+        return gone(client)
     finally:
         client.close()
 

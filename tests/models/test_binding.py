@@ -7,12 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 
 from models.binding import BoundSession, Resident
 from models.bundle import Bundle, read_bundle
-from models.device import CUDA, DeviceError
+from models.device import CUDA, DeviceError, load_onnxruntime
 from models.neighbours import Neighbours
 from models.runtime import EXCLUDED_SCORE, Runtime, same_items
 from models.sasrec import SASRec, SASRecConfig
@@ -108,7 +107,7 @@ def test_a_mapped_matrix_is_bound_without_a_copy(tmp_path: Path) -> None:
 def test_a_bound_session_takes_arrays_as_a_plain_one_does_however_they_lie_in_memory(tmp_path: Path) -> None:
     path = tmp_path / "ranker.onnx"
     path.write_bytes(build_ranker())
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    session = load_onnxruntime().InferenceSession(path, providers=["CPUExecutionProvider"])
     matrix = np.array([[0, 0], [1, 0], [0, 1]], np.float32)
     resident = Resident("cpu", [matrix])
     feeds: dict[str, np.ndarray] = {
@@ -143,7 +142,7 @@ def test_a_bound_bundle_replays_its_golden_inputs(make_bundle: Callable[..., Pat
 
 
 def test_a_device_that_is_not_there_is_named_with_what_was_to_be_put_on_it() -> None:
-    if CUDA in onnxruntime.get_available_providers():
+    if CUDA in load_onnxruntime().get_available_providers():
         pytest.skip("this onnxruntime can use CUDA")
     with pytest.raises(DeviceError, match=r"matrix of 16 bytes could not be put on cuda.*set device to cpu"):
         Resident("cuda", [np.zeros((2, 2), np.float32)])
@@ -170,6 +169,7 @@ def test_a_gpu_ranks_as_the_cpu_does(bundle: Bundle, cuda: Runtime) -> None:
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore:Specified provider")
 def test_scores_exclusion_and_top_k_stay_on_the_gpu(bundle: Bundle, cuda: Runtime, tmp_path: Path) -> None:
+    onnxruntime = load_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.enable_profiling = True
     options.profile_file_prefix = str(tmp_path / "profile")

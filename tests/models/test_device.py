@@ -1,4 +1,4 @@
-"""What of the machine a process may use, and whether one onnxruntime is installed and no second."""
+"""What of the machine a process may use, and of onnxruntime: that there is one of it, and that it reports to nobody."""
 
 import os
 import subprocess
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from models.device import cpu_quota
+from training.ranker import build_ranker
 
 
 def test_threads_follow_what_the_process_may_use() -> None:
@@ -64,3 +65,29 @@ def test_one_onnxruntime_is_right_and_none_or_both_are_told(
     result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert bool(result.stdout) == bool(said)
     assert all(words in result.stdout for words in said)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        "from models.device import open_session; open_session(Path(sys.argv[1]), 'cpu', 1)",
+        "from models.binding import Resident; Resident('cpu', [numpy.zeros(1)])",
+    ],
+)
+def test_whoever_ranks_has_no_thread_and_no_file_that_reports_to_onnxruntimes_maker(tmp_path: Path, use: str) -> None:
+    ranker, home = tmp_path / "ranker.onnx", tmp_path / "home"
+    ranker.write_bytes(build_ranker())
+    home.mkdir()
+    code = (
+        "import os, sys, numpy; from pathlib import Path\n"
+        "before = len(os.listdir('/proc/self/task'))\n"  # numpy's among them
+        f"{use}\nassert 'onnxruntime' in sys.modules\n"
+        "print(len(os.listdir('/proc/self/task')) - before)"
+    )
+    unset = {"ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME"}
+    environment = {name: value for name, value in os.environ.items() if name not in unset} | {"HOME": str(home)}
+    command = [sys.executable, "-c", code, str(ranker)]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "0\n"
+    assert list(home.rglob("*")) == []

@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from models import eventlog
-from models.eventlog import EventLogError, LoggedEvent, LogSize
+from models.eventlog import EventLogError, LoggedEvent
 from service.embedded import EmbeddedStore
 from service.logs import JsonFormatter
 from service.sequences import SequenceStore, StoreSettings
@@ -107,7 +107,7 @@ def test_what_the_service_stores_is_what_retraining_reads(client: redis.Redis, s
     asyncio.run(store())
     read = list(eventlog.read_events(client))
     assert sorted(read, key=lambda e: e.event_id) == sorted(events, key=lambda e: e.event_id)
-    assert eventlog.log_size(client) == LogSize(held=5002, trimmed=0)
+    assert eventlog.gone(client) == 0
     partitions = [eventlog.partition_of(event.user_id) for event in read]
     assert partitions == sorted(partitions)
     assert len(set(partitions)) > 4
@@ -128,9 +128,9 @@ def test_trimmed_entries_are_counted(client: redis.Redis, server_url: str) -> No
             await opened.append([LoggedEvent("ann", "item", f"e{i}", "interaction", i) for i in range(950)])
 
     asyncio.run(store())
-    size = eventlog.log_size(client)
-    assert size.held + size.trimmed == 950
-    assert size.held == sum(1 for _ in eventlog.read_events(client)) < 200
+    held = sum(1 for _ in eventlog.read_events(client))
+    assert held < 200
+    assert eventlog.gone(client) == 950 - held
 
 
 class Older(redis.Redis):
@@ -148,14 +148,14 @@ def test_of_a_server_that_does_not_count_what_is_gone_nothing_is_known_to_be(
     for number in range(3):
         client.xadd(key, fields_of(LoggedEvent("ann", "item", f"e{number}", "interaction", number)))
     client.xtrim(key, maxlen=2, approximate=False)
-    assert eventlog.log_size(client) == LogSize(held=2, trimmed=1)
+    assert eventlog.gone(client) == 1
     with Older.from_url(server_url) as older:
-        assert eventlog.log_size(older) == LogSize(held=2, trimmed=0)
+        assert eventlog.gone(older) == 0
 
 
 def test_an_empty_log_is_empty(client: redis.Redis) -> None:
     assert list(eventlog.read_events(client)) == []
-    assert eventlog.log_size(client) == LogSize(held=0, trimmed=0)
+    assert eventlog.gone(client) == 0
 
 
 def test_a_server_that_is_not_there_is_an_error_of_ours() -> None:
@@ -163,7 +163,7 @@ def test_a_server_that_is_not_there_is_an_error_of_ours() -> None:
     with pytest.raises(EventLogError, match=r"recserve:\{0\}:"):
         list(eventlog.read_events(client))
     with pytest.raises(EventLogError, match=r"127\.0\.0\.1:1"):
-        eventlog.log_size(client)
+        eventlog.gone(client)
 
 
 def test_a_url_of_something_else_is_refused() -> None:

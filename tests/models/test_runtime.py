@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from models.bundle import read_bundle
-from models.device import DeviceError
+from models.device import DeviceError, load_onnxruntime
 from models.manifest import BundleError
 from models.runtime import EXCLUDED_SCORE, TOLERANCE, Runtime, same_items, tolerance_of
 
@@ -123,9 +123,7 @@ def test_runs_of_the_encoder_are_of_like_lengths_and_bounded(
 
 @pytest.mark.filterwarnings("ignore:Specified provider")  # onnxruntime's own word on it
 def test_a_gpu_that_is_asked_for_and_missing_is_an_error_and_not_a_cpu(runtime: Runtime) -> None:
-    import onnxruntime
-
-    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+    if "CUDAExecutionProvider" in load_onnxruntime().get_available_providers():
         pytest.skip("this onnxruntime can use CUDA")
     with pytest.raises(DeviceError, match="device is cuda, but"):
         Runtime(runtime.bundle, device="cuda")

@@ -33,7 +33,7 @@ def test_the_log_moves_to_files_and_the_store_forgets_it(store_url: str, server:
     folder = tmp_path / "archive"
     append(store_url, 0, 4000)
     assert "4000 entries of the log archived" in archive(store_url, folder)
-    assert eventlog.log_size(server).held < 16 * 101  # at most a node a partition
+    assert len([*eventlog.read_events(server)]) < 16 * 101  # at most a node a partition
     append(store_url, 4000, 4500)
     assert "500 entries" in archive(store_url, folder, "--compact")
     assert sorted(path.name for path in folder.glob("dt=*")) == ["dt=1970-01-01", "dt=1970-01-02", "dt=1970-01-03"]
@@ -144,7 +144,7 @@ def test_a_store_without_memory_forgets_what_is_archived(killable_store: Killabl
         server.config_set("maxmemory", 1)
         with pytest.raises(eventlog.EventLogError, match="maxmemory"):
             archiver.move()
-        assert eventlog.log_size(server).held < 16 * 101
+        assert len([*eventlog.read_events(server)]) < 16 * 101
         server.config_set("maxmemory", 0)
         archiver.move()
         assert archiver.move() == 0

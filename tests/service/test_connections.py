@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import orjson
 import pytest
+import redis
 
 from reliability.wire import request
 from service.engine import Engine, Ranking
@@ -294,6 +295,24 @@ def test_a_client_that_has_left_costs_no_ranking(
     assert abandoned > 0
     assert ranked + abandoned <= rounds * 4 * 256
     assert ranked < rounds * 4 * 256
+
+
+def test_an_answer_that_nobody_gets_is_not_counted(
+    start_service: Callable[..., httpx.Client], make_bundle: Callable[..., Path], store_url: str
+) -> None:
+    make_bundle("v1")
+    service = start_service(store_url)
+    answered = 'recserve_requests_total{route="events",status="200"}'
+    with redis.Redis.from_url(store_url) as store, connected(service) as leaving:
+        store.client_pause(200, all=False)  # writes
+        leaving.sendall(request("POST", "/events", b'{"user_id": "ada", "item_id": "i1"}'))
+    until = time.monotonic() + 20
+    while counted(service, 'recserve_events_total{outcome="accepted"}') < 1:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert counted(service, answered) == 0
+    assert service.post("/events", json={"user_id": "ada", "item_id": "i2"}).status_code == 200
+    assert counted(service, answered) == 1
 
 
 def test_similar_items_are_looked_for_for_nobody_who_has_left(

@@ -12,7 +12,7 @@ import orjson
 import pytest
 import redis
 
-from models.eventlog import log_size
+from models.eventlog import read_events
 from service.breaker import Breaker
 from service.connection import Connection, Script, StoreUnavailable
 from tests.service.sockets import PLAIN
@@ -115,6 +115,28 @@ async def test_a_call_under_way_when_its_connection_is_closed_leaves_no_probe_be
         killable_store.resume()
 
 
+@pytest.mark.anyio
+async def test_waiting_for_a_connection_takes_no_time_from_the_call_and_is_no_silence_of_the_store(
+    store_url: str,
+) -> None:
+    def connected(client: Any) -> Any:
+        return client.client_id()
+
+    def slow(client: Any) -> Any:
+        return client.blpop(["of nothing"], 0.5)  # to a tenth of a second
+
+    connection = Connection(store_url, read_timeout_s=0.8, write_timeout_s=0.8, max_connections=1)
+    try:
+        before = await connection.read(b"", connected)
+        calls = [asyncio.create_task(connection.read(b"", slow)) for _ in range(3)]
+        assert [await call for call in calls[:2]] == [None, None]
+        with pytest.raises(StoreUnavailable, match="all connections were busy for 800 ms"):
+            await calls[2]
+        assert await connection.read(b"", connected) == before
+    finally:
+        await connection.aclose()
+
+
 def test_many_callers_at_once_do_not_wait_for_each_others_timeouts(client: httpx.Client, killable_store: Any) -> None:
     killable_store.pause()
     try:
@@ -200,7 +222,7 @@ def test_a_flood_of_large_bodies_of_events_is_refused_before_it_is_parsed_and_wh
         (503, "overloaded", "1")
     }
     with redis.Redis.from_url(killable_store.url) as store:
-        assert log_size(store).held == 100 * len(taken)
+        assert len([*read_events(store)]) == 100 * len(taken)
     assert client.post("/events", content=bodies[0]).status_code == 200
 
 

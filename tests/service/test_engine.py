@@ -1,5 +1,7 @@
 """The engine, against rankings worked out by hand and by a slow sort."""
 
+import gc
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 from models.bundle import read_bundle
 from models.neighbours import Neighbours
 from models.runtime import Runtime
+from service.attributes import ItemState
 from service.engine import Engine, EngineError, Query
 
 
@@ -141,6 +144,20 @@ def test_a_slow_model_is_warmed_up_with_full_batches_too(
     assert not engine.brief_for([query([3], k=10)] * 7)
 
 
+def test_an_engine_goes_with_the_last_reference_to_it(make_bundle: Callable[..., Path]) -> None:
+    """Without a collection, which passes over what was frozen while it served."""
+    engine = engine_over(make_bundle("v1", attributes={"genres": [None, *[["a", "b"]] * 12]}))
+    engine.warm_up()
+    engine.catalogue.change({"i1": ItemState({"genres": ["c"]})})
+    gc.disable()
+    try:
+        gone = [weakref.ref(engine), weakref.ref(engine.bundle.items), weakref.ref(engine.catalogue)]
+        del engine
+        assert [reference() for reference in gone] == [None] * 3
+    finally:
+        gc.enable()
+
+
 def test_only_events_that_the_model_reads_are_told_as_reasons(make_bundle: Callable[..., Path]) -> None:
     """The model reads four, and item 3 before them pulls item 9 by neighbours alone."""
     items, affinities = np.zeros((13, 1), np.int32), np.zeros((13, 1), np.float32)
@@ -148,6 +165,6 @@ def test_only_events_that_the_model_reads_are_told_as_reasons(make_bundle: Calla
     engine = engine_over(make_bundle("v1", neighbours=Neighbours(items, affinities)))
     asked = query([3, 5, 6, 7, 8], k=1)
     (ranking,) = engine.rank([asked])
-    ((reasons,),) = engine.explain([asked], [ranking])
+    (reasons,) = engine.reasons(asked, ranking)
     assert ranking.indices == [9]
     assert {reason.place for reason in reasons} <= {1, 2, 3, 4}

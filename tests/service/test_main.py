@@ -21,6 +21,7 @@ import pytest
 import redis
 
 from models import eventlog
+from models.device import load_onnxruntime
 from service.server import _admit_no_more, _last_of
 from tests.service.endless import endless_encoder, stuck
 from tests.service.processes import ROOT, refused, serving
@@ -307,9 +308,7 @@ def test_it_does_not_start_with_settings_that_contradict_or_do_not_exist() -> No
 def test_it_does_not_start_without_the_device_it_was_told_to_use(
     make_bundle: Callable[..., Path], artifacts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import onnxruntime
-
-    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+    if "CUDAExecutionProvider" in load_onnxruntime().get_available_providers():
         pytest.skip("this onnxruntime has CUDA")
     make_bundle("v1")
     options = ("--port", "0", "--redis", "redis://127.0.0.1:1", "--artifacts", str(artifacts), "--device", "cuda")

@@ -96,6 +96,21 @@ def test_a_current_that_cannot_be_read_is_told_at_once_beside_the_versions(two: 
         assert reason in found["refused"]["reason"]
 
 
+def test_an_artifacts_folder_that_cannot_be_looked_into_is_told_beside_what_serves(
+    make_bundle: Callable[..., Path], start_service: Callable[..., httpx.Client], store_url: str, artifacts: Path
+) -> None:
+    make_bundle("v1")
+    client = start_service(store_url, keys=artifacts.with_name("keys"))
+    artifacts.rename(artifacts.with_name("elsewhere"))
+    artifacts.symlink_to("x" * 300)  # no name of a file, so that not even root gets there
+    answer = client.get("/models")
+    assert answer.status_code == 200
+    found = answer.json()
+    assert (found["champion"], found["loaded"]["version"], found["versions"]) == (None, "v1", [])
+    assert found["refused"]["version"] == "CURRENT"
+    assert "File name too long" in found["refused"]["reason"]
+
+
 def test_a_promotion_serves_when_it_answers_and_a_rollback_too(two: httpx.Client, artifacts: Path) -> None:
     assert first(two) == "i4"
     assert two.post("/models/v2/promote").json() == {"champion": "v2", "before": "v1"}

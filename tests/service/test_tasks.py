@@ -1,10 +1,10 @@
-"""Ending a task beside the requests: its own cancellation is passed over, and nothing else is."""
+"""Tasks beside the requests: a watcher outlives what it meets, and of an end nothing is passed over but its own."""
 
 import asyncio
 
 import pytest
 
-from service.tasks import ended
+from service.tasks import ended, every
 
 pytestmark = pytest.mark.anyio
 
@@ -57,3 +57,21 @@ async def test_who_is_cancelled_while_it_waits_for_the_end_is_cancelled() -> Non
     assert waiting.cancelled()
     let_go.set()
     await asyncio.wait([task])
+
+
+async def test_a_look_that_fails_is_said_once_until_one_succeeds(caplog: pytest.LogCaptureFixture) -> None:
+    outcomes = ["first", "second", None, "third", "fourth", None]
+    done = asyncio.Event()
+
+    async def look() -> None:
+        if not outcomes:
+            done.set()
+        elif (outcome := outcomes.pop(0)) is not None:
+            raise ValueError(outcome)
+
+    watcher = asyncio.create_task(every(0, look, "looking failed"))
+    async with asyncio.timeout(5):
+        await done.wait()
+    await ended(watcher)
+    said = [(record.getMessage(), str(record.exc_info[1])) for record in caplog.records if record.exc_info]
+    assert said == [("looking failed", "first"), ("looking failed", "third")]
