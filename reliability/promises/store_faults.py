@@ -72,7 +72,9 @@ def _tried(fault: _Fault, world: _World, full: bool) -> list[Finding]:
     with fault.broken(world):
         before = ledger.acknowledged, ledger.refused
         stop = threading.Event()
-        askers = [threading.Thread(target=_ask, args=(world, stop, answers), daemon=True) for _ in range(2)]
+        askers = [
+            threading.Thread(target=_ask, args=(world.service.address, stop, answers), daemon=True) for _ in range(2)
+        ]
         with Load(world.service.address, ledger, world.events, clients=2):
             for asker in askers:
                 asker.start()
@@ -108,8 +110,8 @@ def _right(answer: Answer, fault: _Fault) -> bool:
     return bool(fault.reads and answer.body["degraded"] == [] and answer.body["history_length"] > 0)
 
 
-def _ask(world: _World, stop: threading.Event, answers: list[Answer | None]) -> None:
-    client = Client(world.service.address)
+def _ask(address: tuple[str, int], stop: threading.Event, answers: list[Answer | None]) -> None:
+    client = Client(address)
     for number in itertools.count():
         if stop.is_set():
             break
