@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bench.servers import ROOT
 from reliability.bundle import promoted_bundle
 from reliability.serving import serving
 from service.embedded import EmbeddedStore
 from service.keyfile import KeyFolder
 
-ROOT = Path(__file__).parents[1]
 WORKERS = 2
 _BODY = json.dumps({"history": ["item-3"], "k": 3})
 _HEADERS = {"Content-Type": "application/json"}

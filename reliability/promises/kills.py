@@ -41,7 +41,7 @@ def check(full: bool, folder: Path) -> list[Finding]:
             load.wait(_WAIT_S)
         audit = ledger.audit(store.url)
     return [
-        Finding("kills", kills, least=kills),
+        Finding("kills", kills),
         Finding("requests that met one", ledger.failed + ledger.refused, least=1),
         *audit.findings(at_least=count),
         Finding("answers that were neither 200 nor 503 with Retry-After", len(ledger.surprises), most=0),

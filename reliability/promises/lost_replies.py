@@ -33,9 +33,12 @@ def check(full: bool, folder: Path) -> list[Finding]:
         with Load(before_service.address, ledger, events(users=count // 25), count=count, clients=16) as load:
             load.wait(_WAIT_S)
         audit = ledger.audit(store.url)
+    least = 0.08 if full else 0.04  # of a few hundred, a tenth may be a twentieth
     return [
-        Finding("replies of the store lost", before_store.lost, least=1),
-        Finding("replies of the service lost", before_service.lost, least=count // 20),
+        Finding("replies of the store lost", before_store.lost),
+        Finding("share of the store's replies", before_store.lost_share, least=least),
+        Finding("replies of the service lost", before_service.lost),
+        Finding("share of the service's replies", before_service.lost_share, least=least),
         *audit.findings(at_least=count),
         Finding("events sent and not stored", audit.sent - audit.stored, most=0),
         Finding("answers that were neither 200 nor 503 with Retry-After", len(ledger.surprises), most=0),

@@ -28,7 +28,7 @@ def check(full: bool, folder: Path) -> list[Finding]:
     total = Audit(**{name: sum(getattr(audit, name) for audit in audits) for name in Audit.__slots__})
     again = sum(found.again for found in replicated)
     return [
-        Finding("partitions", rounds, least=rounds),
+        Finding("partitions", rounds),
         *total.findings(at_least=rounds * _BEFORE),
         Finding("events refused in a partition", sum(found.refused for found in replicated), least=rounds),
         Finding("events acknowledged in a partition", sum(found.within for found in replicated), most=0),
