@@ -34,7 +34,7 @@ def stolen_s() -> float | None:
 def memory_bytes(pids: Sequence[int]) -> int | None:
     """Memory of processes and all they have started, what several share divided among them; None if unknown."""
     total = 0
-    for pid in _with_children(pids):
+    for pid in with_children(pids):
         try:
             lines = (_PROC / str(pid) / "smaps_rollup").read_text(encoding="ascii").splitlines()
         except OSError:
@@ -43,7 +43,8 @@ def memory_bytes(pids: Sequence[int]) -> int | None:
     return total
 
 
-def _with_children(pids: Sequence[int]) -> list[int]:
+def with_children(pids: Sequence[int]) -> list[int]:
+    """Processes, and after them all that they have started."""
     found = list(pids)
     for pid in found:  # grows while it is walked
         for task in (_PROC / str(pid) / "task").glob("*/children"):
