@@ -1,5 +1,6 @@
 """The commands of who runs it: backfill, retrain, bootstrap, bench."""
 
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -153,7 +154,13 @@ def bench(
         raise ConfigError(f"--peers goes with training: they are not measured on {what}")
     if what != "catalogue" and (items or run or threads or output):
         raise ConfigError(f"--items, --run, --threads and --output go with catalogue, not with {what}")
+    for end in (signal.SIGTERM, signal.SIGHUP):  # ended from outside, it stops what it has started as after Ctrl-C
+        signal.signal(end, signal.default_int_handler)
     if what == "catalogue":
+        if output:  # before minutes have passed
+            output.parent.mkdir(parents=True, exist_ok=True)
+            if output.is_dir():
+                raise ConfigError(f"--output {output} is a folder; name a file")
         catalogues = bench_catalogue(items or SIZES, run=run, threads=threads)
         print(catalogues)
         if output:
