@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import signal
 import sys
 import time
 from dataclasses import replace
@@ -13,6 +12,7 @@ from bench.child import ChildError
 from bench.servers import ServerError
 from bench.serving import QUICK, Plan, bench_serving
 from bench.size import count, number
+from models.interrupts import end_as_interrupted
 from models.manifest import BundleError
 from models.registry import RegistryError
 from service.embedded import EmbeddedStoreError
@@ -56,8 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     if plan.peers is not None and not plan.peers.is_file():
         print(f"error: there is no {plan.peers}, which is to have the peers; ./run makes one", file=sys.stderr)
         return 1
-    for end in (signal.SIGTERM, signal.SIGHUP):  # ended from outside, it stops its servers as after Ctrl-C
-        signal.signal(end, signal.default_int_handler)
+    end_as_interrupted()
     try:
         return _serving(plan, options.output or (_OUTPUT / "quick" if options.quick else _OUTPUT))
     except KeyboardInterrupt:

@@ -1,12 +1,12 @@
 """`python -m reliability`: try every promise under faults; see ./run reliability."""
 
 import argparse
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from models.durable import sync
+from models.interrupts import end_as_interrupted
 from reliability import report
 from reliability.promise import Outcome, Promise, promises, tried
 
@@ -29,8 +29,7 @@ def main(arguments: list[str] | None = None, every: Sequence[Promise] = ()) -> i
     options = parser.parse_args(arguments)
     if unknown := set(options.names) - {promise.name for promise in every}:
         parser.error(f"no promise is called {', '.join(sorted(unknown))}; there are {names}")
-    for end in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(end, signal.default_int_handler)  # so that what was started is stopped
+    end_as_interrupted()
     chosen = [promise for promise in every if not options.names or promise.name in options.names]
     try:
         outcomes = _quick(chosen) if options.quick else _full(chosen, every, options.output)

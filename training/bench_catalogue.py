@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from operator import truediv
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -133,7 +134,8 @@ def bench_catalogue(
     blends: list[BlendFigures] = []
     for size in sizes:
         with tempfile.TemporaryDirectory() as name, fresh_process() as pool:  # so that no file outlives the process
-            folder, how = Path(name), {"encoder": encoder, "threads": used, "rounds": rounds}
+            folder = Path(name)
+            how: dict[str, Any] = {"encoder": encoder, "threads": used, "rounds": rounds}
             figures += pool.submit(_measure, folder, size, items, vectors, **how).result()
             if size < SCAN_FROM:
                 blends.append(pool.submit(_blended, folder, size, items, **how).result())

@@ -1,6 +1,5 @@
 """The commands of who runs it: backfill, retrain, bootstrap, bench."""
 
-import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +7,7 @@ import typer
 from rich.console import Console
 
 from models.eventlog import SEQUENCE_TYPES
+from models.interrupts import end_as_interrupted
 from models.registry import Registry
 from training.backfill import backfill
 from training.config import ConfigError, load_config
@@ -154,8 +154,7 @@ def bench(
         raise ConfigError(f"--peers goes with training: they are not measured on {what}")
     if what != "catalogue" and (items or run or threads or output):
         raise ConfigError(f"--items, --run, --threads and --output go with catalogue, not with {what}")
-    for end in (signal.SIGTERM, signal.SIGHUP):  # ended from outside, it stops what it has started as after Ctrl-C
-        signal.signal(end, signal.default_int_handler)
+    end_as_interrupted()
     if what == "catalogue":
         if output:  # before minutes have passed
             output.parent.mkdir(parents=True, exist_ok=True)
