@@ -3,6 +3,7 @@
 import os
 import platform
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from models.device import cpu_quota
@@ -48,5 +49,6 @@ def with_children(pids: Sequence[int]) -> list[int]:
     found = list(pids)
     for pid in found:  # grows while it is walked
         for task in (_PROC / str(pid) / "task").glob("*/children"):
-            found += map(int, task.read_text(encoding="ascii").split())
+            with suppress(OSError):  # it has ended
+                found += map(int, task.read_text(encoding="ascii").split())
     return found

@@ -17,7 +17,7 @@ from models.eventlog import connect
 from models.registry import Registry
 from reliability.programs import archive, run
 from reliability.promise import Finding
-from reliability.serving import serving
+from reliability.serving import Service
 from service.embedded import EmbeddedStore
 from training.interactions import read_interactions
 from training.logged import logged_interactions, without_erased
@@ -52,7 +52,7 @@ def check(full: bool, folder: Path) -> list[Finding]:
         client.config_set("rdbcompression", "no")  # so that looking for bytes in the files finds them
         client.config_set("slowlog-log-slower-than", 0)  # as if everything were slow
         client.config_set("slowlog-max-len", _SLOW)
-        with serving(folder, "--log-level", "debug", redis=store.url) as service:
+        with Service(folder, "--log-level", "debug", redis=store.url) as service:
             url = service.url
             _send(url, others, first=0)
             said = archive(store.url, target)

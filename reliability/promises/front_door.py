@@ -19,7 +19,7 @@ from reliability.bundle import promoted_bundle
 from reliability.mutation import mutated
 from reliability.poison import corpus
 from reliability.promise import Finding
-from reliability.serving import serving
+from reliability.serving import Service
 from reliability.wire import ask, read_answer, request
 
 TITLE = "Poisonous requests at the front door"
@@ -57,7 +57,7 @@ def check(full: bool, folder: Path) -> Sequence[Finding]:
     context = multiprocessing.get_context("spawn")
     promoted_bundle(folder / "artifacts", 12_000 if full else 100)
     with (
-        serving(folder, "--workers", "2", redis=None) as service,
+        Service(folder, "--workers", "2", redis=None) as service,
         # The attackers take what the service and its clients leave of the cores: elsewhere they would have their own.
         ProcessPoolExecutor(1, mp_context=context, initializer=os.nice, initargs=(19,)) as pool,
     ):

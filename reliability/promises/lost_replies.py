@@ -5,9 +5,10 @@ from pathlib import Path
 
 from reliability.ledger import Ledger, events
 from reliability.load import Load
-from reliability.processes import Service, Store
+from reliability.processes import Store
 from reliability.promise import Finding
 from reliability.proxy import Fate, Proxy
+from reliability.serving import Service
 
 TITLE = "With a tenth of all replies lost, each event is applied exactly once"
 _WAIT_S = 300.0
@@ -27,7 +28,7 @@ def check(full: bool, folder: Path) -> list[Finding]:
     with (
         Store(folder) as store,
         Proxy(store.address, fate=to_service) as before_store,
-        Service(folder, before_store.url) as service,
+        Service(folder, redis=before_store.url) as service,
         Proxy(service.address, fate=to_client) as before_service,
     ):
         with Load(before_service.address, ledger, events(users=count // 25), count=count, clients=16) as load:

@@ -12,7 +12,7 @@ from bench.load import Job, Load, LoadGenerator, encode, histories, request
 from reliability.bundle import promoted_bundle
 from reliability.openloop import Answers, OpenLoop, Pressure
 from reliability.promise import Finding
-from reliability.serving import Service, serving
+from reliability.serving import Service
 from reliability.standstill import longest_standstill_s
 from service.schemas import MAX_EVENTS
 from service.sequences import StoreSettings
@@ -37,7 +37,7 @@ def check(full: bool, folder: Path) -> list[Finding]:
     seconds = 10.0 if full else 1.0
     times = (1, 2, 3, 4, 5) if full else (4,)
     with (
-        serving(folder, **_SETTINGS) as service,
+        Service(folder, **_SETTINGS) as service,
         Child(LoadGenerator) as closed,
         Child(OpenLoop) as open_loop,
     ):
@@ -89,7 +89,7 @@ def _flooded(folder: Path, seconds: float, *, full: bool) -> list[Finding]:
     events = encode([{"events": _events(body)} for body in range(bodies)])
     requests = [request("/events", body) for body in events]
     with (
-        serving(folder, redis=None, **_SETTINGS) as service,
+        Service(folder, redis=None, **_SETTINGS) as service,
         Child(LoadGenerator) as closed,
         Child(OpenLoop) as open_loop,
     ):

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from reliability.ledger import Audit, Ledger, Sent, events, logged
 from reliability.load import Load, wait_for
-from reliability.processes import Service, Store
+from reliability.processes import Store
 from reliability.promise import Finding
+from reliability.serving import Service
 from reliability.shims import compiled
 
 TITLE = "A power cut loses nothing where every write is synced, and about a second where not"
@@ -62,7 +63,7 @@ def _cuts(folder: Path, library: Path, durability: str, cuts: int, chance: rando
     store = Store(
         folder, options={"appendfsync": sync}, environment={"LD_PRELOAD": str(library), "FSYNC_SHIM_LOG": str(notes)}
     )
-    with store, Service(folder, store.url, durability=durability) as service:
+    with store, Service(folder, redis=store.url, durability=durability) as service:
         for _ in range(cuts):
             known = len(ledger.lost(logged(store.url)))
             at = _cut_under_load(store, service, ledger, stream, chance)

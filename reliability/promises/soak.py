@@ -9,7 +9,7 @@ from reliability.bundle import promoted_bundle
 from reliability.callers import Callers
 from reliability.memory import Growth, allocated_mb, growth
 from reliability.promise import Finding
-from reliability.serving import Service, serving
+from reliability.serving import Service
 
 TITLE = "Memory stays what it is under load with models swapped"
 _ITEMS = 3000
@@ -36,7 +36,7 @@ def check(full: bool, folder: Path) -> list[Finding]:
         promoted_bundle(folder / "artifacts", _ITEMS, version=version, seed=seed)
     # Bounded logs are full soon, as they are in a service that has run for long.
     with (
-        serving(folder, redis=None, history_length=20, log_max_events=16_000) as service,
+        Service(folder, redis=None, history_length=20, log_max_events=16_000) as service,
         Callers(service.address, _requests(), clients=4) as callers,
     ):
         warm = _swapped(service, warm_s, swap_s)
@@ -100,6 +100,6 @@ def _swapped(service: Service, seconds: float, swap_s: float) -> _Soaked:
         service.ask("GET", "/metrics")
         time.sleep(max(0.0, swap_s - (time.monotonic() - began - now)))
         times.append(time.monotonic() - began)
-        sizes.append(allocated_mb([service.process.pid]))
-    others = [pid for pid in service.processes() if pid != service.process.pid]
+        sizes.append(allocated_mb([service.pid]))
+    others = [pid for pid in service.processes() if pid != service.pid]
     return _Soaked(times, sizes, allocated_mb(others), swaps, refused)

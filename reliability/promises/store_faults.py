@@ -18,9 +18,10 @@ import numpy as np
 from reliability.bundle import promoted_bundle
 from reliability.ledger import Ledger, Sent, events
 from reliability.load import Answer, Client, Load
-from reliability.processes import Service, Store
+from reliability.processes import Store
 from reliability.promise import Finding
 from reliability.proxy import Proxy
+from reliability.serving import Service
 
 TITLE = "However the store fails, recommendations go on and no event is falsely acknowledged"
 _WAIT_S = 60.0
@@ -53,7 +54,7 @@ def check(full: bool, folder: Path) -> list[Finding]:
     with (
         Store(folder, options={"key-load-delay": _LOAD_US}) as store,
         Proxy(store.address) as proxy,
-        Service(folder, proxy.url) as service,
+        Service(folder, redis=proxy.url) as service,
     ):
         world = _World(store, proxy, service)
         with Load(service.address, world.ledger, world.events, count=_USERS * 2) as load:

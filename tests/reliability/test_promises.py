@@ -21,7 +21,7 @@ from reliability.__main__ import main
 from reliability.openloop import Answers
 from reliability.promise import CannotTryError, Finding, Outcome, Promise, promises, tried
 from reliability.promises.overload import _prompt
-from reliability.serving import serving
+from reliability.serving import Service
 from service.embedded import EmbeddedStore
 
 
@@ -180,7 +180,7 @@ def test_nothing_is_tried_where_nothing_could_be_written(
     assert (tmp_path / name).read_text() == content
 
 
-@pytest.mark.parametrize("embedded", [EmbeddedStore, lambda folder: serving(folder, redis=None)])
+@pytest.mark.parametrize("embedded", [EmbeddedStore, lambda folder: Service(folder, redis=None)])
 def test_where_there_is_no_server_for_an_embedded_store_a_promise_is_not_tried(
     embedded: Callable[[Path], AbstractContextManager[object]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
