@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from models.bundle import read_bundle
+from models.interrupts import end_as_interrupted
 from models.manifest import BundleError
 from models.registry import Registry, RegistryError
 
@@ -52,8 +53,7 @@ def main() -> int:
         "--config", default=CONFIG, help="what to train: a name under training/configs/, or a TOML file"
     )
     options = parser.parse_args()
-    for number in (signal.SIGTERM, signal.SIGHUP):  # ended from outside, it cleans up as after Ctrl-C
-        signal.signal(number, signal.default_int_handler)
+    end_as_interrupted()
     try:
         refuse_taken(options.port)  # before minutes of training
         if not options.skip_train:

@@ -11,6 +11,8 @@ from bench import machine, report
 from bench.child import ChildError
 from bench.servers import ServerError
 from bench.serving import QUICK, Plan, bench_serving
+from bench.size import count, number
+from models.interrupts import end_as_interrupted
 from models.manifest import BundleError
 from models.registry import RegistryError
 from service.embedded import EmbeddedStoreError
@@ -20,44 +22,49 @@ nothing, beside the straightforward stack (bench/yardsticks.py), and beside its 
 connections, mixed histories (median 12, at most 50), k 10, seen items excluded. Goals stand beside the figures."""
 LARGE = 1_000_000
 _USUAL = Plan()
-_FEWEST = 3
+_OUTPUT = Path("artifacts/bench")
+_INTERRUPTED = 130  # exit status of a program that was told to end: 128 + SIGINT
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="./run bench", description="Measure the service.", epilog=_EPILOG)
     commands = parser.add_subparsers(dest="command", required=True)
     serving = commands.add_parser("serving", help="requests a second, latency and their floors", epilog=_EPILOG)
-    serving.add_argument("--items", type=int, default=_USUAL.items, help="of the first catalogue (%(default)s)")
+    own = {
+        "items": (count(100, 10**8), "of the first catalogue"),
+        "rounds": (count(3, 1000), "that count, at least 3: they make a median"),
+        "seconds": (number(0.1, 3600), "of each load"),
+    }
+    for name, (kind, said) in own.items():
+        serving.add_argument(f"--{name}", type=kind, help=f"{said} ({getattr(_USUAL, name)})")
     serving.add_argument("--large", action="store_true", help=f"measure a catalogue of {LARGE:,} items too")
     serving.add_argument(
         "--peers", action="store_true", help="measure LitServe, MLServer, BentoML and others beside it"
     )
-    serving.add_argument("--rounds", type=_rounds, default=_USUAL.rounds, help="that count, at least 3 (%(default)s)")
-    serving.add_argument("--seconds", type=float, default=_USUAL.seconds, help="of each load (%(default)s)")
     serving.add_argument("--quick", action="store_true", help="all of it in seconds, on tiny catalogues: says nothing")
     serving.add_argument(
-        "--output", type=Path, default=Path("artifacts/bench"), help="folder of bundles and results (%(default)s)"
+        "--output", type=Path, help=f"folder of bundles and results ({_OUTPUT}, or {_OUTPUT / 'quick'} with --quick)"
     )
     options = parser.parse_args(arguments)
-    plan = Plan(
-        items=options.items,
-        large=LARGE if options.large else None,
-        seconds=options.seconds,
-        rounds=options.rounds,
-        peers=_peers_python() if options.peers else None,
-    )
-    if options.quick:
-        plan = replace(QUICK, large=2 * QUICK.items if options.large else None, peers=plan.peers)
+    chosen = {name: value for name in own if (value := getattr(options, name)) is not None}
+    if options.quick and chosen:
+        parser.error(f"--quick has sizes of its own and takes no {', '.join(f'--{name}' for name in chosen)}")
+    usual = QUICK if options.quick else _USUAL
+    plan = replace(usual, **chosen, peers=_peers_python() if options.peers else None)
+    if options.large:
+        plan = replace(plan, large=2 * QUICK.items if options.quick else LARGE)
     if plan.peers is not None and not plan.peers.is_file():
         print(f"error: there is no {plan.peers}, which is to have the peers; ./run makes one", file=sys.stderr)
         return 1
-    return _serving(plan, options.output)
-
-
-def _rounds(text: str) -> int:
-    if not text.isdecimal() or int(text) < _FEWEST:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of rounds; {_FEWEST} make a median")
-    return int(text)
+    end_as_interrupted()
+    try:
+        return _serving(plan, options.output or (_OUTPUT / "quick" if options.quick else _OUTPUT))
+    except KeyboardInterrupt:
+        print("stopped; nothing was written", file=sys.stderr)
+        return _INTERRUPTED
+    except (ServerError, ChildError, EmbeddedStoreError, BundleError, RegistryError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
 
 def _peers_python() -> Path:
@@ -67,11 +74,7 @@ def _peers_python() -> Path:
 def _serving(plan: Plan, output: Path) -> int:
     output.mkdir(parents=True, exist_ok=True)
     began, stolen = time.perf_counter(), machine.stolen_s()
-    try:
-        rows, notes = bench_serving(plan, output, lambda what: print(f"... {what}", file=sys.stderr))
-    except (ServerError, ChildError, EmbeddedStoreError, BundleError, RegistryError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    rows, notes = bench_serving(plan, output, lambda what: print(f"... {what}", file=sys.stderr))
     print(report.table(rows))
     print(*notes, sep="\n")
     after = machine.stolen_s()

@@ -4,9 +4,12 @@ Its methods are called by name over a pipe. `begin` and `result` are apart so th
 """
 
 import multiprocessing
+import signal
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, Self
+
+_END_S = 5.0  # until a process whose pipe is closed has its status
 
 
 class ChildError(Exception):
@@ -39,24 +42,34 @@ class Child:
         return self.result()
 
     def begin(self, method: str, *args: object) -> None:
-        self._ours.send((method, args))
+        """Let it begin with a method. Raises ChildError if its process is gone."""
+        try:
+            self._ours.send((method, args))
+        except OSError as gone:
+            raise self._ended() from gone
 
     def result(self) -> Any:
+        """Of the method it began with. Raises ChildError with what it raised."""
         try:
             answer, error = self._ours.recv()
-        except EOFError as gone:
-            raise ChildError(f"the process of {self._name} ended") from gone
+        except (EOFError, OSError) as gone:
+            raise self._ended() from gone
         if error is not None:
             raise ChildError(f"{self._name}: {error}")
         return answer
 
+    def _ended(self) -> ChildError:
+        self._process.join(_END_S)
+        return ChildError(f"the process of {self._name} ended with status {self._process.exitcode}")
+
 
 def _work(pipe: Connection, make: Callable[..., object], args: tuple[object, ...]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches it too, and is its parent's to answer
     made: object = None
     while True:
         try:
             method, given = pipe.recv()
-        except (EOFError, KeyboardInterrupt):
+        except EOFError:
             return
         try:
             made = made or make(*args)

@@ -87,7 +87,8 @@ _RECORDED: dict[str, dict[int, tuple[float, float]]] = {
     "float32 scan": {1_000_000: (18.25, 61.31), 10_000_000: (181.94, 662.47)},
     "int8 scan": {100_000: (0.84, 4.74), 1_000_000: (9.62, 33.01), 10_000_000: (119.27, 345.72)},
 }
-_RECORDED_RATES = 12_000, 5_743.0, 10_209.0  # items, requests and events a second of a worker: `./run bench serving`
+# Items, requests and events a second of a worker: `./run bench serving`; the events were impressions.
+_RECORDED_RATES = 12_000, 5_743.0, 10_209.0
 
 
 def measured(folder: Path) -> Measured:

@@ -21,6 +21,8 @@ MAX_HISTORY = 50
 _MEDIAN, _SPREAD = 12.0, 0.7585  # log-normal with a mean of 16: exp(spread**2 / 2) is 16 / 12
 _WARM_SHARE = 0.15  # of the time, before counting begins
 _REFUSED_SHARE = 0.01  # of all answers: a store may miss its deadline once while the disk is busy with others
+STATUS = slice(9, 12)  # of an answer's first line
+_DEGRADED = b'"degraded":["'  # of a recommendation for which a part of the work was left out
 _PATIENCE_S = 60.0  # for one answer; a straightforward stack at a million items takes seconds
 
 
@@ -45,7 +47,7 @@ class Job:
 class Load:
     """What came of it; times in seconds, with a `rate` from when the request was due, so that a queue counts.
 
-    Answers other than 200, of which there may be a few, are not in it.
+    Answers other than 200, and recommendations made without the store, of which there may be a few, are not in it.
     """
 
     per_second: float
@@ -53,7 +55,9 @@ class Load:
     p99_s: float
 
 
-class _Connection:
+class Connection:
+    """A kept connection that waits for at most one answer. due: when its request was, by the clock of who asks."""
+
     __slots__ = ("due", "received", "socket")
 
     def __init__(self, address: tuple[str, int]) -> None:
@@ -63,25 +67,48 @@ class _Connection:
         self.received = b""
         self.due = 0.0
 
+    def answer(self) -> bytes | None:
+        """Read what there is, and give the answer if that completes it. Raises LoadError if none can come any more."""
+        try:
+            chunk = self.socket.recv(1 << 16)
+        except OSError as error:
+            raise LoadError(f"a connection was lost: {error}") from error
+        if not chunk:
+            raise LoadError("the server closed a connection")
+        received = self.received = self.received + chunk
+        end = received.find(b"\r\n\r\n")
+        if end < 0:
+            return None
+        head = received[:end].lower()
+        _, found, rest = head.partition(b"content-length: ")
+        if not found:
+            raise LoadError(f"an answer without Content-Length: {head!r}")
+        if len(received) < end + 4 + int(rest.partition(b"\r\n")[0]):
+            return None
+        self.received = b""
+        return received
+
 
 class LoadGenerator:
     """Made in a Child; `measure` takes a Job and gives a Load."""
 
     def measure(self, job: Job) -> Load:
-        """Raises LoadError for too many answers other than 200, for none, or for a closed connection."""
+        """Raises LoadError for too many answers that are not good ones, for none, or for a closed connection."""
         requests = [request(job.path, body) for body in job.bodies]
         with selectors.DefaultSelector() as ready:
-            connections = [_Connection(job.addresses[n % len(job.addresses)]) for n in range(job.connections)]
+            connections = [Connection(job.addresses[n % len(job.addresses)]) for n in range(job.connections)]
             try:
                 for connection in connections:
                     ready.register(connection.socket, selectors.EVENT_READ, connection)
                 return _run(job, requests, ready, deque(connections))
+            except LoadError as error:
+                raise LoadError(f"{job.path}: {error}") from error
             finally:
                 for connection in connections:
                     connection.socket.close()
 
 
-def _run(job: Job, requests: list[bytes], ready: selectors.DefaultSelector, idle: deque[_Connection]) -> Load:
+def _run(job: Job, requests: list[bytes], ready: selectors.DefaultSelector, idle: deque[Connection]) -> Load:
     clock = time.perf_counter
     began = clock()
     counted_from, deadline = began + job.seconds * _WARM_SHARE, began + job.seconds
@@ -106,26 +133,26 @@ def _run(job: Job, requests: list[bytes], ready: selectors.DefaultSelector, idle
         if now >= deadline and not waiting:
             break
         if now - heard > _PATIENCE_S:
-            raise LoadError(f"{job.path}: no answer within {_PATIENCE_S:.0f} s")
+            raise LoadError(f"no answer within {_PATIENCE_S:.0f} s")
         wait = min(due, deadline) - now if idle and now < deadline else _PATIENCE_S
         if not select.select([descriptor], [], [], max(0.0, wait))[0]:
             continue
         for key, _ in ready.select(0):
             connection = key.data
-            answer = _answer(connection, job.path)
+            answer = connection.answer()
             if answer is None:
                 continue
             heard = clock()
-            if answer[9:12] != b"200":
+            if answer[STATUS] != b"200" or _DEGRADED in answer:
                 refused.append(answer)
             elif counted_from <= heard <= deadline:
                 times.append(heard - connection.due)
             idle.append(connection)
             waiting -= 1
     if len(refused) > _REFUSED_SHARE * number:
-        raise LoadError(f"{job.path}: {len(refused)} of {number} answers were like {refused[0][:400]!r}")
+        raise LoadError(f"{len(refused)} of {number} answers were like {refused[0][:400]!r}")
     if not times:
-        raise LoadError(f"{job.path}: no answer within the {job.seconds} s of the measurement; give it longer")
+        raise LoadError(f"no answer within the {job.seconds} s of the measurement; give it longer")
     median, p99 = np.percentile(times, [50, 99])
     return Load(len(times) / (deadline - counted_from), float(median), float(p99))
 
@@ -141,25 +168,6 @@ def _arrivals(began: float, rate: float | None) -> Iterator[float]:
         for gap in generator.exponential(1 / rate, 1000):
             at += gap
             yield at
-
-
-def _answer(connection: _Connection, path: str) -> bytes | None:
-    """Read what there is, and give the answer if that completes it."""
-    chunk = connection.socket.recv(1 << 16)
-    if not chunk:
-        raise LoadError(f"{path}: the server closed a connection")
-    received = connection.received = connection.received + chunk
-    end = received.find(b"\r\n\r\n")
-    if end < 0:
-        return None
-    head = received[:end].lower()
-    _, found, rest = head.partition(b"content-length: ")
-    if not found:
-        raise LoadError(f"{path}: an answer without Content-Length: {head!r}")
-    if len(received) < end + 4 + int(rest.partition(b"\r\n")[0]):
-        return None
-    connection.received = b""
-    return received
 
 
 def request(path: str, body: bytes) -> bytes:

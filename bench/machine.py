@@ -3,6 +3,7 @@
 import os
 import platform
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from models.device import cpu_quota
@@ -34,7 +35,7 @@ def stolen_s() -> float | None:
 def memory_bytes(pids: Sequence[int]) -> int | None:
     """Memory of processes and all they have started, what several share divided among them; None if unknown."""
     total = 0
-    for pid in _with_children(pids):
+    for pid in with_children(pids):
         try:
             lines = (_PROC / str(pid) / "smaps_rollup").read_text(encoding="ascii").splitlines()
         except OSError:
@@ -43,9 +44,11 @@ def memory_bytes(pids: Sequence[int]) -> int | None:
     return total
 
 
-def _with_children(pids: Sequence[int]) -> list[int]:
+def with_children(pids: Sequence[int]) -> list[int]:
+    """Processes, and after them all that they have started."""
     found = list(pids)
     for pid in found:  # grows while it is walked
         for task in (_PROC / str(pid) / "task").glob("*/children"):
-            found += map(int, task.read_text(encoding="ascii").split())
+            with suppress(OSError):  # it has ended
+                found += map(int, task.read_text(encoding="ascii").split())
     return found

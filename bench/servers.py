@@ -72,14 +72,12 @@ def running(
     command: Sequence[str], port: int, path: str, *, environment: dict[str, str] | None = None
 ) -> Iterator[Server]:
     """A command that serves on a port, once GET of a path there answers 200. Raises ServerError."""
-    # Settings of whoever runs the benchmark are not those of what is measured.
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("RECSERVE_")}
     said = tempfile.TemporaryFile()  # noqa: SIM115 - closed below; a pipe that nobody reads would stop who writes much
     began = time.perf_counter()
     process = subprocess.Popen(  # noqa: S603 - our own programs, and peers that were asked for
         command,
         cwd=ROOT,
-        env=clean | (environment or {}),
+        env=variables() | (environment or {}),
         stdout=said,
         stderr=said,
         process_group=0,  # so that it ends with all its own processes; a new session would lose the run's priority
@@ -102,6 +100,12 @@ def running(
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         said.close()
+
+
+def variables(**settings: object) -> dict[str, str]:
+    """The environment of a program of ours with these settings, and none of those of whoever starts it."""
+    others = {name: value for name, value in os.environ.items() if not name.startswith("RECSERVE_")}
+    return others | {f"RECSERVE_{name.upper()}": str(value) for name, value in settings.items()}
 
 
 def free_port() -> int:

@@ -23,17 +23,17 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--items", type=_count(1, 10**9), required=True, help="of the catalogue; 5e6 is a number too")
-    add("--users", type=_count(0, 10**11), required=True, help="whose histories the store keeps")
-    add("--rps", type=_number(0.001, 1e7), required=True, help="requests for recommendations a second, at the peak")
-    add("--events", type=_number(0, 1e7), default=0.0, help="events a second, at the peak (none)")
-    add("--dim", type=_count(1, 8192), default=_USUAL.columns, help="columns of the model (%(default)s)")
-    add("--history", type=_count(1, 1000), default=_USUAL.history, help="events kept of a user (%(default)s)")
-    add("--log-events", type=_count(0, 10**11), default=_USUAL.logged, help="kept for retraining (%(default)s)")
+    add("--items", type=count(1, 10**9), required=True, help="of the catalogue; 5e6 is a number too")
+    add("--users", type=count(0, 10**11), required=True, help="whose histories the store keeps")
+    add("--rps", type=number(0.001, 1e7), required=True, help="requests for recommendations a second, at the peak")
+    add("--events", type=number(0, 1e7), default=0.0, help="events a second, at the peak (none)")
+    add("--dim", type=count(1, 8192), default=_USUAL.columns, help="columns of the model (%(default)s)")
+    add("--history", type=count(1, 1000), default=_USUAL.history, help="events kept of a user (%(default)s)")
+    add("--log-events", type=count(0, 10**11), default=_USUAL.logged, help="kept for retraining (%(default)s)")
     add("--scoring", choices=("auto", "float32", "int8"), default=_USUAL.scoring, help="as of export (%(default)s)")
-    add("--max-batch", type=_count(1, 1024), default=_USUAL.batch, help="as of serve (%(default)s)")
-    add("--load", type=_number(0.05, 1), default=_USUAL.share, help="share of saturation to plan for (%(default)s)")
-    add("--cores", type=_count(1, 1024), default=_USUAL.machine_cores, help="of one machine (%(default)s)")
+    add("--max-batch", type=count(1, 1024), default=_USUAL.batch, help="as of serve (%(default)s)")
+    add("--load", type=number(0.05, 1), default=_USUAL.share, help="share of saturation to plan for (%(default)s)")
+    add("--cores", type=count(1, 1024), default=_USUAL.machine_cores, help="of one machine (%(default)s)")
     add("--measured", type=Path, default=Path("artifacts/bench"), help="folder of measurements (%(default)s)")
     given = parser.parse_args(arguments)
     load = Load(
@@ -105,11 +105,13 @@ def _assumed(load: Load, found: Size, by: Measured) -> list[str]:
     ]
 
 
-def _bytes(number: int) -> str:
-    return f"{number / 1e9:,.2f} GB" if number >= 1e8 else f"{number / 1e6:,.1f} MB"
+def _bytes(taken: int) -> str:
+    return f"{taken / 1e9:,.2f} GB" if taken >= 1e8 else f"{taken / 1e6:,.1f} MB"
 
 
-def _number(low: float, high: float) -> Callable[[str], float]:
+def number(low: float, high: float) -> Callable[[str], float]:
+    """The type of an option that takes numbers from low to high."""
+
     def parse(text: str) -> float:
         try:
             value = float(text)
@@ -122,9 +124,11 @@ def _number(low: float, high: float) -> Callable[[str], float]:
     return parse
 
 
-def _count(low: int, high: int) -> Callable[[str], int]:
+def count(low: int, high: int) -> Callable[[str], int]:
+    """The same of whole numbers; 5e6 is one."""
+
     def parse(text: str) -> int:
-        value = _number(low, high)(text)
+        value = number(low, high)(text)
         if value != int(value):
             raise argparse.ArgumentTypeError(f"'{text}' is no whole number")
         return int(value)

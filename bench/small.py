@@ -9,7 +9,7 @@ import numpy as np
 
 from bench import servers
 from bench.child import Child
-from bench.load import Job, Load, LoadGenerator, encode, histories
+from bench.load import MAX_HISTORY, Job, Load, LoadGenerator, encode, histories
 from bench.machine import memory_bytes
 from bench.probes import BATCH, EncoderProbe, EngineProbe, K, StoreProbe
 from bench.rounds import Figures
@@ -30,12 +30,14 @@ FLOORS = (
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Bodies of requests, ready to send: of users whose history is stored, with histories in them, and events."""
+    """Bodies of requests, ready to send: of users whose history is stored, with histories in them, and events of
+    `writers`, for whom nothing is recommended, so that every round ranks the same."""
 
     users: list[str]
     item_ids: list[list[str]]
     stored: list[bytes]
     given: list[bytes]
+    writers: list[str]
     events: list[bytes]
 
 
@@ -43,19 +45,16 @@ def traffic(items: int, users: int) -> Traffic:
     """What so many users ask of a catalogue of bench.bundle."""
     generator = np.random.default_rng(_SEED)
     names = [f"user-{number}" for number in range(users)]
+    # As many: in a run of three rounds each sends some tens of events, as a user does in a day or two.
+    writers = [f"writer-{number}" for number in range(users)]
     item_ids = [[f"item-{row}" for row in history] for history in histories(users, items, generator)]
     return Traffic(
         names,
         item_ids,
         encode([{"user_id": name, "k": K} for name in names]),
         encode([{"history": ids, "k": K} for ids in item_ids]),
-        # Impressions are logged and leave histories as they are, so that every round ranks the same.
-        encode(
-            [
-                {"user_id": names[at % users], "item_id": f"item-{at % items + 1}", "type": "impression"}
-                for at in range(5000)
-            ]
-        ),
+        writers,
+        encode([{"user_id": writers[at % users], "item_id": f"item-{at % items + 1}"} for at in range(5000)]),
     )
 
 
@@ -72,6 +71,9 @@ class Small:
         self._encoder = stack.enter_context(Child(EncoderProbe, artifacts))
         self._engines = [stack.enter_context(Child(EngineProbe, artifacts)) for _ in range(2)]
         self._store.call("fill", asked.users, asked.item_ids)
+        # Full from the first event on, so that none costs more than another.
+        full = [f"item-{row}" for row in range(1, MAX_HISTORY + 1)]
+        self._store.call("fill", asked.writers, [full] * len(asked.writers))
         counts = (1, 2) if servers.has_workers() else (1,)
         self._services = {n: stack.enter_context(servers.service(artifacts, store_url, workers=n)) for n in counts}
         self._yardsticks = {

@@ -77,7 +77,10 @@ class Callers:
         return True
 
     def _refused(self, status: int, answer: bytes) -> None:
-        code = json.loads(answer)["code"]  # every error has one, by the contract
+        try:
+            code = json.loads(answer)["code"]  # every error has one, by the contract
+        except (ValueError, TypeError, KeyError):
+            code = "without a code"
         with self._lock:
             self.errors[f"{status} {code}"] += 1
 

@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bench.servers import ROOT
 from reliability.bundle import promoted_bundle
-from reliability.serving import serving
+from reliability.serving import Service
 from service.embedded import EmbeddedStore
 from service.keyfile import KeyFolder
 
-ROOT = Path(__file__).parents[1]
 WORKERS = 2
 _BODY = json.dumps({"history": ["item-3"], "k": 3})
 _HEADERS = {"Content-Type": "application/json"}
@@ -50,7 +50,7 @@ def world(folder: Path) -> Iterator[World]:
     promoted_bundle(artifacts)
     with (
         EmbeddedStore(folder / "store") as store,
-        serving(folder, "--workers", str(WORKERS), redis=store.url) as service,
+        Service(folder, "--workers", str(WORKERS), redis=store.url) as service,
     ):
         yield World(service.address, KeyFolder(artifacts / "keys"), store)
 

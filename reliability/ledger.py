@@ -98,10 +98,6 @@ class Ledger:
         return len(self._acknowledged)
 
     @property
-    def sent(self) -> int:
-        return len(self._sent)
-
-    @property
     def unacknowledged(self) -> list[Sent]:
         """What was sent and may have been stored or not."""
         return [event for event_id, event in self._sent.items() if event_id not in self._acknowledged]

@@ -5,7 +5,6 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -16,7 +15,7 @@ _PAUSE_S = 0.02  # after a request that failed; a real client would heed Retry-A
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back, and after how long."""
+    """What came back, its body parsed where it is JSON, and after how long."""
 
     status: int
     body: Any
@@ -41,7 +40,11 @@ class Client:
             self._connection.close()
             raise
         seconds = time.perf_counter() - began
-        return Answer(response.status, json.loads(read), response.getheader("Retry-After"), seconds)
+        try:
+            parsed = json.loads(read)
+        except ValueError:
+            parsed = read.decode(errors="replace")
+        return Answer(response.status, parsed, response.getheader("Retry-After"), seconds)
 
     def close(self) -> None:
         self._connection.close()
@@ -110,14 +113,14 @@ class Load:
         except (OSError, http.client.HTTPException):
             self._ledger.fail()
             return False
-        if answer.status == 200 and answer.body["accepted"] + answer.body["duplicates"] == 1:
+        counted = answer.body if answer.status == 200 and isinstance(answer.body, dict) else {}
+        if counted.get("accepted", 0) + counted.get("duplicates", 0) == 1:
             self._ledger.acknowledge(event, time.monotonic())
             return True
         if answer.status == 503 and answer.retry_after:
             self._ledger.refuse()
         else:
-            with suppress(TypeError):
-                self._ledger.wonder(f"{answer.status} {json.dumps(answer.body)[:200]}")
+            self._ledger.wonder(f"{answer.status} {json.dumps(answer.body)[:200]}")
         return False
 
 

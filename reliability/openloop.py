@@ -7,7 +7,6 @@ counts from when it was due.
 
 import select
 import selectors
-import socket
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -16,8 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.load import STATUS, Connection, LoadError
+
 _PATIENCE_S = 30.0  # for the last answers
-_STATUS = slice(9, 12)  # of an answer's first line
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,25 +44,6 @@ class Answers:
     retry_after: NDArray[np.bool_]  # whether the answer has the header
 
 
-class _Connection:
-    __slots__ = ("due", "received", "socket")
-
-    def __init__(self, address: tuple[str, int]) -> None:
-        self.socket = socket.create_connection(address, timeout=10)
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.socket.setblocking(False)
-        self.received = b""
-        self.due = 0.0
-
-    def complete(self) -> bool:
-        """Whether all of an answer is there."""
-        end = self.received.find(b"\r\n\r\n")
-        if end < 0:
-            return False
-        _, found, rest = self.received[:end].lower().partition(b"content-length: ")
-        return bool(found) and len(self.received) >= end + 4 + int(rest.partition(b"\r\n")[0])
-
-
 class OpenLoop:
     """Made in a process of its own (bench.child.Child)."""
 
@@ -75,7 +56,7 @@ class OpenLoop:
         sent = 0
         with selectors.DefaultSelector() as ready:
             descriptor = ready.fileno()
-            idle = deque(_Connection(pressure.address) for _ in range(pressure.connections))
+            idle = deque(Connection(pressure.address) for _ in range(pressure.connections))
             for connection in idle:
                 ready.register(connection.socket, selectors.EVENT_READ, connection)
             began = time.perf_counter()
@@ -100,7 +81,7 @@ class OpenLoop:
                     if not row[0]:  # closed
                         ready.unregister(connection.socket)
                         connection.socket.close()
-                        connection = _Connection(pressure.address)
+                        connection = Connection(pressure.address)
                         ready.register(connection.socket, selectors.EVENT_READ, connection)
                     idle.append(connection)
             for key in list(ready.get_map().values()):
@@ -109,16 +90,12 @@ class OpenLoop:
         return Answers(np.array(status), np.array(at), np.array(latency), np.array(retry_after))
 
 
-def _heard(connection: _Connection, now: float) -> tuple[int, float, float, bool] | None:
+def _heard(connection: Connection, now: float) -> tuple[int, float, float, bool] | None:
     """Status, when it was due, latency and whether it says when to retry; None while more has to come."""
     try:
-        chunk = connection.socket.recv(1 << 16)
-    except OSError:
-        chunk = b""
-    if not chunk:
+        answer = connection.answer()
+    except LoadError:
         return 0, connection.due, now - connection.due, False
-    connection.received += chunk
-    if not connection.complete():
+    if answer is None:
         return None
-    answer, connection.received = connection.received, b""
-    return int(answer[_STATUS]), connection.due, now - connection.due, b"retry-after:" in answer.lower()
+    return int(answer[STATUS]), connection.due, now - connection.due, b"retry-after:" in answer.lower()

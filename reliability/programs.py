@@ -1,22 +1,31 @@
-"""Programs of the project that run to their end."""
+"""Programs of the project that run to their end, and say all that they can say."""
 
 import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from bench.servers import ROOT, variables
+
+_TIMEOUT_S = 300.0
 
 
-def archive(url: str, folder: Path, *options: str) -> None:
-    """Move the log of the store at `url` to `folder` once. Raises RuntimeError with what it said if it failed."""
-    run(["-m", "service", "archive", "--redis", url, "--to", str(folder), "--once", *options])
+def archive(url: str, folder: Path, *options: str) -> str:
+    """Move the log of the store at `url` to `folder` once, and give what was said meanwhile. Raises as `run`."""
+    return run(["-m", "service", "archive", "--redis", url, "--to", str(folder), "--once", *options])
 
 
-def run(words: list[str], *, allowed: tuple[int, ...] = (0,), timeout_s: float = 300) -> int:
-    """Exit status of a program of this Python. Raises RuntimeError with its last words if it is not allowed."""
+def run(words: list[str]) -> str:
+    """What a program of this Python said. Raises RuntimeError with its last words if it failed."""
     done = subprocess.run(  # noqa: S603 - our own programs
-        [sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False, timeout=timeout_s
+        [sys.executable, *words],
+        cwd=ROOT,
+        env=variables(log_level="debug"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        timeout=_TIMEOUT_S,
     )
-    if done.returncode not in allowed:
-        raise RuntimeError(f"{' '.join(words)} ended with {done.returncode}: {done.stderr[-2000:]}")
-    return done.returncode
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(words)} ended with {done.returncode}: {done.stdout[-2000:]}")
+    return done.stdout

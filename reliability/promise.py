@@ -5,11 +5,13 @@ import pkgutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import reliability.promises
+from bench.machine import describe
+from service.embedded import NoServerError
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,8 @@ class Promise:
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What came of one promise: findings, or `failure` if it could not be tried to its end. A promise may be skipped
-    out loud where a machine lacks what it takes: `skipped` says what. date: the day it was tried, in UTC."""
+    out loud where a machine lacks what it takes: `skipped` says what. date: the day it was tried, in UTC; machine: the
+    one it was tried on."""
 
     promise: Promise
     findings: tuple[Finding, ...] = ()
@@ -60,6 +63,7 @@ class Outcome:
     skipped: str = ""
     seconds: float = 0.0
     date: str = ""
+    machine: str = ""
 
     @property
     def kept(self) -> bool:
@@ -79,15 +83,15 @@ def promises() -> Iterator[Promise]:
 
 def tried(promise: Promise, *, full: bool) -> Outcome:
     """Try a promise. An error is an outcome too, so that the others are still tried."""
-    began, date = time.perf_counter(), f"{datetime.now(UTC):%Y-%m-%d}"
-    # A path short enough for a socket in it.
-    with tempfile.TemporaryDirectory(prefix="recserve-") as folder:
-        try:
+    began = time.perf_counter()
+    outcome = Outcome(promise, date=f"{datetime.now(UTC):%Y-%m-%d}", machine=describe())
+    try:
+        # A path short enough for a socket in it.
+        with tempfile.TemporaryDirectory(prefix="recserve-") as folder:
             findings = tuple(promise.check(full, Path(folder)))
-        except CannotTryError as error:
-            return Outcome(promise, skipped=str(error), seconds=time.perf_counter() - began, date=date)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the promise is not kept
-            failure = f"{type(error).__name__}: {error}"
-            return Outcome(promise, failure=failure, seconds=time.perf_counter() - began, date=date)
-    failure = "" if findings else "it found nothing"
-    return Outcome(promise, findings, failure, seconds=time.perf_counter() - began, date=date)
+        outcome = replace(outcome, findings=findings, failure="" if findings else "it found nothing")
+    except (CannotTryError, NoServerError) as error:
+        outcome = replace(outcome, skipped=str(error))
+    except Exception as error:  # noqa: BLE001 - whatever it is, the promise is not kept
+        outcome = replace(outcome, failure=f"{type(error).__name__}: {error}")
+    return replace(outcome, seconds=time.perf_counter() - began)

@@ -23,7 +23,7 @@ class Proxy:
         self.target = target
         self.silent = False
         self.delay_s = 0.0
-        self.lost = 0  # pieces of answers
+        self.pieces = self.lost = 0  # of answers: those whose fate was asked for, and those of them that were lost
         self._fate = fate
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._open: set[socket.socket] = set()
@@ -48,6 +48,11 @@ class Proxy:
             self._listener.shutdown(socket.SHUT_RDWR)  # wakes who accepts
         self._listener.close()
         self.cut()
+
+    @property
+    def lost_share(self) -> float:
+        """Of the pieces of answers."""
+        return self.lost / max(1, self.pieces)
 
     def cut(self) -> None:
         """Close every connection."""
@@ -92,6 +97,7 @@ class Proxy:
             while piece := source.recv(1 << 16):
                 if answers and not lost and not self.silent:
                     fate = self._fate()
+                    self.pieces += 1
                     if fate != "passed":
                         self.lost += 1
                     if fate == "cut":

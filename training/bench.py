@@ -5,11 +5,13 @@ Both steps of preparing run in fresh processes, since the peak of a process that
 
 import multiprocessing
 import resource
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
@@ -70,8 +72,22 @@ def bench_dataset(
         return _in_fresh_process(_prepare, path)
 
 
+@contextmanager
+def fresh_process() -> Iterator[ProcessPoolExecutor]:
+    """A pool of one process, which is ended at once where the block ends with an error or is interrupted."""
+    context = multiprocessing.get_context("spawn")
+    ignoring = signal.SIGINT, signal.SIG_IGN  # Ctrl-C reaches it too, and is its parent's to answer
+    with ProcessPoolExecutor(1, mp_context=context, initializer=signal.signal, initargs=ignoring) as pool:
+        try:
+            yield pool
+        except BaseException:
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
+
+
 def _in_fresh_process(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with fresh_process() as pool:
         return pool.submit(function, *args, **kwargs).result()
 
 

@@ -6,15 +6,15 @@ the rate of its matrix product. The three ways of ranking take turns, so that wh
 """
 
 import json
-import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from operator import truediv
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from models.quantised import Quantised
 from models.runtime import Runtime, overlap
 from models.sasrec import SASRecConfig
 from models.zoo import build
+from training.bench import fresh_process
 from training.export import encoder_graph
 from training.ranker import build_ranker, build_scan
 from training.run import RunFolder
@@ -132,11 +133,12 @@ def bench_catalogue(
     figures: list[CatalogueFigures] = []
     blends: list[BlendFigures] = []
     for size in sizes:
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            work = pool.submit(_measure, size, items, vectors, encoder=encoder, threads=used, rounds=rounds)
-            figures += work.result()
+        with tempfile.TemporaryDirectory() as name, fresh_process() as pool:  # so that no file outlives the process
+            folder = Path(name)
+            how: dict[str, Any] = {"encoder": encoder, "threads": used, "rounds": rounds}
+            figures += pool.submit(_measure, folder, size, items, vectors, **how).result()
             if size < SCAN_FROM:
-                blends.append(pool.submit(_blended, size, items, encoder, threads=used, rounds=rounds).result())
+                blends.append(pool.submit(_blended, folder, size, items, **how).result())
     return CatalogueBench(used, kind, figures, blends)
 
 
@@ -162,12 +164,19 @@ def _clusters(dim: int = 64) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
 
 
 def _measure(
-    size: int, trained: NDArray[np.float32], vectors: NDArray[np.float32], *, encoder: bytes, threads: int, rounds: int
+    where: Path,
+    size: int,
+    trained: NDArray[np.float32],
+    vectors: NDArray[np.float32],
+    *,
+    encoder: bytes,
+    threads: int,
+    rounds: int,
 ) -> list[CatalogueFigures]:
     torch.set_num_threads(threads)
     generator = np.random.default_rng(1)
     excluded = list(generator.integers(1, size + 1, (len(vectors), _EXCLUDED)))
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(dir=where) as name:
         folder = Path(name)
         dim = trained.shape[1]
         items = _grown(folder / ITEMS, trained, size, generator)
@@ -214,7 +223,9 @@ def _measure(
     return figures
 
 
-def _blended(size: int, trained: NDArray[np.float32], encoder: bytes, *, threads: int, rounds: int) -> BlendFigures:
+def _blended(
+    where: Path, size: int, trained: NDArray[np.float32], *, encoder: bytes, threads: int, rounds: int
+) -> BlendFigures:
     """The same histories over the same catalogue with neighbours and without, in turns."""
     generator = np.random.default_rng(3)
     lengths = generator.lognormal(np.log(12), 0.76, BLEND_BATCHES[-1]).clip(1, 50).astype(np.int64)
@@ -227,7 +238,7 @@ def _blended(size: int, trained: NDArray[np.float32], encoder: bytes, *, threads
         "ranking": lambda one, asked, vectors: one.rank(vectors, asked, _K, asked),
     }
     quickest: dict[tuple[str, int], list[float]] = {}  # with neighbours and without: what else runs only adds to it
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(dir=where) as name:
         folder = Path(name)
         items = _grown(folder / ITEMS, trained, size, generator)
         alone = _runtime(folder / "alone", encoder, items, threads=threads)
@@ -247,13 +258,12 @@ def _blended(size: int, trained: NDArray[np.float32], encoder: bytes, *, threads
 def _grown(path: Path, trained: NDArray[np.float32], size: int, generator: np.random.Generator) -> NDArray[np.float32]:
     """A mapped matrix of so many items: the trained ones, then copies of them with jitter; row 0 is padding."""
     dim, deviation = trained.shape[1], trained.std(axis=0) * np.float32(_JITTER)
-    matrix = np.memmap(path, np.float32, "w+", shape=(size + 1, dim))
-    for begin in range(0, size, len(trained)):
-        part = trained[: min(len(trained), size - begin)]
-        jitter = generator.standard_normal(part.shape, np.float32) * deviation if begin else np.float32(0)
-        matrix[1 + begin : 1 + begin + len(part)] = part + jitter
-    matrix.flush()
-    del matrix
+    with path.open("wb") as file:  # not mapped: on a full disk that would end the process without a word
+        file.write(np.zeros(dim, np.float32))
+        for begin in range(0, size, len(trained)):
+            part = trained[: min(len(trained), size - begin)]
+            jitter = generator.standard_normal(part.shape, np.float32) * deviation if begin else np.float32(0)
+            file.write(np.ascontiguousarray(part + jitter, np.float32))
     return np.asarray(np.memmap(path, np.float32, "r", shape=(size + 1, dim)))
 
 

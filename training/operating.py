@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 
 from models.eventlog import SEQUENCE_TYPES
+from models.interrupts import end_as_interrupted
 from models.registry import Registry
 from training.backfill import backfill
 from training.config import ConfigError, load_config
@@ -162,7 +163,12 @@ def bench(
         raise ConfigError(f"--peers goes with training: they are not measured on {what}")
     if what != "catalogue" and (items or run or threads or output):
         raise ConfigError(f"--items, --run, --threads and --output go with catalogue, not with {what}")
+    end_as_interrupted()
     if what == "catalogue":
+        if output:  # before minutes have passed
+            output.parent.mkdir(parents=True, exist_ok=True)
+            if output.is_dir():
+                raise ConfigError(f"--output {output} is a folder; name a file")
         catalogues = bench_catalogue(items or SIZES, run=run, threads=threads)
         print(catalogues)
         if output:

@@ -26,7 +26,7 @@ class PeerProcess:
     def __enter__(self) -> "PeerProcess":
         try:
             self.version = str(self._answer()["version"])
-        except PeersError:
+        except BaseException:
             self._close()
             raise
         return self

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import polars as pl
 
+from bench.servers import ROOT
 from models.archive import Archived, frames, read, settled
 from models.eventlog import PARTITIONS, LoggedEvent, connect, read_partition
-from reliability.programs import ROOT, archive
+from reliability.programs import archive
 from reliability.promise import Finding
 from service.embedded import EmbeddedStore
 from service.erasure import Erasure

@@ -17,7 +17,7 @@ from models.eventlog import connect
 from models.registry import Registry
 from reliability.programs import archive, run
 from reliability.promise import Finding
-from reliability.serving import serving
+from reliability.serving import Service
 from service.embedded import EmbeddedStore
 from training.interactions import read_interactions
 from training.logged import logged_interactions, without_erased
@@ -52,10 +52,10 @@ def check(full: bool, folder: Path) -> list[Finding]:
         client.config_set("rdbcompression", "no")  # so that looking for bytes in the files finds them
         client.config_set("slowlog-log-slower-than", 0)  # as if everything were slow
         client.config_set("slowlog-max-len", _SLOW)
-        with serving(folder, "--log-level", "debug", redis=store.url) as service:
+        with Service(folder, "--log-level", "debug", redis=store.url) as service:
             url = service.url
             _send(url, others, first=0)
-            archive(store.url, target)
+            said = archive(store.url, target)
             _send(url, others, first=6)
             before = {
                 "the store": _in_values(client),
@@ -69,24 +69,26 @@ def check(full: bool, folder: Path) -> list[Finding]:
             again = _ask(url, "DELETE")["removed"]
             history = len(_ask(url, "GET", "/history")["events"])
             values = _in_values(client)
-            archive(store.url, target, "--compact")
+            said += archive(store.url, target, "--compact")
             slow = _in_slow_log(client)
             _wait_until_rewritten(client)
             untold = _told(url, others)
             metrics = urllib.request.urlopen(f"{url}/metrics", timeout=10).read().decode()  # noqa: S310
         files = _in_files(folder / "store")
         data = _past(folder / "past.csv")
-        learned = _in_training(store.url, target, data=data) + (
-            _in_bundle(folder, store.url, target, data) if full else 0
-        )
+        learned = _in_training(store.url, target, data=data)
+        if full:
+            said += _retrained(folder, store.url, target, data)
+            learned += _in_bundle(folder / "trained")
         rows = len(settled(read(target)))
         client.close()
+    speakers = "the service, the archiver and the retraining" if full else "the service and the archiver"
     after = {
         "values of the store": values + history,
         "files of the store after they were written anew": files,
         "slow log of the store after the archiver's pass": slow,
         "rows of the Parquet after compaction": _in_parquet(target),
-        "lines of the logs": service.said().count(_CANARY),
+        f"what {speakers} said": (service.said() + said).count(_CANARY),
         "lines of the metrics": metrics.count(_CANARY),
         "what the next training reads" + (", and its bundle" if full else ""): learned,
     }
@@ -188,13 +190,17 @@ def _in_training(*sources: Any, data: Path | None = None) -> int:
     return sum(part.frame.filter(pl.col("item_id").str.contains(_CANARY)).height for part in parts)
 
 
-def _in_bundle(folder: Path, url: str, target: Path, data: Path) -> int:
-    """Files of the next bundle, and ids of it, that have the canary."""
-    config, artifacts = folder / "small.toml", folder / "trained"
+def _retrained(folder: Path, url: str, target: Path, data: Path) -> str:
+    """What the next training said."""
+    config = folder / "small.toml"
     config.write_text(_CONFIG)
     sources = [word for source in (url, target) for word in ("--events-from", str(source))]
-    words = ["--config", str(config), "--data", str(data), *sources, "--output", str(artifacts)]
-    run(["-m", "training", "retrain", *words])
+    words = ["--config", str(config), "--data", str(data), *sources, "--output", str(folder / "trained")]
+    return run(["-m", "training", "retrain", *words])
+
+
+def _in_bundle(artifacts: Path) -> int:
+    """Files of the next bundle, and ids of it, that have the canary."""
     registry = Registry(artifacts)
     (version,) = registry.versions()
     bundle = read_bundle(registry.folder(version))

@@ -19,7 +19,7 @@ from reliability.bundle import promoted_bundle
 from reliability.mutation import mutated
 from reliability.poison import corpus
 from reliability.promise import Finding
-from reliability.serving import serving
+from reliability.serving import Service
 from reliability.wire import ask, read_answer, request
 
 TITLE = "Poisonous requests at the front door"
@@ -57,7 +57,7 @@ def check(full: bool, folder: Path) -> Sequence[Finding]:
     context = multiprocessing.get_context("spawn")
     promoted_bundle(folder / "artifacts", 12_000 if full else 100)
     with (
-        serving(folder, "--workers", "2", redis=None) as service,
+        Service(folder, "--workers", "2", redis=None) as service,
         # The attackers take what the service and its clients leave of the cores: elsewhere they would have their own.
         ProcessPoolExecutor(1, mp_context=context, initializer=os.nice, initargs=(19,)) as pool,
     ):
@@ -86,7 +86,9 @@ def check(full: bool, folder: Path) -> Sequence[Finding]:
     sent = statuses.total()
     failures = [str(status) for status in statuses.elements() if status >= 500]
     findings = [
-        Finding("poisonous and mutated requests", sent, least=attacks),
+        Finding(
+            f"poisonous and mutated requests, {rate:g}/s from one process beside healthy ones", sent, least=attacks
+        ),
         Finding("of them answered", sent - statuses[0], least=sent // 4),
         Finding(f"answers of 5xx{_named(failures)}", len(failures), most=0),
         Finding(f"poison not refused as documented{_named(surprises)}", len(surprises), most=0),
@@ -97,8 +99,12 @@ def check(full: bool, folder: Path) -> Sequence[Finding]:
     if full:
         times = [during / before for before, during in zip(alone, beside, strict=True)]
         findings += [
-            Finding("p99 of healthy traffic alone, median of rounds", float(np.median(alone)), unit="ms"),
-            Finding("p99 of healthy traffic beside it, median of rounds", float(np.median(beside)), unit="ms"),
+            Finding(
+                f"p99 of healthy traffic, {_HEALTHY_PER_S:g}/s, alone, median of rounds",
+                float(np.median(alone)),
+                unit="ms",
+            ),
+            Finding("p99 of the same beside the attack, median of rounds", float(np.median(beside)), unit="ms"),
             Finding("times as long, median of rounds", float(np.median(times)), most=2),
             Finding("half-sent heads and bodies without a 408", sum(status != 408 for status, _ in slow), most=0),
             Finding("the longest of them was waited for", max(seconds for _, seconds in slow), most=10, unit="s"),

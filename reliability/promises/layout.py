@@ -8,8 +8,9 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.servers import ROOT
 from models.eventlog import LoggedEvent, connect, digest_of, log_key, partition_of, tombstones_key
-from reliability.programs import ROOT, archive
+from reliability.programs import archive
 from reliability.promise import Finding
 from service.attributes import ItemState
 from service.cold import MAX_COLD
@@ -18,9 +19,9 @@ from service.erasure import Erasure
 from service.items import MAX_KEPT, ItemStore
 from service.keyfile import Limit
 from service.limits import Limits
-from service.sequences import SequenceStore, StoreSettings, history_key, record_key
+from service.sequences import RECORD_LENGTH, SequenceStore, StoreSettings, history_key, record_key
 
-TITLE = "The store's layout: at most 3 KB a user, and every key expires or is bounded"
+TITLE = "The store's layout: at most 3 KB a user with 50 events, and every key expires or is bounded"
 
 _LENGTH = 50  # events of a history
 _AT_ONCE = 500  # users a read
@@ -35,6 +36,7 @@ _ERASED_LENGTH = 100  # of a log, for erasures: that of two nodes, so that few o
 _CUT_OFF = 500
 _NODE = 100  # entries of a log that go together
 _KINDS = 12  # of keys
+_BUSY = "busy0000"
 
 
 def check(full: bool, folder: Path) -> list[Finding]:
@@ -50,6 +52,8 @@ def check(full: bool, folder: Path) -> list[Finding]:
         values = [client.strlen(history_key(user)) for user in users]
         appended, read = asyncio.run(_rates(store.url, users, repeats=2_000 if full else 200))
         client.delete(*(_key(user, layout) for user in users for layout in _LAYOUTS[1:]))
+        asyncio.run(_append(store.url, [_BUSY], events=RECORD_LENGTH))
+        busy = _size(client, _BUSY, _LAYOUTS[0])
         archive(store.url, folder / "archive")
         asyncio.run(_write_other_keys(store.url, users[0]))
         _cut_erasures_off(client)
@@ -60,6 +64,7 @@ def check(full: bool, folder: Path) -> list[Finding]:
     return [
         Finding("bytes of a user with 50 events and their ids, the largest", max(sizes[packed]), most=3_072, unit="B"),
         Finding("bytes of the packed history in it, the largest", max(values), unit="B"),
+        Finding(f"bytes of a user with as many ids as are ever remembered, {RECORD_LENGTH:,}", busy, unit="B"),
         Finding("keys without an expiry or a bound", len(unbounded), most=0),
         Finding("kinds of keys that were looked at", len(set(map(_kind, keys))), least=_KINDS),
         Finding("users read in 1 s, 500 a command", read[packed], least=100_000 if full else None, unit="users/s"),
@@ -75,10 +80,10 @@ def _event(user: str, number: int) -> LoggedEvent:
     return LoggedEvent(user, f"item{number % 10_000:04d}", f"e{number:07d}", "interaction", _NOW_MS + number)
 
 
-async def _append(url: str, users: Iterable[str]) -> None:
+async def _append(url: str, users: Iterable[str], *, events: int = _LENGTH) -> None:
     async with SequenceStore.connect(url, _SETTINGS) as store:
         for user in users:
-            await store.append([_event(user, number) for number in range(_LENGTH)])
+            await store.append([_event(user, number) for number in range(events)])
 
 
 def _key(user: str, layout: str) -> str:

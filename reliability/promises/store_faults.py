@@ -18,9 +18,10 @@ import numpy as np
 from reliability.bundle import promoted_bundle
 from reliability.ledger import Ledger, Sent, events
 from reliability.load import Answer, Client, Load
-from reliability.processes import Service, Store
+from reliability.processes import Store
 from reliability.promise import Finding
 from reliability.proxy import Proxy
+from reliability.serving import Service
 
 TITLE = "However the store fails, recommendations go on and no event is falsely acknowledged"
 _WAIT_S = 60.0
@@ -53,7 +54,7 @@ def check(full: bool, folder: Path) -> list[Finding]:
     with (
         Store(folder, options={"key-load-delay": _LOAD_US}) as store,
         Proxy(store.address) as proxy,
-        Service(folder, proxy.url) as service,
+        Service(folder, redis=proxy.url) as service,
     ):
         world = _World(store, proxy, service)
         with Load(service.address, world.ledger, world.events, count=_USERS * 2) as load:
@@ -72,7 +73,9 @@ def _tried(fault: _Fault, world: _World, full: bool) -> list[Finding]:
     with fault.broken(world):
         before = ledger.acknowledged, ledger.refused
         stop = threading.Event()
-        askers = [threading.Thread(target=_ask, args=(world, stop, answers), daemon=True) for _ in range(2)]
+        askers = [
+            threading.Thread(target=_ask, args=(world.service.address, stop, answers), daemon=True) for _ in range(2)
+        ]
         with Load(world.service.address, ledger, world.events, clients=2):
             for asker in askers:
                 asker.start()
@@ -108,8 +111,8 @@ def _right(answer: Answer, fault: _Fault) -> bool:
     return bool(fault.reads and answer.body["degraded"] == [] and answer.body["history_length"] > 0)
 
 
-def _ask(world: _World, stop: threading.Event, answers: list[Answer | None]) -> None:
-    client = Client(world.service.address)
+def _ask(address: tuple[str, int], stop: threading.Event, answers: list[Answer | None]) -> None:
+    client = Client(address)
     for number in itertools.count():
         if stop.is_set():
             break

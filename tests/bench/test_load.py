@@ -47,7 +47,8 @@ def test_answers_are_counted_with_and_without_a_rate() -> None:
 
 
 def test_an_answer_in_pieces_is_one_answer() -> None:
-    with answering([OK[:5], OK[5:-2], OK[-2:] + b"{", b"}"]) as address:
+    whole = b'HTTP/1.1 200 OK\r\nContent-Length: 15\r\n\r\n{"degraded":[]}'
+    with answering([whole[:5], whole[5:-17], whole[-17:-1], whole[-1:]]) as address:
         assert LoadGenerator().measure(Job([address], "/", [b"{}"], 0.3, connections=2)).per_second > 0
 
 
@@ -56,10 +57,11 @@ def test_an_answer_in_pieces_is_one_answer() -> None:
     [
         (b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n", "503"),
         (b"HTTP/1.1 200 OK\r\n\r\n", "without Content-Length"),
+        (b'HTTP/1.1 200 OK\r\nContent-Length: 28\r\n\r\n{"degraded":["state_store"]}', "state_store"),
     ],
 )
 def test_what_is_no_good_answer_ends_the_measurement(answer: bytes, reason: str) -> None:
-    with answering([answer]) as address, pytest.raises(LoadError, match=reason):
+    with answering([answer]) as address, pytest.raises(LoadError, match=f"/: .*{reason}"):
         LoadGenerator().measure(Job([address], "/", [b"{}"], 0.2, connections=1))
 
 

@@ -192,13 +192,7 @@ def test_the_page_shows_what_the_command_prints(
     monkeypatch.chdir(tmp_path)  # where nothing has been measured
     assert main(command.split()) == 0
     printed = capsys.readouterr().out
-    assert without_figures(printed) == without_figures(f"5,{shown}")
-    assert "20,000,000 users" in shown
-
-
-def without_figures(text: str) -> list[str]:
-    """Lines, each of which is its words."""
-    return [" ".join(re.sub(r"[\d.,]*\d|GB|MB", "#", line).split()) for line in text.splitlines()]
+    assert printed == f"5,{shown}"
 
 
 def test_the_record_is_what_the_page_records() -> None:

@@ -5,13 +5,13 @@ from pathlib import Path
 
 from reliability.bundle import promoted_bundle
 from reliability.callers import Callers
-from reliability.serving import serving
+from reliability.serving import Service
 
 
 def test_an_error_is_counted_by_its_status_and_its_code(tmp_path: Path) -> None:
     promoted_bundle(tmp_path / "artifacts", 12)
     requests = [("/recommend", {"user_id": "u"}), ("/recommend", {"user_id": "u", "k": 0})]
-    with serving(tmp_path, redis=None) as service, Callers(service.address, requests, clients=2) as callers:
+    with Service(tmp_path, redis=None) as service, Callers(service.address, requests, clients=2) as callers:
         until = time.monotonic() + 20
         while callers.counts[422] < 3 and time.monotonic() < until:
             time.sleep(0.01)

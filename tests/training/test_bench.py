@@ -1,14 +1,23 @@
 """The benchmarks measure what they say, at a size that takes no time."""
 
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from training import operating
 from training.bench import bench_dataset, bench_training
 from training.bench_catalogue import WIDTH, BlendFigures, bench_catalogue
 from training.blend import _WIDTHS
+from training.config import ConfigError
+from training.run import RunError
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -75,3 +84,55 @@ def test_a_catalogue_may_be_of_a_runs_own_items(finished_run: Any) -> None:
     bench = bench_catalogue([50], run=finished_run.path, threads=1, rounds=1)
     assert {one.dim for one in bench.figures} == {finished_run.spec().config.model.dim}
     assert str(finished_run.path) in bench.vectors
+
+
+def test_the_folder_of_the_figures_is_made_before_they_are_measured(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is a folder; name a file"):
+        operating.bench("catalogue", output=tmp_path)
+    output = tmp_path / "new" / "catalogue.json"
+    with pytest.raises(RunError):  # what it is to measure is not there
+        operating.bench("catalogue", run=tmp_path / "no-run", output=output)
+    assert output.parent.is_dir()
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_a_benchmark_that_is_stopped_ends_at_once_and_leaves_neither_process_nor_file(
+    end: signal.Signals, tmp_path: Path
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "training", "bench", "data", "--interactions", "10000000"],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    deadline = time.monotonic() + 60
+    while len(started := [int(pid) for pid in children.read_text().split()]) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)  # one tracks resources, the other measures
+    process.send_signal(end)
+    said = process.communicate(timeout=60)[1]
+    left = [pid for pid in started if Path(f"/proc/{pid}").exists()]
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert len(started) == 2
+    assert not left
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_without_room_for_a_catalogue_is_an_error_that_says_so(tmp_path: Path) -> None:
+    """On a file system of its own, which takes the right to make one."""
+    program = (
+        "import numpy as np, pathlib, sys; from training.bench_catalogue import _grown\n"
+        "try: _grown(pathlib.Path(sys.argv[1], 'items'), np.ones((500, 64), 'f'), 9000, np.random.default_rng(1))\n"
+        "except OSError as error: print(error.strerror)\n"
+    )
+    alone = ["unshare", "--user", "--map-root-user", "--mount"]
+    mount = f"mount -t tmpfs -o size=1m none '{tmp_path}'"
+    if shutil.which("unshare") is None or subprocess.run([*alone, "sh", "-c", mount], check=False).returncode:
+        pytest.skip("no file system can be mounted here")
+    command = [*alone, "sh", "-c", f'{mount} && exec "$@"', "sh", sys.executable, "-c", program, str(tmp_path)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "No space left on device\n")
