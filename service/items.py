@@ -100,8 +100,8 @@ class ItemStore:
             items = [item for item, _ in changes[begin : begin + _STATES]]
             put, met = await self._connection.read(
                 _STATES_KEY,
-                lambda client, ids=items: _both(client, ids),
-                large=True,  # type: ignore[misc]
+                lambda client, ids=items: _both(client, ids),  # type: ignore[misc]
+                large=True,
             )
             states |= {item.decode(): _unpacked(*raw) for item, *raw in zip(items, put, met, strict=True)}
         return upto, states
