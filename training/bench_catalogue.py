@@ -259,11 +259,11 @@ def _grown(path: Path, trained: NDArray[np.float32], size: int, generator: np.ra
     """A mapped matrix of so many items: the trained ones, then copies of them with jitter; row 0 is padding."""
     dim, deviation = trained.shape[1], trained.std(axis=0) * np.float32(_JITTER)
     with path.open("wb") as file:  # not mapped: on a full disk that would end the process without a word
-        file.write(np.zeros(dim, np.float32))
+        file.write(np.zeros(dim, np.float32).tobytes())
         for begin in range(0, size, len(trained)):
             part = trained[: min(len(trained), size - begin)]
             jitter = generator.standard_normal(part.shape, np.float32) * deviation if begin else np.float32(0)
-            file.write(np.ascontiguousarray(part + jitter, np.float32))
+            file.write((part + jitter).astype(np.float32).tobytes())
     return np.asarray(np.memmap(path, np.float32, "r", shape=(size + 1, dim)))
 
 

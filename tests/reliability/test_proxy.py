@@ -18,7 +18,7 @@ def test_the_share_that_is_lost_is_of_the_pieces_whose_fate_was_asked_for() -> N
 
         threading.Thread(target=echo, daemon=True).start()
         with (
-            Proxy(listener.getsockname()[:2], fate=lambda: next(fates)) as proxy,  # type: ignore[arg-type, return-value]
+            Proxy(listener.getsockname()[:2], fate=lambda: next(fates)) as proxy,  # type: ignore[arg-type]
             socket.create_connection(proxy.address, timeout=10) as client,
         ):
             assert proxy.lost_share == 0

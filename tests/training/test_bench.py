@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.leftovers import left_behind
 from training import operating
 from training.bench import bench_dataset, bench_training
 from training.bench_catalogue import WIDTH, BlendFigures, bench_catalogue
@@ -99,6 +100,7 @@ def test_the_folder_of_the_figures_is_made_before_they_are_measured(tmp_path: Pa
 def test_a_benchmark_that_is_stopped_ends_at_once_and_leaves_neither_process_nor_file(
     end: signal.Signals, tmp_path: Path
 ) -> None:
+    signal.signal(end, signal.default_int_handler)  # a shell has what it puts behind itself ignore it
     process = subprocess.Popen(
         [sys.executable, "-m", "training", "bench", "data", "--interactions", "10000000"],
         cwd=Path(__file__).parents[2],
@@ -112,9 +114,7 @@ def test_a_benchmark_that_is_stopped_ends_at_once_and_leaves_neither_process_nor
         time.sleep(0.05)  # one tracks resources, the other measures
     process.send_signal(end)
     said = process.communicate(timeout=60)[1]
-    left = [pid for pid in started if Path(f"/proc/{pid}").exists()]
-    for pid in left:
-        os.kill(pid, signal.SIGKILL)
+    left = left_behind(started)
     assert len(started) == 2
     assert not left
     assert process.returncode == 130
