@@ -57,9 +57,9 @@ class Unfit(StoreUnavailable):
 class Connection:
     """Connections to a server or to those of a cluster, made at the first call, so that they may come later.
 
-    Safe for any number of tasks of one event loop. Every call raises StoreUnavailable within three timeouts, one for a
-    connection that is free and two of attempts, a script within nine where the store is vetted before and after it;
-    those after it do at once, and calls work again a moment after the server does.
+    Safe for any number of tasks of one event loop. Every call raises StoreUnavailable within two attempts' timeouts,
+    before which it waits as long at most for a connection that is free, and a script within three such times where the
+    store is vetted before and after it; those after it do at once, and calls work again a moment after the server does.
     """
 
     def __init__(
@@ -283,11 +283,12 @@ class _Way:
     async def call(self, make: Callable[[], Awaitable[T]]) -> T:
         if self.breaker.reason is not None:  # those who found out may still have all places
             raise StillUnavailable(self.breaker.reason)
+        patience_s = ATTEMPTS * self._timeout_s
         try:
-            async with asyncio.timeout(self._timeout_s if self._places.locked() else None):
+            async with asyncio.timeout(patience_s if self._places.locked() else None):
                 await self._places.acquire()
         except TimeoutError:  # which says nothing of the store
-            raise StoreUnavailable(f"all connections were busy for {self._timeout_s * 1000:.0f} ms") from None
+            raise StoreUnavailable(f"all connections were busy for {patience_s * 1000:.0f} ms") from None
         try:
             return await self._attempted(make)
         finally:

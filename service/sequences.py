@@ -72,8 +72,8 @@ class HistoryEvent:
 class SequenceStore:
     """The sequence store, open while it is entered: `async with SequenceStore.connect(url) as store`.
 
-    Every call raises StoreUnavailable within three timeouts (service.connection) of each round trip, of which it makes
-    one, or one for 128 users whose events are appended, and works again a moment after the server does.
+    Every call raises StoreUnavailable as soon as service.connection does for each round trip, of which it makes one, or
+    one for 128 users whose events are appended, and works again a moment after the server does.
     """
 
     def __init__(

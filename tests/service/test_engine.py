@@ -151,8 +151,9 @@ def test_an_engine_goes_with_the_last_reference_to_it(make_bundle: Callable[...,
     engine.catalogue.change({"i1": ItemState({"genres": ["c"]})})
     gc.disable()
     try:
-        gone = [weakref.ref(engine), weakref.ref(engine.bundle.items), weakref.ref(engine.catalogue)]
-        del engine
+        held: list[object] = [engine, engine.bundle.items, engine.catalogue]
+        gone = [*map(weakref.ref, held)]
+        del engine, held
         assert [reference() for reference in gone] == [None] * 3
     finally:
         gc.enable()
