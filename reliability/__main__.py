@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None, every: Sequence[Promise] = ()) -> i
     try:
         outcomes = _quick(chosen) if options.quick else _full(chosen, every, options.output)
     except KeyboardInterrupt:
-        print("stopped; what was tried in full is written", file=sys.stderr)
+        print("stopped" if options.quick else "stopped; what was tried is written", file=sys.stderr)
         return _INTERRUPTED
     except (report.RecordError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -66,12 +66,13 @@ class Archiver:
                 write(self._folder, [entry for _, entry in batch])
                 logged = [(partition, entry.id) for partition, entry in batch if entry.id != START]
                 unforgotten |= logged
-                self._acknowledge(unforgotten)
+                self._acknowledge(unforgotten, dict(logged))
                 for partition, entry in batch:
                     if isinstance(entry.what, Tombstone) and entry.id == START:  # those in the log tell no more
                         erased.setdefault(partition, []).append(entry.what)
                 moved += len(logged)
-            failures += self._acknowledge(unforgotten)  # once more: where memory was short the others have made room
+            # Once more: where memory was short the others have made room.
+            failures += self._acknowledge(unforgotten, list(unforgotten))
         if erased and self._rewritten({tombstone for of_one in erased.values() for tombstone in of_one}):
             for partition, tombstones in erased.items():
                 forget_tombstones(self._client, partition, tombstones)
@@ -118,12 +119,12 @@ class Archiver:
                     logger.error("the archive is not compacted, and may still hold erased users: %s", error)
             time.sleep(max(0.0, move_at - time.monotonic()))
 
-    def _acknowledge(self, unforgotten: dict[int, str]) -> list[EventLogError]:
-        """Let the log forget these, and drop those that it has forgotten; what kept it from the others."""
+    def _acknowledge(self, unforgotten: dict[int, str], partitions: Iterable[int]) -> list[EventLogError]:
+        """Let the log forget what these have, and drop those that it has forgotten; what kept it from the others."""
         failures = []
-        for partition, last in list(unforgotten.items()):
+        for partition in partitions:
             try:
-                acknowledge(self._client, partition, last)
+                acknowledge(self._client, partition, unforgotten[partition])
             except EventLogError as error:
                 failures.append(error)
             else:

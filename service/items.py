@@ -164,21 +164,24 @@ class LiveItems:
             anew = not floor <= self._version <= version
             at = 0 if anew else self._version
             found: dict[str, ItemState] = {}
+            overtaken = False  # by the floor: something may have been forgotten, or moved behind, before it was read
             try:
                 while at < version:
+                    come = max(at, floor) if anew else at
                     upto, states = await self._store.since(at)
+                    overtaken |= (await self._store.standing())[0] > come
                     for item in states:
                         found.pop(item, None)  # what was said last comes last
                     found |= states
                     at = max(upto, at + 1) if states else version
-                forgotten, _ = await self._store.standing() if found else (floor, version)
             except StoreUnavailable:
                 if not anew:  # then none is given up before all are read
                     await self._apply(found, at)
                 raise
+            if overtaken:  # then none is given up either, and the next look reads all
+                await self._apply(found, self._version)
+                return
             gone = self._states.keys() - found.keys() if anew else ()
-            if forgotten > (floor if anew else self._version):  # while this was reading: the next look reads all
-                at = self._version
             await self._apply(dict.fromkeys(gone, AS_IN_BUNDLE) | found, at)
 
     async def _apply(self, states: Mapping[str, ItemState], version: int) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from models.sequence import pad_flat
+from models.sequence import PADDING, pad_flat
 from training.dataset import Sequences
 
 _POOL = 32  # batches whose windows are sorted by length together: more saves padding, fewer mixes lengths better
@@ -20,12 +20,37 @@ class Batch:
     """Windows with the item that follows each position.
 
     users int64 (batch,); inputs and targets int64 (batch, width), right-padded with 0: targets[b, i] follows
-    inputs[b, i].
+    inputs[b, i]. flat int32 (n,) has the items of all users, and inputs[b, i] at begins[b] + i, begins int64 (batch,).
     """
 
     users: NDArray[np.int64]
     inputs: NDArray[np.int64]
     targets: NDArray[np.int64]
+    flat: NDArray[np.int32]
+    begins: NDArray[np.int64]
+
+    def take(self, rows: slice) -> "Batch":
+        """Some of the windows."""
+        return Batch(self.users[rows], self.inputs[rows], self.targets[rows], self.flat, self.begins[rows])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Seen:
+    """Items that each target does not compete with: items[begins[t] : ends[t]]; the target itself counts all the same.
+
+    items int32 (n,), from 1, of many users one after the other; begins and ends int64 (targets,).
+    """
+
+    items: NDArray[np.int32]
+    begins: NDArray[np.int64]
+    ends: NDArray[np.int64]
+
+    def pairs(self, part: slice) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """Targets of a part, counted from its first, each with every item of its own: (pairs,) twice."""
+        begins, counts = self.begins[part], self.ends[part] - self.begins[part]
+        targets = np.repeat(np.arange(len(counts)), counts)
+        shifts = begins - (np.cumsum(counts) - counts)
+        return targets, self.items[np.arange(len(targets)) + shifts[targets]]
 
 
 class Windows:
@@ -61,7 +86,14 @@ class Windows:
         for rows in bucketed(lengths, self.batch, generator):
             inputs = pad_flat(items, starts[rows], lengths[rows])
             targets = pad_flat(items, starts[rows] + 1, lengths[rows])
-            yield Batch(users[rows], inputs, targets)
+            yield Batch(users[rows], inputs, targets, items, starts[rows])
+
+    def seen(self, batch: Batch) -> Seen:
+        """What each target's user has met before it, also before the window."""
+        present = batch.targets != PADDING
+        places = batch.begins[:, None] + np.arange(present.shape[1])
+        users = np.repeat(batch.users, present.sum(1))
+        return Seen(batch.flat, self.sequences.starts[users], places[present] + 1)
 
     def count(self, epoch: int) -> int:
         """Windows in an epoch, for a progress bar."""

@@ -60,6 +60,9 @@ class TrainingConfig(FittingConfig):
 
     loss: Literal["softmax", "sampled_softmax", "bce", "gbce"] = "softmax"
     negatives: int = Field(1, ge=1)  # a target for bce and gbce, a batch for sampled_softmax
+    # What a target competes with in a softmax: every item, or those that its user has not met before it, as where the
+    # service ranks. The negatives of bce and gbce are such that the user never meets.
+    candidates: Literal["all", "unseen"] = "all"
     calibration: float = Field(0.75, ge=0, le=1)  # of gbce: 0 is bce, 1 gives scores that are probabilities
     stride: int | None = Field(None, ge=1)  # between windows of a long history; None: the model's length
     shuffle_ties: bool = True  # draw the order of events of one user at the same time anew in every epoch
@@ -69,7 +72,11 @@ class TrainingConfig(FittingConfig):
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> "TrainingConfig":
-        for name, losses in (("negatives", {"sampled_softmax", "bce", "gbce"}), ("calibration", {"gbce"})):
+        for name, losses in (
+            ("negatives", {"sampled_softmax", "bce", "gbce"}),
+            ("calibration", {"gbce"}),
+            ("candidates", {"softmax", "sampled_softmax"}),
+        ):
             if getattr(self, name) != type(self).model_fields[name].default and self.loss not in losses:
                 raise ValueError(f"training.{name} does nothing with loss {self.loss!r}; leave it out")
         return self

@@ -4,11 +4,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from models.layers import MASKED
+from training.batches import Seen
 from training.lookup import rows_of
 
 _CHUNK_ROWS = 512  # targets scored at once: enough for the matrix products to run at full speed
@@ -47,14 +49,21 @@ def gbce_beta(negatives: int, items: int, calibration: float) -> float:
 
 
 def sampled_softmax(
-    vectors: Tensor, item_matrix: Tensor, targets: Tensor, negatives: Tensor, log_draws: Tensor
+    vectors: Tensor,
+    item_matrix: Tensor,
+    targets: Tensor,
+    negatives: Tensor,
+    log_draws: Tensor,
+    *,
+    seen: Seen | None = None,
 ) -> Tensor:
     """Mean cross-entropy of the target among itself and negatives, in nats.
 
     vectors (targets, dim), item_matrix (items + 1, dim), targets (targets,), negatives (n,) shared by the batch or
     (targets, n) for each target its own; log_draws (items + 1,) is the logarithm of how often each item is expected
     among n, which is taken off their scores (logQ correction), so that the loss estimates the full softmax. A negative
-    that is the target does not count against it.
+    that is the target does not count against it, nor does one that it does not compete with; seen goes with shared
+    negatives.
     Source: Bengio & Senecal 2008; Yi et al., RecSys 2019.
     """
     if negatives.ndim == 1:
@@ -64,12 +73,34 @@ def sampled_softmax(
         positive, scores = dots_of_both(vectors, item_matrix, targets, negatives)
     negative = scores - log_draws[negatives]
     negative = negative.masked_fill(negatives == targets[:, None], MASKED)
+    if seen is not None:
+        negative = negative.masked_fill(_among(negatives, seen), MASKED)
     logits = torch.cat([positive, negative], dim=1).float()
     return functional.cross_entropy(logits, torch.zeros_like(targets))
 
 
-def full_softmax(vectors: Tensor, item_matrix: Tensor, targets: Tensor, *, bfloat16: bool = False) -> Tensor:
-    """Mean cross-entropy of the target among all items, in nats; the padding row is no candidate.
+def _among(negatives: Tensor, seen: Seen) -> Tensor:
+    """Which negatives (n,) each target has seen: bool (targets, n)."""
+    drawn, order = negatives.cpu().sort()
+    found = np.zeros((len(seen.begins), len(drawn)), np.bool_)
+    for begin in range(0, len(found), _CHUNK_ROWS):
+        rows, items = seen.pairs(slice(begin, begin + _CHUNK_ROWS))
+        first, last = (np.searchsorted(drawn.numpy(), items, side) for side in ("left", "right"))
+        rows, first, last = (each[last > first] for each in (rows, first, last))
+        for row, low, high in zip(rows.tolist(), first.tolist(), last.tolist(), strict=True):
+            found[begin + row, order[low:high]] = True
+    return torch.from_numpy(found).to(negatives.device)
+
+
+def full_softmax(
+    vectors: Tensor,
+    item_matrix: Tensor,
+    targets: Tensor,
+    *,
+    seen: Seen | None = None,
+    bfloat16: bool = False,
+) -> Tensor:
+    """Mean cross-entropy of the target among the items that it competes with, in nats; the padding row is none of them.
 
     vectors (targets, dim), item_matrix (items + 1, dim) with row 0 padding, targets int64 (targets,) from 1.
     With `bfloat16` what its matrix products multiply is rounded to that and summed in float32, on a CPU that has AMX to
@@ -81,7 +112,7 @@ def full_softmax(vectors: Tensor, item_matrix: Tensor, targets: Tensor, *, bfloa
     # Sums over a catalogue need all of float32, and keep it.
     with torch.autocast(vectors.device.type, enabled=False), _products(bfloat16=rounded):
         loss: Tensor = _ChunkedSoftmax.apply(  # type: ignore[no-untyped-call]
-            vectors.float(), item_matrix[1:].float(), targets - 1, rounded
+            vectors.float(), item_matrix[1:].float(), targets - 1, seen, rounded
         )
     return loss
 
@@ -109,7 +140,9 @@ class _ChunkedSoftmax(torch.autograd.Function):
     """Cross-entropy over vectors @ items.T whose gradient is ready when the forward pass is."""
 
     @staticmethod
-    def forward(ctx: Any, vectors: Tensor, items: Tensor, targets: Tensor, rounded: bool) -> Tensor:
+    def forward(  # noqa: PLR0917 - torch calls it by position
+        ctx: Any, vectors: Tensor, items: Tensor, targets: Tensor, seen: Seen | None, rounded: bool
+    ) -> Tensor:
         count = len(vectors)
         rows = max(1, min(_CHUNK_ROWS, _CHUNK_SCORES // len(items)))
         if rounded:  # by a library that makes code for each shape of a product: few, by targets that weigh nothing
@@ -125,6 +158,11 @@ class _ChunkedSoftmax(torch.autograd.Function):
             chunk, target, weight = vectors[part], targets[part, None], weights[part]
             scores = torch.mm(chunk, items.T, out=memory[: len(chunk)])  # (rows, items)
             own = scores.gather(1, target)
+            if seen is not None:
+                row, item = seen.pairs(part)
+                cells = torch.from_numpy(row * len(items) + item - 1).to(scores.device)
+                scores.view(-1).index_fill_(0, cells, MASKED)
+                scores.scatter_(1, target, own)
             largest = scores.amax(1, keepdim=True)
             exponentials = scores.sub_(largest).exp_()
             normaliser = exponentials.sum(1, keepdim=True)
@@ -139,10 +177,10 @@ class _ChunkedSoftmax(torch.autograd.Function):
         return total / count
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         vectors_grad, items_grad = ctx.saved_tensors
         share = grad / ctx.count
-        return vectors_grad * share, items_grad * share, None, None
+        return vectors_grad * share, items_grad * share, None, None, None
 
 
 def dots_of_both(vectors: Tensor, item_matrix: Tensor, targets: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:

@@ -67,7 +67,7 @@ class NextItem:
         rows = slice(number, None, of)
         if negatives is not None and negatives.ndim == 2:
             negatives = negatives[np.nonzero(windows.targets != PADDING)[0] % of == number]
-        return SampledBatch(Batch(windows.users[rows], windows.inputs[rows], windows.targets[rows]), negatives)
+        return SampledBatch(windows.take(rows), negatives)
 
     def sizes(self, batch: SampledBatch) -> tuple[int, int]:
         """Windows, and positions that have a target."""
@@ -84,11 +84,14 @@ class NextItem:
         targets = torch.from_numpy(batch.windows.targets[present]).to(matrix.device)  # (targets,)
         vectors = self._model(torch.from_numpy(batch.windows.inputs).to(matrix.device))
         vectors = vectors_at(vectors, present)  # (targets, dim)
+        seen = self.windows.seen(batch.windows) if self._config.candidates == "unseen" else None
         if batch.negatives is None:
-            return losses.full_softmax(vectors, matrix, targets, bfloat16=self._config.precision != "float32")
+            bfloat16 = self._config.precision != "float32"
+            return losses.full_softmax(vectors, matrix, targets, seen=seen, bfloat16=bfloat16)
         negatives = torch.from_numpy(batch.negatives).to(matrix.device)
         if self._config.loss == "sampled_softmax":
-            return losses.sampled_softmax(vectors, matrix, targets, negatives, self._log_draws.to(matrix.device))
+            log_draws = self._log_draws.to(matrix.device)
+            return losses.sampled_softmax(vectors, matrix, targets, negatives, log_draws, seen=seen)
         positive, negative = losses.dots_of_both(vectors, matrix, targets, negatives)
         if self._config.loss == "gbce":
             beta = losses.gbce_beta(self._config.negatives, self._model.items, self._config.calibration)

@@ -113,7 +113,7 @@ def _with_logged(files: Interactions | None, logged: Logged) -> Interactions:
     """What files, if there are any, and logs have together, without erased users."""
     both = logged.interactions if files is None else files
     if both is None:
-        raise InteractionsError("no event of a type that is learned from has been logged yet; give --data too")
+        raise InteractionsError("nothing that has been logged so far can be learned from; give --data too")
     if files is not None and logged.interactions is not None:
         both = files.extended(without_known(logged.interactions, files))
     # Of logged events too: a user's past from before the erasure may have been sent anew after it.

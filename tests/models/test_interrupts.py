@@ -1,7 +1,6 @@
 """A program that is ended from outside cleans up, unless it is to go on."""
 
 import signal
-from collections.abc import Iterator
 
 import pytest
 
@@ -9,11 +8,8 @@ from models.interrupts import end_as_interrupted
 
 
 @pytest.fixture(params=[signal.SIGTERM, signal.SIGHUP])
-def end(request: pytest.FixtureRequest) -> Iterator[signal.Signals]:
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
-    yield request.param
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+def end(request: pytest.FixtureRequest) -> signal.Signals:
+    return request.param
 
 
 def test_an_end_from_outside_is_an_interrupt(end: signal.Signals) -> None:

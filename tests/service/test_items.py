@@ -252,6 +252,38 @@ async def test_items_that_came_and_went_take_no_room_from_new_ones(
     await connection.aclose()
 
 
+class Overtaken(ItemStore):
+    """Every page of it is followed by a write that makes changes be forgotten."""
+
+    async def since(self, version: int) -> tuple[int, dict[str, ItemState]]:
+        found = await super().since(version)
+        await self.put({f"again{number}": ItemState() for number in range(10)})
+        return found
+
+
+@pytest.mark.anyio
+async def test_who_reads_all_while_changes_are_forgotten_comes_to_an_end_and_gives_up_nothing_that_stays(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.items.MAX_KEPT", 100)
+    monkeypatch.setattr("service.items._PAGE", 40)
+    connection = Connection(store_url, read_timeout_s=1, write_timeout_s=1, max_connections=4)
+    store, late = ItemStore(connection), Noted()
+    sold = {f"sold{number}": ItemState(available=False) for number in range(80)}
+    for begin in range(0, 80, 10):
+        await store.put(dict(list(sold.items())[begin : begin + 10]))
+    for number in range(30):
+        await store.put({f"x{number}-{one}": ItemState() for one in range(10)})
+    items = LiveItems(Overtaken(connection), lambda: [late], poll_s=60)  # type: ignore[list-item]
+    for _ in range(3):
+        await items.refresh()
+    assert {item: state for told in late.told for item, state in told.items() if item in sold} == sold
+    written = (await store.standing())[1]
+    await items.refresh()
+    assert (await store.standing())[1] - written <= 2  # it reads what is new alone
+    await connection.aclose()
+
+
 @pytest.mark.anyio
 async def test_a_change_that_an_engine_could_not_take_over_is_told_again(store_url: str) -> None:
     connection = Connection(store_url, read_timeout_s=1, write_timeout_s=1, max_connections=4)

@@ -35,6 +35,18 @@ def rows(batches: list[Batch]) -> list[tuple[int, list[int], list[int]]]:
     return found
 
 
+def assert_seen_is_the_past(source: Windows, epoch: int) -> None:
+    """Of every target, whatever part of a batch it is in: all that its user met before it, in windows cut off too."""
+    for batch in source.epoch(epoch):
+        for part in (batch, batch.take(slice(1, None, 2))):
+            expected = []
+            for user, targets in zip(part.users, part.targets, strict=True):
+                history = source.sequences[user].tolist()
+                expected += [history[: history.index(target)] for target in targets[targets > 0]]
+            numbers, items = source.seen(part).pairs(slice(None))
+            assert [items[numbers == number].tolist() for number in range(len(expected))] == expected
+
+
 lengths_of_users = st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(lambda lengths: max(lengths) >= 2)
 
 
@@ -47,6 +59,7 @@ def test_every_interaction_but_a_users_first_is_learned_from_in_its_own_context(
     source = windows(sequences, length=length, stride=stride, batch=batch)
     found = rows(list(source.epoch(epoch)))
     assert len(found) == source.count(epoch)
+    assert_seen_is_the_past(source, epoch)
     seen: dict[int, int] = {}
     for user, inputs, targets in found:
         history = sequences[user].tolist()

@@ -178,7 +178,7 @@ def differ(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
 
 def test_there_is_a_test_for_the_effect_of_every_option() -> None:
     assert {"name", *MODEL_OPTIONS} == set(SASRecConfig.model_fields)
-    elsewhere = {"negatives", "calibration", "compile", "beginning"}  # test_fit.py, test_beginnings.py
+    elsewhere = {"negatives", "calibration", "candidates", "compile", "beginning"}  # test_fit.py, test_beginnings.py
     assert {*elsewhere, *TRAINING_OPTIONS} == set(TrainingConfig.model_fields)
     assert set(DataConfig.model_fields) == {"min_user_interactions", "min_item_interactions", "max_dropped"}
     assert set(BlendConfig.model_fields) == {"neighbours"}  # tests/training/test_blend.py
@@ -217,8 +217,20 @@ def test_calibration_changes_what_gbce_learns(outcome: Callable[..., dict[str, t
     assert differ(outcome(loss="gbce"), outcome(loss="gbce", calibration=0.1))
 
 
+@pytest.mark.parametrize("sampled", [{}, {"loss": "sampled_softmax", "negatives": 20}])
+def test_candidates_change_what_both_softmax_losses_learn(
+    outcome: Callable[..., dict[str, torch.Tensor]], sampled: dict[str, Any]
+) -> None:
+    assert differ(outcome(**sampled), outcome(**sampled, candidates="unseen"))
+
+
 @pytest.mark.parametrize(
-    ("options", "named"), [({"negatives": 4}, "negatives"), ({"loss": "bce", "calibration": 0.1}, "calibration")]
+    ("options", "named"),
+    [
+        ({"negatives": 4}, "negatives"),
+        ({"loss": "bce", "calibration": 0.1}, "calibration"),
+        ({"loss": "gbce", "candidates": "unseen"}, "candidates"),
+    ],
 )
 def test_an_option_that_a_loss_would_ignore_is_refused(options: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=f"training.{named} does nothing with loss"):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from training.batches import NegativeSampler
+from training.batches import NegativeSampler, Seen
 from training.dataset import Sequences
 from training.losses import bce, dots, full_softmax, gbce, gbce_beta, sampled_softmax
 
@@ -50,17 +50,34 @@ def test_full_softmax_by_hand() -> None:
     assert loss.item() == pytest.approx((math.log(7) + math.log(7 / 4)) / 2)
 
 
+def some_seen(targets: int, items: int) -> tuple[Seen, torch.Tensor]:
+    """Up to nine items of each target, drawn with repeats, and the same as bool (targets, items)."""
+    generator = np.random.default_rng(0)
+    ends = generator.integers(0, 10, targets).cumsum()
+    seen = Seen(generator.integers(1, items + 1, ends[-1], dtype=np.int32), np.concatenate(([0], ends[:-1])), ends)
+    dense = torch.zeros(targets, items, dtype=torch.bool)
+    for target in range(targets):
+        dense[target, seen.items[seen.begins[target] : seen.ends[target]] - 1] = True
+    return seen, dense
+
+
+@pytest.mark.parametrize("excluding", [False, True])
 @pytest.mark.parametrize(("targets", "items"), [(1, 1), (3, 7), (1300, 50), (600, 20_000)])
-def test_full_softmax_and_its_gradient_equal_torchs_own_over_all_chunks(targets: int, items: int) -> None:
+def test_full_softmax_and_its_gradient_equal_torchs_own_over_all_chunks(
+    targets: int, items: int, excluding: bool
+) -> None:
     generator = torch.Generator().manual_seed(0)
     vectors = torch.randn(targets, 4, generator=generator, requires_grad=True)
     matrix = torch.randn(items + 1, 4, generator=generator, requires_grad=True)
     wanted = torch.randint(1, items + 1, (targets,), generator=generator)
-    loss = full_softmax(vectors, matrix, wanted)
+    seen, excluded = some_seen(targets, items)
+    excluded[torch.arange(targets), wanted - 1] = False  # a target that was met before is one all the same
+    loss = full_softmax(vectors, matrix, wanted, seen=seen if excluding else None)
     (3 * loss).backward()  # what comes back is multiplied by what comes after
     found = [tensor.grad.clone() for tensor in (vectors, matrix) if tensor.grad is not None]
     vectors.grad = matrix.grad = None
-    reference = functional.cross_entropy(vectors @ matrix[1:].T, wanted - 1)
+    scores = vectors @ matrix[1:].T
+    reference = functional.cross_entropy(scores.masked_fill(excluded, -math.inf) if excluding else scores, wanted - 1)
     (3 * reference).backward()
     assert loss.item() == pytest.approx(reference.item(), rel=1e-5, abs=1e-6)
     for grad, expected in zip(found, (vectors.grad, matrix.grad), strict=True):
@@ -148,6 +165,21 @@ def test_sampled_softmax_takes_negatives_of_each_target_too() -> None:
     alone = [sampled_softmax(vectors[[t]], items, targets[[t]], negatives[t], log_draws).item() for t in range(2)]
     together = sampled_softmax(vectors, items, targets, negatives, log_draws).item()
     assert together == pytest.approx(sum(alone) / 2)
+
+
+def test_sampled_softmax_leaves_out_what_was_seen() -> None:
+    generator = torch.Generator().manual_seed(0)
+    vectors, matrix = torch.randn(600, 4, generator=generator), torch.randn(31, 4, generator=generator)
+    targets, negatives = (torch.randint(1, 31, (count,), generator=generator) for count in (600, 40))
+    log_draws = torch.rand(31, generator=generator)
+    seen, excluded = some_seen(600, 30)
+    scores = (vectors @ matrix[negatives].T - log_draws[negatives]).masked_fill(
+        excluded[:, negatives - 1] | (negatives == targets[:, None]), -math.inf
+    )
+    own = (vectors * matrix[targets]).sum(1, keepdim=True)
+    expected = -torch.log_softmax(torch.cat([own, scores], 1), 1)[:, 0].mean()
+    found = sampled_softmax(vectors, matrix, targets, negatives, log_draws, seen=seen)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_sampled_softmax_estimates_the_full_one_when_its_draws_are_corrected() -> None:

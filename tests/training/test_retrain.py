@@ -153,7 +153,7 @@ def test_logged_events_are_enough_to_learn_from(desk: Desk, store: tuple[str, re
     status, _, error = desk.retrain_without_files(GOOD, "--events-from", url)
     assert (status, error) == (
         1,
-        "error: no event of a type that is learned from has been logged yet; give --data too\n",
+        "error: nothing that has been logged so far can be learned from; give --data too\n",
     )
     for number, (user, item, moment) in enumerate(log["user_id", "item_id", "timestamp"].rows()):
         add(client, user, f"e{number}", item_id=item, timestamp_ms=moment)
