@@ -95,16 +95,20 @@ class ItemStore:
         if len(changes) == _PAGE:  # the last write may go on behind the page
             changes = [change for change in changes if change[1] < upto]
             upto = int(changes[-1][1])
+        return upto, await self.states([item for item, _ in changes])
+
+    async def states(self, items: Sequence[bytes]) -> dict[str, ItemState]:
+        """States of these items now, by their ids in UTF-8."""
         states: dict[str, ItemState] = {}
-        for begin in range(0, len(changes), _STATES):
-            items = [item for item, _ in changes[begin : begin + _STATES]]
+        for begin in range(0, len(items), _STATES):
+            some = items[begin : begin + _STATES]
             put, met = await self._connection.read(
                 _STATES_KEY,
-                lambda client, ids=items: _both(client, ids),  # type: ignore[misc]
+                lambda client, ids=some: _both(client, ids),  # type: ignore[misc]
                 large=True,
             )
-            states |= {item.decode(): _unpacked(*raw) for item, *raw in zip(items, put, met, strict=True)}
-        return upto, states
+            states |= {item.decode(): _unpacked(*raw) for item, *raw in zip(some, put, met, strict=True)}
+        return states
 
 
 class LiveItems:
@@ -164,25 +168,23 @@ class LiveItems:
             anew = not floor <= self._version <= version
             at = 0 if anew else self._version
             found: dict[str, ItemState] = {}
-            overtaken = False  # by the floor: something may have been forgotten, or moved behind, before it was read
             try:
                 while at < version:
-                    come = max(at, floor) if anew else at
                     upto, states = await self._store.since(at)
-                    overtaken |= (await self._store.standing())[0] > come
                     for item in states:
                         found.pop(item, None)  # what was said last comes last
                     found |= states
                     at = max(upto, at + 1) if states else version
+                if anew:  # what was not among the changes is as in its bundle, or was changed while they were read
+                    known = [item.encode() for item in self._states.keys() - found.keys()]
+                    found = await self._store.states(known) | found
+                elif found and (await self._store.standing())[0] > self._version:
+                    at = self._version  # some may have been forgotten before they were read: the next look reads all
             except StoreUnavailable:
                 if not anew:  # then none is given up before all are read
                     await self._apply(found, at)
                 raise
-            if overtaken:  # then none is given up either, and the next look reads all
-                await self._apply(found, self._version)
-                return
-            gone = self._states.keys() - found.keys() if anew else ()
-            await self._apply(dict.fromkeys(gone, AS_IN_BUNDLE) | found, at)
+            await self._apply(found, at)
 
     async def _apply(self, states: Mapping[str, ItemState], version: int) -> None:
         """Take over states, up to a write."""
