@@ -307,6 +307,34 @@ async def test_who_reads_all_comes_to_an_end_under_writes(store_url: str, monkey
 
 
 @pytest.mark.anyio
+async def test_a_change_that_was_forgotten_while_a_follower_read_is_not_missed(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.items.MAX_KEPT", 200)
+    monkeypatch.setattr("service.items._PAGE", 24)
+    connection = Connection(store_url, read_timeout_s=1, write_timeout_s=1, max_connections=4)
+    store, told = Overtaken(connection), Noted()
+    follower = LiveItems(store, lambda: [told], poll_s=60)  # type: ignore[list-item]
+    await store.put({"sold": ItemState(available=False)})
+    for number in range(60):
+        await store.put({f"x{number}-{one}": ItemState() for one in range(10)})
+    with monkeypatch.context() as quiet:
+        quiet.setattr(Overtaken, "since", ItemStore.since)
+        await follower.refresh()
+    _, come = await store.standing()
+    for number in range(10):
+        await store.put({f"y{number}-{one}": ItemState() for one in range(10)})
+    await store.put({"sold": ItemState()})
+    assert (await store.standing())[0] <= come
+    await follower.refresh()
+    assert (await store.standing())[0] > come
+    monkeypatch.setattr(Overtaken, "since", ItemStore.since)
+    await follower.refresh()
+    assert told.told[-1]["sold"] == ItemState()
+    await connection.aclose()
+
+
+@pytest.mark.anyio
 async def test_a_change_that_an_engine_could_not_take_over_is_told_again(store_url: str) -> None:
     connection = Connection(store_url, read_timeout_s=1, write_timeout_s=1, max_connections=4)
     store, engine = ItemStore(connection), Refusing()
