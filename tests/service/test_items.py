@@ -254,6 +254,7 @@ async def test_items_that_came_and_went_take_no_room_from_new_ones(
 
 
 COUNT = itertools.count()
+WRITES = 8
 
 
 class Overtaken(ItemStore):
@@ -261,7 +262,7 @@ class Overtaken(ItemStore):
 
     async def since(self, version: int) -> tuple[int, dict[str, ItemState]]:
         found = await super().since(version)
-        for _ in range(4):
+        for _ in range(WRITES):
             await self.put({f"new{next(COUNT)}": ItemState() for _ in range(10)})
         return found
 
@@ -302,7 +303,7 @@ async def test_who_reads_all_comes_to_an_end_under_writes(store_url: str, monkey
         await items.refresh()
     _, version = await store.standing()
     await items.refresh()
-    assert (await store.standing())[1] - version == 4  # that many writes are new, in one page
+    assert (await store.standing())[1] - version == WRITES  # that many writes are new, in one page
     await connection.aclose()
 
 
