@@ -151,7 +151,7 @@ def test_what_has_been_tried_is_written_though_the_next_is_stopped(
 
     every = [Promise("kills", "Kills", kept), Promise("soak", "Soak", stopped)]
     assert main(["--output", str(tmp_path)], every) == 130
-    assert capsys.readouterr().err == "stopped; what was tried in full is written\n"
+    assert capsys.readouterr().err == "stopped; what was tried is written\n"
     assert report.recorded(tmp_path / "reliability.json", every).keys() == {"kills"}
     assert "## Kills" in (tmp_path / "docs" / "reliability.md").read_text(encoding="utf-8")
 
