@@ -72,6 +72,7 @@ def test_a_call_that_comes_while_the_others_are_told_of_the_end_is_told_too() ->
     assert told.wait(10)
     with pytest.raises(ScoringStopped):
         later[0].result(1)
+    scoring.shutdown()
 
 
 def test_calls_that_are_given_up_are_not_made() -> None:
