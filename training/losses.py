@@ -158,13 +158,15 @@ class _ChunkedSoftmax(torch.autograd.Function):
             chunk, target, weight = vectors[part], targets[part, None], weights[part]
             scores = torch.mm(chunk, items.T, out=memory[: len(chunk)])  # (rows, items)
             own = scores.gather(1, target)
-            if seen is not None:
-                row, item = seen.pairs(part)
-                cells = torch.from_numpy(row * len(items) + item - 1).to(scores.device)
-                scores.view(-1).index_fill_(0, cells, MASKED)
-                scores.scatter_(1, target, own)
+            if seen is not None:  # as high as the target for now: exponentials of all but minus infinity take long
+                row, item = (torch.from_numpy(each).to(scores.device) for each in seen.pairs(part))
+                cells, flat = row * len(items) + item - 1, scores.view(-1)
+                flat.scatter_(0, cells, own.view(-1)[row])
             largest = scores.amax(1, keepdim=True)
             exponentials = scores.sub_(largest).exp_()
+            if seen is not None:
+                flat.index_fill_(0, cells, 0.0)
+                exponentials.scatter_(1, target, (own - largest).exp())  # it may have been met before
             normaliser = exponentials.sum(1, keepdim=True)
             total += ((normaliser.log() + largest - own) * weight).sum()
             grad = exponentials.mul_(weight / normaliser)
